@@ -1,0 +1,87 @@
+"""The Disk interface: what a session may ask of a disk, whatever stands behind it."""
+
+import abc
+import enum
+from collections.abc import Sequence
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes-like object of format 'B', contiguous."""
+
+Piece = Buffer | int
+"""Part of a read: bytes, or the length of a hole that reads as zeroes."""
+
+BLOCK = 4096
+"""Bytes in a block: the preferred unit of every request."""
+
+
+class Status(enum.IntFlag):
+    """Allocation of a range; values of NBD's `base:allocation`."""
+
+    DATA = 0
+    HOLE = 1
+    ZERO = 2
+
+
+class Disk(abc.ABC):
+    """A linear array of bytes.
+
+    Ranges are checked by the caller: `0 <= offset`, `0 < length`, `offset + length <= size`; any alignment.
+    Every request has a `*_nowait` form that never blocks and answers None / False when the request needs
+    I/O, a lock or space; the caller then awaits the other form, which always does the job or raises an
+    `NbdvdeError`. What a `*_nowait` form accepted is visible to every later request at once, and durable
+    after the next `flush` that begins later.
+    """
+
+    name: str
+    size: int
+    """Length in bytes, any number."""
+    read_only: bool
+
+    @abc.abstractmethod
+    def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:
+        """Pieces that cover the range exactly, or None. The buffers stay valid, and later writes may show in them."""
+
+    @abc.abstractmethod
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        """As `read_nowait`, waiting for I/O."""
+
+    @abc.abstractmethod
+    def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
+        """Write `data`; False when it has to wait (nothing is changed then).
+
+        With `owned` the disk may keep views of `data` (the caller never changes it again); otherwise it copies.
+        """
+
+    @abc.abstractmethod
+    async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
+        """As `write_nowait`, waiting for locks, for I/O and for space in the write buffer."""
+
+    @abc.abstractmethod
+    def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:
+        """Make the range read as zeroes. `allocate` keeps it from being reported as a hole (NBD NO_HOLE)."""
+
+    @abc.abstractmethod
+    async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        """As `zero_nowait`, waiting."""
+
+    def trim_nowait(self, offset: int, length: int) -> bool:
+        """Forget the range; it reads as zeroes afterwards."""
+        return self.zero_nowait(offset, length, allocate=False)
+
+    async def trim(self, offset: int, length: int) -> None:
+        """As `trim_nowait`, waiting."""
+        await self.zero(offset, length, allocate=False)
+
+    @abc.abstractmethod
+    async def flush(self) -> None:
+        """Make everything that was accepted before this call durable."""
+
+    @abc.abstractmethod
+    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
+        """(length, status) of consecutive extents from `offset`, neighbours merged, at most `max_extents`.
+
+        They lie inside the range, and cover it unless the limit was reached.
+        """
+
+    async def cache(self, offset: int, length: int) -> None:  # noqa: B027 - a hint, free to ignore
+        """Hint that the range will be read soon."""

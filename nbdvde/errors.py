@@ -1,0 +1,121 @@
+"""One tree of errors. Each class owns the NBD error a client sees and the exit code a command ends with."""
+
+import enum
+
+
+class NbdErrno(enum.IntEnum):
+    """Error values allowed on the wire (NBD proto.md, "Error values")."""
+
+    EPERM = 1
+    EIO = 5
+    ENOMEM = 12
+    EINVAL = 22
+    ENOSPC = 28
+    EOVERFLOW = 75
+    ENOTSUP = 95
+    ESHUTDOWN = 108
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the command line."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    IMAGE = 3
+    KEY = 4
+    IN_USE = 5
+    DAMAGE = 6
+    NO_SPACE = 7
+    NETWORK = 8
+    REFUSED = 9
+    NO_QUORUM = 10
+
+
+class NbdvdeError(Exception):
+    """What went wrong, why, and what to do about it; `str()` is the one line a person reads."""
+
+    exit_code = ExitCode.UNEXPECTED
+    nbd_errno = NbdErrno.EIO
+
+    def __init__(self, what: str, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.what, self.why, self.hint = what, why, hint
+
+    @property
+    def message(self) -> str:
+        """What went wrong and why, without the advice."""
+        return f"{self.what}: {self.why}" if self.why else self.what
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(NbdvdeError):
+    """A command, option or configuration value makes no sense."""
+
+    exit_code = ExitCode.USAGE
+    nbd_errno = NbdErrno.EINVAL
+
+
+class ImageError(NbdvdeError):
+    """The image is missing, is not an image, or has a format this version does not know."""
+
+    exit_code = ExitCode.IMAGE
+
+
+class KeyFailure(NbdvdeError):
+    """The key file or passphrase is missing, unreadable, badly protected or wrong."""
+
+    exit_code = ExitCode.KEY
+
+
+class InUseError(NbdvdeError):
+    """Another process has the image or the socket."""
+
+    exit_code = ExitCode.IN_USE
+
+
+class DamageError(NbdvdeError):
+    """Stored data fails its authentication or contradicts itself."""
+
+    exit_code = ExitCode.DAMAGE
+
+
+class NoSpaceError(NbdvdeError):
+    """The host file system or the image's capacity is full."""
+
+    exit_code = ExitCode.NO_SPACE
+    nbd_errno = NbdErrno.ENOSPC
+
+
+class NetworkError(NbdvdeError):
+    """A listener or a peer cannot be reached or set up."""
+
+    exit_code = ExitCode.NETWORK
+
+
+class RefusedError(NbdvdeError):
+    """A rule forbids it: read-only, an existing file, retention."""
+
+    exit_code = ExitCode.REFUSED
+    nbd_errno = NbdErrno.EPERM
+
+
+class RequestError(NbdvdeError):
+    """A client's request is malformed, past the end, or of an unknown kind."""
+
+    exit_code = ExitCode.USAGE
+    nbd_errno = NbdErrno.EINVAL
+
+
+class UnsupportedError(RequestError):
+    """The request is legal but not offered here (a fast zero that would be slow)."""
+
+    nbd_errno = NbdErrno.ENOTSUP
+
+
+class PoisonedError(NbdvdeError):
+    """A sync failed earlier: nothing is written or flushed until the image is reopened."""
+
+    exit_code = ExitCode.DAMAGE
