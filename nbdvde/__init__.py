@@ -1,0 +1,1 @@
+"""A network block device server whose disks are compressed, encrypted and authenticated."""
