@@ -1,0 +1,151 @@
+"""A disk in memory: the reference model for tests, and the speed no image can exceed."""
+
+from collections.abc import Iterator, Sequence
+
+from nbdvde.disk import Disk, Piece, Status
+
+CHUNK = 1 << 16
+"""Bytes allocated at a time."""
+_ZEROES = memoryview(bytes(CHUNK))
+
+
+class MemoryDisk(Disk):
+    """A thin disk in a dictionary of chunks; every `*_nowait` form does its job.
+
+    A chunk is missing (a hole), a writable view (data), or a read-only one, which is replaced by a copy before it is
+    changed: an allocated zero shares `_ZEROES`. A large write that was given away is kept as views of its buffer, which
+    lives as long as one of them.
+    """
+
+    def __init__(self, size: int, name: str = "disk", *, read_only: bool = False) -> None:
+        self.name, self.size, self.read_only = name, size, read_only
+        self._chunks: dict[int, memoryview] = {}
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the chunks that are not holes."""
+        return len(self._chunks) * CHUNK
+
+    def read_nowait(self, offset: int, length: int) -> Sequence[Piece]:
+        """See `Disk`."""
+        index, start = divmod(offset, CHUNK)
+        end = start + length
+        if end > CHUNK:
+            return self._read_chunks(offset, length)
+        chunk = self._chunks.get(index)
+        return (length,) if chunk is None else (chunk[start:end],)
+
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        """See `Disk`."""
+        return self.read_nowait(offset, length)
+
+    def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
+        """See `Disk`."""
+        index, start = divmod(offset, CHUNK)
+        end = start + len(data)
+        if end > CHUNK:
+            self._write_chunks(offset, data, owned)
+            return True
+        chunk = self._chunks.get(index)
+        if chunk is None or chunk.readonly:
+            chunk = self._writable(index)
+        chunk[start:end] = data
+        return True
+
+    async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
+        """See `Disk`."""
+        self.write_nowait(offset, data, owned=owned)
+
+    def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:
+        """See `Disk`."""
+        end = offset + length
+        if end == self.size:
+            end = -(-end // CHUNK) * CHUNK
+        first, last = -(-offset // CHUNK), end // CHUNK
+        if first >= last:
+            self._zero_parts(offset, end, allocate)
+            return True
+        self._zero_parts(offset, first * CHUNK, allocate)
+        self._zero_parts(last * CHUNK, end, allocate)
+        if allocate:
+            self._chunks.update(dict.fromkeys(range(first, last), _ZEROES))
+        else:
+            self._drop(first, last)
+        return True
+
+    async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        """See `Disk`."""
+        self.zero_nowait(offset, length, allocate=allocate)
+
+    async def flush(self) -> None:
+        """See `Disk`; memory is as durable as it gets."""
+
+    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
+        """See `Disk`."""
+        extents: list[tuple[int, Status]] = []
+        for index, start, end in _spans(offset, length):
+            status = self._chunk_status(index)
+            if extents and extents[-1][1] == status:
+                extents[-1] = (extents[-1][0] + end - start, status)
+            elif len(extents) == max_extents:
+                break
+            else:
+                extents.append((end - start, status))
+        return extents
+
+    def _chunk_status(self, index: int) -> Status:
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            return Status.HOLE | Status.ZERO
+        return Status.ZERO if chunk is _ZEROES else Status.DATA
+
+    def _read_chunks(self, offset: int, length: int) -> list[Piece]:
+        chunks = self._chunks
+        pieces: list[Piece] = []
+        for index, start, end in _spans(offset, length):
+            chunk = chunks.get(index)
+            pieces.append(end - start if chunk is None else chunk[start:end])
+        return pieces
+
+    def _write_chunks(self, offset: int, data: memoryview, owned: bool) -> None:
+        done = 0
+        for index, start, end in _spans(offset, len(data)):
+            part = data[done : done + end - start]
+            done += end - start
+            if end - start == CHUNK:
+                self._chunks[index] = part if owned else memoryview(bytearray(part))
+            else:
+                self._writable(index)[start:end] = part
+
+    def _writable(self, index: int) -> memoryview:
+        """The chunk, allocated, and private if it was not."""
+        chunk = self._chunks.get(index)
+        if chunk is None or chunk.readonly:
+            chunk = self._chunks[index] = memoryview(bytearray(CHUNK if chunk is None else chunk))
+        return chunk
+
+    def _zero_parts(self, offset: int, end: int, allocate: bool) -> None:
+        """Zero less than whole chunks."""
+        for index, start, stop in _spans(offset, end - offset):
+            chunk = self._chunks.get(index)
+            if chunk is None and allocate:
+                self._chunks[index] = _ZEROES
+            elif chunk is not None and chunk is not _ZEROES:
+                self._writable(index)[start:stop] = _ZEROES[: stop - start]
+
+    def _drop(self, first: int, last: int) -> None:
+        """Make holes of the chunks in [first, last), in time bounded by what is allocated."""
+        chunks = self._chunks
+        indexes = range(first, last) if last - first < len(chunks) else [i for i in chunks if first <= i < last]
+        for index in indexes:
+            chunks.pop(index, None)
+
+
+def _spans(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(chunk index, start, end) of the parts of a range, start and end within the chunk."""
+    end = offset + length
+    while offset < end:
+        index, start = divmod(offset, CHUNK)
+        stop = min(CHUNK, start + end - offset)
+        yield index, start, stop
+        offset += stop - start

@@ -1,0 +1,196 @@
+"""The transmission phase, receiving: bytes to requests (spec, "Transmission").
+
+`RequestParser` works in one receive buffer and hands out every complete request in it at once. Payloads are not
+copied, except what came of a large one in one piece with its header.
+
+Limits: one payload of at most `MAX_PAYLOAD` bytes beside the receive buffer; a longer one is refused, and skipped as
+it arrives. `parse` stops at `Batch.requests` requests or `Batch.read_bytes` bytes to be read.
+"""
+
+from dataclasses import dataclass
+
+from nbdvde.errors import NbdErrno
+from nbdvde.protocol import wire
+from nbdvde.protocol.constants import MAX_PAYLOAD, REQUEST_MAGIC, Command, CommandFlag
+from nbdvde.protocol.messages import NOTHING_TO_DO, Negotiated, ProtocolError, Refusal, Request, refusal
+
+LARGE_PAYLOAD = 1 << 16
+"""Payloads from this size on are received into pages of their own, which the disk may keep."""
+OVER_READ = 1 << 12
+"""Bytes received beyond a large payload, or where one is expected: the next header and little that must be copied."""
+
+# Enum members cost an attribute look-up and a slow comparison each; these are used for every request.
+_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_HEADER = wire.REQUEST.size
+
+_FLAGS: dict[int, int] = {
+    Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
+    Command.WRITE: int(CommandFlag.FUA),
+    Command.DISC: 0xFFFF,
+    Command.FLUSH: int(CommandFlag.FUA),
+    Command.TRIM: int(CommandFlag.FUA),
+    Command.CACHE: int(CommandFlag.FUA),
+    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
+    Command.BLOCK_STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
+}
+"""Flags of each command; FUA must be accepted with every one (spec, "Command flags")."""
+_MODIFYING = {Command.WRITE, Command.TRIM, Command.WRITE_ZEROES}
+_NO_SPACE_PAST_END = {Command.WRITE, Command.WRITE_ZEROES}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How much one call of `RequestParser.parse` may hand out."""
+
+    requests: int = 256
+    """So that the buffers of the replies fit one vectored send (IOV_MAX is 1024)."""
+    read_bytes: int = 1 << 22
+    """The request that reaches this sum is the last."""
+
+
+class RequestParser:
+    """Requests from the bytes of one client.
+
+    1. Receive into `targets()`, one after the other, and tell `received` how many bytes came.
+    2. Call `parse` until it returns nothing. Payloads shorter than `LARGE_PAYLOAD` are views of the receive buffer and
+       hold only until `targets` is called again; longer ones are the caller's to keep.
+    """
+
+    def __init__(self, negotiated: Negotiated, buffer: memoryview, batch: Batch) -> None:
+        """`buffer` receives everything but large payloads: writable, at least 64 bytes."""
+        self._size = negotiated.export.size
+        self._read_only = negotiated.export.read_only
+        self._structured = negotiated.structured
+        self._contexts = negotiated.contexts
+        self._buffer = buffer
+        self._batch = batch
+        self._own_from = min(LARGE_PAYLOAD, len(buffer) - _HEADER + 1)
+        self._start = self._end = 0
+        self._skip = 0
+        self._payload: memoryview | None = None
+        self._payload_end = 0
+        self._payload_of = (0, 0, 0)
+        self._large_before = False
+
+    def targets(self) -> list[memoryview]:
+        """Where to receive: the rest of a large payload if one is under way, then free space of the buffer."""
+        self._make_room()
+        limit = OVER_READ if self._large_before or self._payload is not None else len(self._buffer)
+        free = self._buffer[self._end : self._end + limit]
+        return [free] if self._payload is None else [self._payload[self._payload_end :], free]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were received into the targets."""
+        if self._payload is not None:
+            direct = min(count, len(self._payload) - self._payload_end)
+            self._payload_end += direct
+            count -= direct
+        self._end += count
+
+    def parse(self) -> list[Request]:
+        """The next complete requests, up to the limits of a batch; empty when more bytes are needed.
+
+        Raises `ProtocolError`, once the requests before have been handed out.
+        """
+        requests: list[Request] = []
+        if not self._end_payload(requests):
+            return requests
+        self._start += self._skipped(self._start)
+        buffer, position, end = self._buffer, self._start, self._end
+        size, last_plain, unpack = self._size, _READ if self._read_only else _WRITE, wire.REQUEST.unpack_from
+        room, budget = self._batch.requests, self._batch.read_bytes
+        while end - position >= _HEADER and room > 0 and budget > 0:
+            magic, flags, command, cookie, offset, length = unpack(buffer, position)
+            if magic != REQUEST_MAGIC:
+                if requests:
+                    break
+                raise ProtocolError("request", f"magic {magic:#x}")
+            refused = None
+            if flags or command > last_plain or not 0 < length <= MAX_PAYLOAD or offset + length > size:
+                refused = self._refusal(command, flags, offset, length)
+            body = position + _HEADER
+            payload = None
+            if command == _READ:
+                budget -= length
+            elif command == _WRITE and refused is None:
+                if body + length > end or length >= LARGE_PAYLOAD:
+                    if length < self._own_from:
+                        break
+                    position = self._begin_payload(body, (flags, cookie, offset), length)
+                    if not self._end_payload(requests):
+                        break
+                    continue
+                payload = buffer[body : body + length]
+                body += length
+            elif command == _WRITE:
+                self._skip = length
+                body += self._skipped(body)
+            requests.append((command, flags, cookie, offset, length, payload, refused))
+            position = body
+            room -= 1
+        self._start = position
+        if requests:
+            self._large_before = requests[-1][0] == _WRITE and requests[-1][4] >= LARGE_PAYLOAD
+        return requests
+
+    def _make_room(self) -> None:
+        """Move an incomplete request to the front once the space behind it gets short."""
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = 0
+        elif len(self._buffer) - start < self._own_from + _HEADER:
+            self._buffer[: end - start] = self._buffer[start:end]
+            self._start, self._end = 0, end - start
+
+    def _skipped(self, position: int) -> int:
+        """How many bytes at `position` belong to the payload of a refused write."""
+        count = min(self._skip, self._end - position)
+        self._skip -= count
+        return count
+
+    def _begin_payload(self, position: int, header: tuple[int, int, int], length: int) -> int:
+        """Give a large payload its own pages; where the next request begins."""
+        self._payload = memoryview(bytearray(length))
+        self._payload_of = header
+        self._payload_end = have = min(length, self._end - position)
+        self._payload[:have] = self._buffer[position : position + have]
+        return position + have
+
+    def _end_payload(self, requests: list[Request]) -> bool:
+        """Hand out a large write once it is complete; False while one is under way."""
+        payload = self._payload
+        if payload is None:
+            return True
+        length = len(payload)
+        if self._payload_end < length:
+            return False
+        flags, cookie, offset = self._payload_of
+        requests.append((_WRITE, flags, cookie, offset, length, payload, None))
+        self._payload = None
+        return True
+
+    def _refusal(self, command: int, flags: int, offset: int, length: int) -> Refusal | None:
+        """Why a request is not for the disk, None when it is (spec, "Request types", "Error values")."""
+        if command not in _FLAGS:
+            return refusal(NbdErrno.EINVAL, f"unknown command {command}")
+        if flags & ~_FLAGS[command] or (flags & CommandFlag.DF and not self._structured):
+            return refusal(NbdErrno.EINVAL, f"flags {flags:#x} do not belong to command {command}")
+        if command == Command.DISC:
+            return None
+        if self._read_only and command in _MODIFYING:
+            return refusal(NbdErrno.EPERM, "the export is read-only")
+        if command == Command.FLUSH:
+            return refusal(NbdErrno.EINVAL, "a flush has no range") if offset or length else None
+        if offset + length > self._size:
+            errno = NbdErrno.ENOSPC if command in _NO_SPACE_PAST_END else NbdErrno.EINVAL
+            return refusal(errno, "the range reaches past the end of the export")
+        return self._length_refusal(command, length)
+
+    def _length_refusal(self, command: int, length: int) -> Refusal | None:
+        if command == Command.BLOCK_STATUS:
+            allowed = bool(self._contexts) and length > 0
+            return None if allowed else refusal(NbdErrno.EINVAL, "no metadata context selected, or no length")
+        if length > MAX_PAYLOAD and command in (Command.READ, Command.WRITE):
+            errno = NbdErrno.EOVERFLOW if command == Command.READ and self._structured else NbdErrno.EINVAL
+            return refusal(errno, f"more than {MAX_PAYLOAD} bytes of payload")
+        return None if length else NOTHING_TO_DO

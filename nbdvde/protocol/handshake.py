@@ -1,0 +1,264 @@
+"""The server's side of fixed newstyle negotiation, as a state machine (spec, "Handshake", "Option types").
+
+    FLAGS --client flags--> OPTIONS --GO, EXPORT_NAME--> TRANSMISSION
+                            OPTIONS --ABORT------------> ABORTED
+                            OPTIONS --any other--------> OPTIONS
+
+Limits: the data of one option are kept up to `MAX_OPTION_DATA` bytes; longer ones are skipped as they arrive and
+refused, and above `MAX_SKIP` the connection ends, as it does after `MAX_OPTIONS` options. Time is the caller's limit.
+
+Duties of the caller:
+1. Send `greeting()`. Then, while `phase` is FLAGS or OPTIONS: `feed` what arrives, and call `step` until it returns
+   None, sending each answer before the next step, so that a client that pipelines options is answered at the pace it
+   reads.
+2. On `ProtocolError` close the connection.
+3. In TRANSMISSION go on with `negotiated`, `unread` being the first bytes of it. In ABORTED close.
+"""
+
+import enum
+from collections.abc import Callable, Iterable
+
+from nbdvde.disk import Buffer
+from nbdvde.protocol import wire
+from nbdvde.protocol.constants import (
+    MAX_STRING,
+    OPTION_MAGIC,
+    ClientFlag,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+)
+from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
+from nbdvde.protocol.wire import OptionData, OptionRefused, option_reply
+
+MAX_OPTION_DATA = 1 << 16
+"""Bytes of option data that are kept. The longest legal name needs 4 KiB, a list of queries seldom more."""
+MAX_SKIP = 1 << 25
+"""Bytes of option data that are read and thrown away; qemu's limit (NBD_MAX_BUFFER_SIZE)."""
+MAX_OPTIONS = 256
+"""Options in one connection; nbdkit takes 32, and more when there are many exports to ask for."""
+ALLOCATION = "base:allocation"
+_CONTEXTS = (ALLOCATION,)
+_ZEROES = bytes(124)
+
+
+class Phase(enum.Enum):
+    """Where a handshake is."""
+
+    FLAGS = enum.auto()
+    OPTIONS = enum.auto()
+    TRANSMISSION = enum.auto()
+    ABORTED = enum.auto()
+
+
+def transmission_flags(read_only: bool, structured: bool) -> TransmissionFlag:
+    """What every export of this server can do (spec, "Transmission flags")."""
+    flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
+    flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_CACHE
+    if read_only:
+        flags |= TransmissionFlag.READ_ONLY
+    else:
+        flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+    return flags | TransmissionFlag.SEND_DF if structured else flags
+
+
+class Handshake:
+    """One connection's negotiation. See the module for the caller's duties.
+
+    `find` gives the export of a name ("" is the default one) or None, `listing` all exports under their canonical
+    names.
+    """
+
+    def __init__(
+        self, find: Callable[[str], ExportInfo | None], listing: Callable[[], Iterable[ExportInfo]]
+    ) -> None:
+        self.phase = Phase.FLAGS
+        self.negotiated: Negotiated | None = None
+        self._find, self._listing = find, listing
+        self._buffer = bytearray()
+        self._no_zeroes = False
+        self._structured = False
+        self._contexts: tuple[str, ...] = ()
+        self._contexts_for: str | None = None
+        self._options = 0
+        self._skip = 0
+        self._after_skip: bytes | None = None
+
+    @property
+    def unread(self) -> bytes:
+        """Bytes that arrived behind the last message of the handshake."""
+        return bytes(self._buffer)
+
+    def feed(self, data: Buffer) -> None:
+        """Take bytes from the client."""
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self._buffer += memoryview(data)[skipped:]
+
+    def step(self) -> bytes | None:
+        """Handle one message; what to send because of it, or None when more bytes are needed.
+
+        Raises `ProtocolError`.
+        """
+        if self._skip:
+            return None
+        if self._after_skip is not None:
+            reply, self._after_skip = self._after_skip, None
+            return reply
+        if self.phase is Phase.FLAGS:
+            return self._client_flags()
+        return self._option() if self.phase is Phase.OPTIONS else None
+
+    def _client_flags(self) -> bytes | None:
+        if len(self._buffer) < wire.CLIENT_FLAGS.size:
+            return None
+        flags: int = wire.CLIENT_FLAGS.unpack(self._take(wire.CLIENT_FLAGS.size))[0]
+        if flags & ~(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES):
+            raise ProtocolError("client flags", f"unknown bits in {flags:#x}")
+        self._no_zeroes = bool(flags & ClientFlag.NO_ZEROES)
+        self.phase = Phase.OPTIONS
+        return b""
+
+    def _option(self) -> bytes | None:
+        header = wire.OPTION
+        if len(self._buffer) < header.size:
+            return None
+        magic, option, length = header.unpack_from(self._buffer)
+        if magic != OPTION_MAGIC:
+            raise ProtocolError("option", f"magic {magic:#x}")
+        if length > MAX_OPTION_DATA:
+            return self._oversized(option, length)
+        if len(self._buffer) < header.size + length:
+            return None
+        self._count_option()
+        self._take(header.size)
+        return self._answer(option, self._take(length))
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return data
+
+    def _count_option(self) -> None:
+        self._options += 1
+        if self._options > MAX_OPTIONS:
+            raise ProtocolError("option", f"more than {MAX_OPTIONS} in one connection")
+
+    def _oversized(self, option: int, length: int) -> bytes:
+        """Skip the data as they arrive, then refuse."""
+        if length > MAX_SKIP or option == Option.EXPORT_NAME:
+            raise ProtocolError("option", f"{length} bytes of data")
+        self._count_option()
+        self._take(wire.OPTION.size)
+        if option == Option.SET_META_CONTEXT:
+            self._select(None, ())
+        skipped = min(length, len(self._buffer))
+        del self._buffer[:skipped]
+        self._skip = length - skipped
+        if option == Option.ABORT:
+            self.phase = Phase.ABORTED
+            return option_reply(option, OptionReply.ACK)
+        reply = OptionReply.ERR_TOO_BIG if option in _HANDLERS else OptionReply.ERR_UNSUP
+        self._after_skip = option_reply(option, reply, b"too much data")
+        return b""
+
+    def _answer(self, option: int, data: bytes) -> bytes:
+        handler = _HANDLERS.get(option)
+        if handler is None:
+            return option_reply(option, OptionReply.ERR_UNSUP, b"unknown option")
+        try:
+            return handler(self, option, data)
+        except OptionRefused as refused:
+            return option_reply(option, refused.reply, wire.encode_string(refused.message))
+
+    def _export_name(self, _option: int, data: bytes) -> bytes:
+        """There is no error reply to this option: what cannot be served ends the connection."""
+        try:
+            name = wire.decode_string(data)
+            export = self._export(name)
+        except OptionRefused as refused:
+            raise ProtocolError("export", refused.message) from None
+        self._go(name, export)
+        reply = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export.read_only, self._structured))
+        return reply if self._no_zeroes else reply + _ZEROES
+
+    def _abort(self, option: int, _data: bytes) -> bytes:
+        self.phase = Phase.ABORTED
+        return option_reply(option, OptionReply.ACK)
+
+    def _list(self, option: int, data: bytes) -> bytes:
+        OptionData(data).finish()
+        replies = [option_reply(option, OptionReply.SERVER, wire.server_entry(export)) for export in self._listing()]
+        return b"".join(replies) + option_reply(option, OptionReply.ACK)
+
+    def _info(self, option: int, data: bytes) -> bytes:
+        """INFO and GO differ only in what follows a success."""
+        cursor = OptionData(data)
+        name = cursor.string()
+        wanted = [cursor.u16() for _ in range(cursor.u16())]
+        cursor.finish()
+        export = self._export(name)
+        flags = transmission_flags(export.read_only, self._structured)
+        replies = [option_reply(option, OptionReply.INFO, info) for info in wire.infos(export, flags, wanted)]
+        if option == Option.GO:
+            self._go(name, export)
+        return b"".join(replies) + option_reply(option, OptionReply.ACK)
+
+    def _structured_reply(self, option: int, data: bytes) -> bytes:
+        OptionData(data).finish()
+        self._structured = True
+        return option_reply(option, OptionReply.ACK)
+
+    def _list_meta_context(self, option: int, data: bytes) -> bytes:
+        _, queries = self._meta_queries(data)
+        found = [name for name in _CONTEXTS if not queries or name in queries or "base:" in queries]
+        return _meta_contexts(option, [(0, name) for name in found])
+
+    def _set_meta_context(self, option: int, data: bytes) -> bytes:
+        """The selection is replaced even when the option fails."""
+        self._select(None, ())
+        name, queries = self._meta_queries(data)
+        self._select(name, tuple(context for context in _CONTEXTS if context in queries))
+        return _meta_contexts(option, enumerate(self._contexts))
+
+    def _meta_queries(self, data: bytes) -> tuple[str, set[str]]:
+        cursor = OptionData(data)
+        name = cursor.string()
+        queries = {cursor.string() for _ in range(cursor.u32())}
+        cursor.finish()
+        if not self._structured:
+            raise OptionRefused(OptionReply.ERR_INVALID, "negotiate structured replies first")
+        self._export(name)
+        return name, queries
+
+    def _select(self, name: str | None, contexts: tuple[str, ...]) -> None:
+        self._contexts_for, self._contexts = name, contexts
+
+    def _export(self, name: str) -> ExportInfo:
+        export = self._find(name)
+        if export is None:
+            raise OptionRefused(OptionReply.ERR_UNKNOWN, f"no export named '{name}'"[:MAX_STRING])
+        return export
+
+    def _go(self, name: str, export: ExportInfo) -> None:
+        """A selection of contexts holds only for the export name it was made with (spec, "Metadata querying")."""
+        contexts = self._contexts if name == self._contexts_for else ()
+        self.negotiated = Negotiated(export, self._structured, contexts)
+        self.phase = Phase.TRANSMISSION
+
+
+def _meta_contexts(option: int, contexts: Iterable[tuple[int, str]]) -> bytes:
+    replies = [option_reply(option, OptionReply.META_CONTEXT, wire.meta_context(*context)) for context in contexts]
+    return b"".join(replies) + option_reply(option, OptionReply.ACK)
+
+
+_HANDLERS: dict[int, Callable[[Handshake, int, bytes], bytes]] = {
+    Option.EXPORT_NAME: Handshake._export_name,
+    Option.ABORT: Handshake._abort,
+    Option.LIST: Handshake._list,
+    Option.INFO: Handshake._info,
+    Option.GO: Handshake._info,
+    Option.STRUCTURED_REPLY: Handshake._structured_reply,
+    Option.LIST_META_CONTEXT: Handshake._list_meta_context,
+    Option.SET_META_CONTEXT: Handshake._set_meta_context,
+}

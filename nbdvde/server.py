@@ -1,0 +1,318 @@
+"""Listeners and clients: who may connect, how many, and how it all ends."""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from nbdvde.errors import NetworkError, UsageError
+from nbdvde.metrics import Metrics
+from nbdvde.protocol.messages import ProtocolError
+from nbdvde.session import Exports, Limits, Session, Shared, negotiate
+from nbdvde.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 10809
+BACKLOG = 128
+_ACCEPT_PAUSE_S = 0.1
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket in the file system."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host, all of whose addresses are meant, and a port (0: any that is free)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+def parse_listen(text: str) -> Address:
+    """An address from `unix:PATH`, `HOST:PORT` or `[IPV6]:PORT`. Raises `UsageError`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise UsageError(f"listen address '{text}'", "no path", "use unix:PATH")
+        return UnixAddress(Path(path))
+    match = _TCP.fullmatch(text)
+    host = match and (match["ipv6"] or match["host"])
+    if not match or not host or int(match["port"]) > 65535:
+        raise UsageError(f"listen address '{text}'", "not understood", "use unix:PATH, HOST:PORT or [IPV6]:PORT")
+    return TcpAddress(host, int(match["port"]))
+
+
+class Listener:
+    """Sockets bound and listening for one address; clients queue until a server accepts them."""
+
+    def __init__(self, address: Address, sockets: Sequence[socket.socket]) -> None:
+        self.address = address
+        self.sockets = tuple(sockets)
+        self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
+
+    @property
+    def bound(self) -> list[Address]:
+        """Where the sockets are, with the port the kernel chose."""
+        if isinstance(self.address, UnixAddress):
+            return [self.address]
+        return [TcpAddress(*sock.getsockname()[:2]) for sock in self.sockets]
+
+    def close(self) -> None:
+        """Close the sockets, and remove a Unix socket if it is still ours."""
+        for sock in self.sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+        if isinstance(self.address, UnixAddress) and self._inode == _inode(self.address.path):
+            self.address.path.unlink(missing_ok=True)
+
+
+async def open_listener(address: Address) -> Listener:
+    """Bind and listen. A Unix socket nobody listens on is replaced. Raises `NetworkError`."""
+    if isinstance(address, UnixAddress):
+        return Listener(address, [_listen_unix(address)])
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise NetworkError(f"cannot listen on {address}", _reason(error), "check the host name") from error
+    return Listener(address, _listen_tcp(address, [(family, where) for family, _, _, _, where in found]))
+
+
+def _listen_tcp(address: TcpAddress, places: Sequence[tuple[int, object]]) -> list[socket.socket]:
+    """A socket for every address of the host this machine has; `localhost` may be two."""
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        missing: OSError | None = None
+        for family, where in dict.fromkeys(places):
+            try:
+                sockets.append(opened.enter_context(_bound(family, where)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise _cannot_listen(address, error) from error
+                missing = error
+        if missing is not None and not sockets:
+            raise _cannot_listen(address, missing)
+        opened.pop_all()
+        return sockets
+
+
+def _listen_unix(address: UnixAddress) -> socket.socket:
+    try:
+        _remove_stale(address)
+        return _bound(socket.AF_UNIX, str(address.path))
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+
+
+def _remove_stale(address: UnixAddress) -> None:
+    """Remove what an ended server left behind; nothing else."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(address.path.lstat().st_mode):
+            raise NetworkError(f"cannot listen on {address}", "it exists and is not a socket", "choose another path")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(address.path))
+            except ConnectionRefusedError:
+                address.path.unlink()
+            else:
+                raise _cannot_listen(address, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+
+
+def _bound(family: int, where: object) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)  # type: ignore[arg-type]  # its form depends on the family
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _cannot_listen(address: Address, error: OSError) -> NetworkError:
+    hints = {
+        errno.EADDRINUSE: "stop the other server or choose another address",
+        errno.EACCES: "choose a port above 1023 or a directory you may write to",
+        errno.ENOENT: "create the directory first",
+    }
+    return NetworkError(f"cannot listen on {address}", _reason(error), hints.get(error.errno or 0, ""))
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@dataclass(slots=True)
+class Connection:
+    """A client, as an administrator sees it."""
+
+    number: int
+    """Counts from 1, never used again."""
+    peer: str
+    export: str | None = None
+    """Canonical name; None during the handshake."""
+    session: Session | None = None
+    transport: Transport | None = None
+    handshake: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    def stop(self) -> None:
+        """End the handshake at once, or transmission when what is in flight has been answered."""
+        if self.transport is not None and self.session is not None:
+            self.transport.stop()
+        else:
+            self.handshake.cancel()
+
+
+class Server:
+    """Serves exports to the clients of some listeners."""
+
+    def __init__(self, exports: Exports, *, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
+        self._exports = exports
+        self._shared = Shared(limits or Limits(), self.metrics)
+        self._connections: dict[int, Connection] = {}
+        self._stopping = trio.Event()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The clients connected now."""
+        return list(self._connections.values())
+
+    def stop(self) -> None:
+        """Make `run` end: accept nobody, end handshakes, answer what is in flight, close."""
+        self._stopping.set()
+
+    async def run(
+        self,
+        listeners: Sequence[Listener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until `stop`, then close the listeners, which this call owns. Cancelling it breaks connections off."""
+        try:
+            async with trio.open_nursery() as clients:
+                async with trio.open_nursery() as acceptors:
+                    for sock in [sock for listener in listeners for sock in listener.sockets]:
+                        acceptors.start_soon(self._accept, sock, clients)
+                    task_status.started()
+                    await self._stopping.wait()
+                    acceptors.cancel_scope.cancel()
+                for listener in listeners:
+                    listener.close()
+                clients.cancel_scope.deadline = trio.current_time() + self._shared.limits.stop_s
+                for connection in self.connections:
+                    connection.stop()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
+        """Accept for ever. Running out of file descriptors is a reason to pause, not to end or to spin."""
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listener)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    _log.warning("cannot accept a client: %s", _reason(error))
+                    await trio.sleep(_ACCEPT_PAUSE_S)
+                # Anything else is the error of a connection that ended while it was queued (accept(2)).
+            else:
+                self._admit(sock, clients)
+                await trio.lowlevel.checkpoint()
+
+    def _admit(self, sock: socket.socket, clients: trio.Nursery) -> None:
+        self.metrics.connections_total += 1
+        if len(self._connections) >= self._shared.limits.connections:
+            self.metrics.connections_refused += 1
+            _log.warning("client refused: %d are connected", len(self._connections))
+            sock.close()
+            return
+        connection = Connection(self.metrics.connections_total, _peer(sock))
+        self._connections[connection.number] = connection
+        self.metrics.connections = len(self._connections)
+        clients.start_soon(self._client, sock, connection)
+
+    async def _client(self, sock: socket.socket, connection: Connection) -> None:
+        """Serve one client, whose errors end here."""
+        try:
+            with contextlib.closing(Transport(sock)) as transport:
+                connection.transport = transport
+                await self._serve(transport, connection)
+        except ProtocolError as error:
+            self.metrics.protocol_errors += 1
+            _log.info("client %d (%s) disconnected: %s", connection.number, connection.peer, error)
+        except (trio.BrokenResourceError, OSError) as error:
+            _log.debug("client %d (%s) lost: %s", connection.number, connection.peer, error)
+        except Exception:  # noqa: BLE001 - a bug met by one client must not end the others
+            _log.exception("unexpected failure of client %d (%s)", connection.number, connection.peer)
+        finally:
+            sock.close()
+            del self._connections[connection.number]
+            self.metrics.connections = len(self._connections)
+
+    async def _serve(self, transport: Transport, connection: Connection) -> None:
+        shared, agreed = self._shared, None
+        connection.handshake.deadline = trio.current_time() + shared.limits.handshake_s
+        with connection.handshake:
+            agreed = await negotiate(transport, self._exports)
+        disk = agreed and self._exports.disk(agreed[0].export.name)
+        if agreed is None or disk is None or self._stopping.is_set():
+            return
+        connection.export = agreed[0].export.name
+        buffer = shared.buffers.take()
+        try:
+            connection.session = Session(transport, disk, agreed[0], buffer, shared)
+            await connection.session.run(agreed[1])
+            await transport.finish(shared.limits.linger_s)
+        finally:
+            shared.buffers.give(buffer)
+
+
+def _peer(sock: socket.socket) -> str:
+    """Who is at the other end, for people."""
+    if sock.family == socket.AF_UNIX:
+        return "unix"
+    try:
+        return str(TcpAddress(*sock.getpeername()[:2]))
+    except OSError:
+        return "gone"

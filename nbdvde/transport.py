@@ -1,0 +1,131 @@
+"""Bytes in and out of one non-blocking stream socket, and the buffers they are received in.
+
+Every call tries first and waits only when the kernel says so: a round through the event loop costs as much as ten
+requests. Errors of the connection are `trio.BrokenResourceError`.
+"""
+
+import mmap
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from nbdvde.disk import Buffer
+
+SEND_BUFFER = 1 << 20
+"""Bytes of replies the kernel is asked to hold for one client, so that a large read goes out in few pieces."""
+_IOV_MAX = 1024
+
+
+class Transport:
+    """A connected stream socket, which it owns. One task receives and one sends at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._sock = sock
+        self._stopped = False
+
+    async def receive(self, targets: Sequence[memoryview]) -> int:
+        """Receive into the targets, one after the other; how many bytes, 0 at the end and, after `stop`, when idle."""
+        sock = self._sock
+        while True:
+            try:
+                return sock.recv_into(targets[0]) if len(targets) == 1 else sock.recvmsg_into(targets)[0]
+            except BlockingIOError:
+                if self._stopped:
+                    return 0
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            try:
+                await trio.lowlevel.wait_readable(sock)
+            except trio.ClosedResourceError:
+                """`stop` woke us."""
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send all buffers, one after the other."""
+        sock = self._sock
+        while buffers:
+            try:
+                sent = sock.sendmsg(buffers if len(buffers) <= _IOV_MAX else buffers[:_IOV_MAX])
+            except BlockingIOError:
+                await self._wait_writable()
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            else:
+                buffers = _rest(buffers, sent)
+
+    async def _wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._sock)
+        except trio.ClosedResourceError:
+            """`stop` woke us, but replies are still sent."""
+
+    def stop(self) -> None:
+        """Receive what is there already, and then the end."""
+        self._stopped = True
+        trio.lowlevel.notify_closing(self._sock)
+
+    async def finish(self, patience_s: float) -> None:
+        """Say that nothing more comes, and after `stop` wait a while until the client has said so too.
+
+        Closing a socket that holds unread bytes makes TCP throw away replies that are still on their way.
+        """
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        if self._stopped:
+            with trio.move_on_after(patience_s):
+                await self._drain()
+
+    async def _drain(self) -> None:
+        scrap = memoryview(bytearray(1 << 16))
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                if not self._sock.recv_into(scrap):
+                    return
+            except OSError:
+                return
+
+    def close(self) -> None:
+        """Close the socket."""
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+
+
+def _rest(buffers: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
+    """What is left of the buffers after `sent` bytes."""
+    if sent == sum(map(len, buffers)):
+        return ()
+    index = 0
+    while sent >= len(buffers[index]):
+        sent -= len(buffers[index])
+        index += 1
+    return [memoryview(buffers[index])[sent:], *buffers[index + 1 :]]
+
+
+class BufferPool:
+    """Receive buffers: large ones while there are any, small ones beyond, never a wait.
+
+    Large buffers are mapped, so that they cost memory only as far as they were used.
+    """
+
+    def __init__(self, count: int, large_bytes: int, small_bytes: int) -> None:
+        self._left, self._large_bytes, self._small_bytes = count, large_bytes, small_bytes
+        self._free: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        """A buffer; what is in it is left over from others."""
+        if self._free:
+            return self._free.pop()
+        if not self._left:
+            return memoryview(bytearray(self._small_bytes))
+        self._left -= 1
+        return memoryview(mmap.mmap(-1, self._large_bytes))
+
+    def give(self, buffer: memoryview) -> None:
+        """Return a buffer that nothing uses any more."""
+        if len(buffer) == self._large_bytes:
+            self._free.append(buffer)
