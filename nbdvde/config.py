@@ -1,0 +1,192 @@
+"""Options of the server: command line over environment over TOML file over defaults, all checked and frozen.
+
+Tables and keys of the file are the classes below. The environment variable of key K in table T is `NBDVDE_T_K`;
+lists are separated by commas. What is unknown is an error. No secret is ever an option.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from nbdvde.errors import UsageError
+
+MAX_DISK_BYTES = (1 << 63) - 512
+_ENVIRONMENT = "NBDVDE_"
+_SIZE = re.compile(r"([0-9]{1,19})([KMGTP]?)")
+_SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
+
+
+class Size(int):
+    """A number of bytes, written like `64M`."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `10G` (units K M G T P, powers of 1024). Raises UsageError."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise UsageError(f"size {text!r}", "is not a whole number with an optional K, M, G, T or P", "like 10G")
+    number, unit = match.groups()
+    return int(number) << 10 * " KMGTP".index(unit or " ")
+
+
+def parse_disk_size(text: str) -> int:
+    """Bytes of a disk: a positive multiple of 512, at most 8 EiB - 512. Raises UsageError."""
+    size = parse_size(text)
+    if not 0 < size <= MAX_DISK_BYTES:
+        raise UsageError(f"size {text}", "a disk has 512 bytes to 8 EiB - 512", "like 10G")
+    if size % _SECTOR:
+        raise UsageError(f"size {text}", f"is not a multiple of {_SECTOR} bytes", f"{size // _SECTOR + 1} * {_SECTOR}")
+    return size
+
+
+def parse_extent_size(text: str) -> int:
+    """Bytes of an extent: 1 to 256 blocks of 4096. Raises UsageError."""
+    size = parse_size(text)
+    if size % _BLOCK or not _BLOCK <= size <= _MAX_EXTENT_BLOCKS * _BLOCK:
+        raise UsageError(f"extent size {text}", "is not a multiple of 4K from 4K to 1M", "the default is 64K")
+    return size
+
+
+def parse_compression(text: str) -> str | int:
+    """A name, or a zstd level 1 to 22. Raises UsageError."""
+    if text in ("fastest", "optimal", "smallest", "none"):
+        return text
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 22:
+        return int(text)
+    raise UsageError(f"compression {text!r}", "is none of fastest, optimal, smallest, none, and no level 1 to 22")
+
+
+class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is served, and where."""
+
+    key_file: str | None = None
+    """Path of the key file; without one the passphrase is asked for."""
+    listen: tuple[str, ...] = ("localhost:10809",)
+    """Listeners: `unix:PATH` or `HOST:PORT`."""
+    export: str | None = None
+    """Name of the export; the disk is also the default export."""
+    read_only: bool = False
+    """Refuse every change."""
+    control: str | None = None
+    """Path of the control socket, or `none`; `IMAGE.ctl` by default."""
+    pid_file: str | None = None
+    """File that holds the process id while the server is ready."""
+    print_uri: bool = False
+    """Print the address of each export on standard output."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log on standard error."""
+
+
+class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What clients may take; unset ones keep the server's own defaults."""
+
+    connections: Count | None = None
+    """Clients at a time."""
+    handshake_s: Seconds | None = None
+    """Seconds from connecting to being served."""
+    requests_in_flight: Count | None = None
+    """Requests of one client that wait for a disk or for their answers to be sent."""
+    bytes_in_flight: Size | None = None
+    """Lengths of these requests."""
+    server_bytes_in_flight: Size | None = None
+    """Lengths of the requests of all clients that wait for a disk."""
+    stop_s: Seconds | None = None
+    """Seconds that a stop waits for requests in flight."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Memory of the storage engine; unset ones keep the engine's own defaults."""
+
+    cache_size: Size | None = None
+    """Decoded data kept in memory."""
+    write_buffer_size: Size | None = None
+    """Written data kept in memory before it is sealed."""
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All options of a server."""
+
+    server: ServerOptions = ServerOptions()
+    limits: LimitOptions = LimitOptions()
+    engine: EngineOptions = EngineOptions()
+
+
+Layer = dict[str, dict[str, Any]]
+
+
+def load(command_line: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Options:
+    """Options from all sources. `command_line` has keys of the table `server`; None means not given.
+
+    Raises UsageError that names the key and its source.
+    """
+    given = {key: value for key, value in command_line.items() if value is not None}
+    merged: Layer = {}
+    for layer in (_read_file(file) if file else {}, _read_environment(environment), {"server": given}):
+        for table, values in layer.items():
+            merged.setdefault(table, {}).update(values)
+    return _convert(merged, "options")
+
+
+def _read_file(path: Path) -> Layer:
+    what = f"configuration file {path}"
+    try:
+        with path.open("rb") as file:
+            layer = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(what, error.strerror or "cannot be read", "check --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(what, f"is not TOML: {error}") from None
+    _convert(layer, what, strict=True)
+    return layer
+
+
+def _read_environment(environment: Mapping[str, str]) -> Layer:
+    layer: Layer = {}
+    for variable, text in environment.items():
+        if not variable.startswith(_ENVIRONMENT):
+            continue
+        table, _, key = variable.removeprefix(_ENVIRONMENT).lower().partition("_")
+        value = text.split(",") if (table, key) == ("server", "listen") else text
+        _convert({table: {key: value}}, f"environment variable {variable}")
+        layer.setdefault(table, {})[key] = value
+    return layer
+
+
+def _convert(layer: Layer, source: str, *, strict: bool = False) -> Options:
+    try:
+        return msgspec.convert(layer, Options, strict=strict, dec_hook=_size)
+    except msgspec.ValidationError as error:
+        raise UsageError(source, _explain(str(error)), "the reference lists all keys") from None
+
+
+def _size(kind: type, value: object) -> Size:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise TypeError("expected a size like 64M")
+    try:
+        size = parse_size(str(value))
+    except UsageError as error:
+        raise ValueError(error.message) from None
+    if not size:
+        raise ValueError("expected a size above 0")
+    return Size(size)
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+_WHERE = re.compile(r"(.*) - at `\$\.?(.*)`")
+
+
+def _explain(message: str) -> str:
+    """msgspec's message in the words of a TOML file."""
+    text, where = match.groups() if (match := _WHERE.fullmatch(message)) else (message, "")
+    if unknown := _UNKNOWN.fullmatch(text):
+        return f"unknown key {where}.{unknown[1]}" if where else f"unknown table [{unknown[1]}]"
+    text = text[:1].lower() + text[1:].replace(" | null", "").replace("`object`", "a table").replace("`", "")
+    return f"{where}: {text}"

@@ -1,0 +1,84 @@
+"""Where secrets come from: key files, the terminal, and the random bytes of a new key slot."""
+
+import os
+import stat
+import time
+import unicodedata
+from pathlib import Path
+
+from nbdvde.engine.keys import NONCE_BYTES, SALT_BYTES, Fresh, KeyFile, Passphrase, Secret
+from nbdvde.errors import KeyFailure
+
+MIN_BYTES, MAX_BYTES = 32, 8192
+"""Length of a key file."""
+_USE_KEY_FILE = "use --key-file"
+
+
+def fresh() -> Fresh:
+    """Random bytes and the time for a key slot about to be written."""
+    return Fresh(os.urandom(SALT_BYTES), os.urandom(NONCE_BYTES), time.time_ns())
+
+
+def secret(key_file: Path | None, prompt: str = "Passphrase: ", *, confirm: bool = False) -> Secret:
+    """The key file's bytes, or without one a passphrase asked for on the terminal. Raises KeyFailure."""
+    return read_key_file(key_file) if key_file else ask_passphrase(prompt, confirm=confirm)
+
+
+def read_key_file(path: Path) -> KeyFile:
+    """The exact bytes of a key file that only its owner, the caller or root, can read. Raises KeyFailure."""
+    what = f"key file {path}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyFailure(what, error.strerror or "cannot be opened", "check --key-file") from None
+    try:
+        _check_protection(what, os.fstat(fd))
+        data = os.read(fd, MAX_BYTES + 1)
+    except OSError as error:
+        raise KeyFailure(what, error.strerror or "cannot be read") from None
+    finally:
+        os.close(fd)
+    if not MIN_BYTES <= len(data) <= MAX_BYTES:
+        length = f"more than {MAX_BYTES}" if len(data) > MAX_BYTES else str(len(data))
+        hint = f"make one: (umask 077; head -c {MIN_BYTES} /dev/urandom > FILE)"
+        raise KeyFailure(what, f"has {length} bytes, not {MIN_BYTES} to {MAX_BYTES}", hint)
+    return KeyFile(data)
+
+
+def _check_protection(what: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise KeyFailure(what, "is not a regular file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise KeyFailure(what, "belongs to another user", "own it yourself")
+    if status.st_mode & 0o077:
+        raise KeyFailure(what, f"can be used by others (mode {stat.S_IMODE(status.st_mode):04o})", "chmod 600 it")
+
+
+def ask_passphrase(prompt: str, *, confirm: bool = False) -> Passphrase:
+    """Ask on the terminal without an echo, twice with `confirm`. Raises KeyFailure, also without a terminal."""
+    first = _ask(prompt)
+    if confirm and _ask("The same again: ") != first:
+        raise KeyFailure("passphrase", "the two are not the same", "try again")
+    return first
+
+
+def _ask(prompt: str) -> Passphrase:
+    from getpass import getpass
+
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        raise KeyFailure("passphrase", "there is no terminal to ask on", _USE_KEY_FILE) from None
+    try:
+        return passphrase(getpass(prompt))
+    except EOFError:
+        raise KeyFailure("passphrase", "none was given", _USE_KEY_FILE) from None
+    except UnicodeDecodeError:
+        raise KeyFailure("passphrase", "is not valid in the terminal's encoding", _USE_KEY_FILE) from None
+
+
+def passphrase(text: str) -> Passphrase:
+    """The secret made of what a person typed: UTF-8 of its NFC form. Raises KeyFailure when it is empty."""
+    if not text:
+        raise KeyFailure("passphrase", "is empty", _USE_KEY_FILE)
+    return Passphrase(unicodedata.normalize("NFC", text).encode())
