@@ -1,1 +1,34 @@
 """A network block device server whose disks are compressed, encrypted and authenticated."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbdvde.engine.access import (
+        check_image,
+        create_image,
+        open_image,
+        read_info,
+        read_key_area,
+        update_keys,
+    )
+    from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+
+_HOMES = {
+    "nbdvde.engine.access": (
+        "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
+    ),
+    "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+}  # fmt: skip
+__all__ = [
+    "KeyFile", "MasterKey", "Passphrase", "check_image", "create_image", "open_image", "read_info", "read_key_area",
+    "update_keys",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: `nbdvde --version` needs none of the engine."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -246,6 +246,11 @@ class KeyArea:
         return empty._with(master, 0, empty._wrapped(master, 0, secret, fresh, cost, label))
 
     @classmethod
+    def without_slots(cls, uuid: bytes, master: MasterKey) -> Self:
+        """The area of an image that only its master key opens."""
+        return cls(uuid, 0, (None,) * SLOTS, b"")._with(master, 0, None)
+
+    @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read one copy. DamageError when it is not sound, ImageError when it is of a newer format."""
         if len(data) != KEY_AREA_BYTES or blake3(data[:_CHECKSUM_AT]).digest() != data[_CHECKSUM_AT:]:

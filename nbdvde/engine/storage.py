@@ -1,6 +1,7 @@
 """The backing file. Everything the engine reads or makes durable goes through `Storage`."""
 
 import abc
+import ctypes
 import errno
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Storage(abc.ABC):
         """Up to `length` bytes; fewer only at the end of the file."""
 
     @abc.abstractmethod
-    def read_nowait(self, offset: int, length: int) -> bytes | None:
+    def read_nowait(self, offset: int, length: int) -> bytes | bytearray | None:
         """As `read`, or None when it would have to wait for the device."""
 
     @abc.abstractmethod
@@ -52,3 +53,78 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release the file; no method may be called afterwards."""
+
+
+class FileStorage(Storage):
+    """A regular file (or block device) of the host."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over an open file descriptor."""
+        self._fd = fd
+        self._nowait = hasattr(os, "RWF_NOWAIT")
+
+    def size(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        if len(data) == length:
+            return data
+        parts = [data]
+        while data and (left := length - sum(map(len, parts))):
+            data = os.pread(self._fd, left, offset + length - left)
+            parts.append(data)
+        return b"".join(parts)
+
+    def read_nowait(self, offset: int, length: int) -> bytes | bytearray | None:
+        if not self._nowait:
+            return None
+        data = bytearray(length)
+        try:
+            if os.preadv(self._fd, [data], offset, os.RWF_NOWAIT) == length:
+                return data
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            self._nowait = False
+        return None
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        for start in range(0, len(buffers), _IOV_MAX):
+            offset += self._write_all(offset, buffers[start : start + _IOV_MAX])
+
+    def _write_all(self, offset: int, buffers: Sequence[Buffer]) -> int:
+        total = sum(map(len, buffers))
+        done = os.pwritev(self._fd, buffers, offset)
+        if done < total:
+            rest = memoryview(b"".join(buffers))
+            while done < total:
+                done += os.pwrite(self._fd, rest[done:], offset + done)
+        return total
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def allocate(self, offset: int, length: int) -> None:
+        os.posix_fallocate(self._fd, offset, length)
+
+    def punch(self, offset: int, length: int) -> None:
+        punch_hole(self._fd, offset, length)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Deallocate a range of a file where the host's file system can (fallocate(2)); Python has no call for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    libc.fallocate(fd, flags, ctypes.c_int64(offset), ctypes.c_int64(length))

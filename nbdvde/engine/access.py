@@ -1,0 +1,293 @@
+"""Images by their path: create, open, lock, and what can be read or changed without opening."""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+import uuid as uuids
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import trio
+
+from nbdvde import workers
+from nbdvde.engine import keys
+from nbdvde.engine.check import Progress, check_storage
+from nbdvde.engine.checkpoint import write_superblocks
+from nbdvde.engine.describe import clear_info, file_bytes
+from nbdvde.engine.extent import LEVELS
+from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES, Image
+from nbdvde.engine.keys import KeyArea, MasterKey, Secret
+from nbdvde.engine.keystore import change_key_area, load_key_area, store_key_area
+from nbdvde.engine.layout import (
+    BLOCK,
+    DATA_START,
+    ENCRYPTION_AES_256_GCM,
+    ENCRYPTION_NONE,
+    EXTENT_BLOCKS_MAX,
+    MAX_DISK_BYTES,
+    SEGMENT_BYTES,
+    STATE_CLEAN,
+    Kind,
+    LogPoint,
+    Root,
+    Segment,
+    Superblock,
+    VolumeEntry,
+)
+from nbdvde.engine.lbamap import height_for
+from nbdvde.engine.metadata import deflate
+from nbdvde.engine.recovery import empty_segment, load, read_superblocks
+from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.sealing import Keyring, public_master
+from nbdvde.engine.storage import FileStorage, Storage
+from nbdvde.errors import ImageError, InUseError, KeyFailure, NbdvdeError, NoSpaceError, RefusedError, UsageError
+
+PathLike = str | os.PathLike[str]
+EXTENT_BYTES = 64 << 10
+"""Default extent: the knee of ratio against cost (DESIGN.md, section 4)."""
+
+
+def compression_level(name: str | int) -> int:
+    """zstd level of a compression setting: a name, 1 to 22, or 0 for none. Raises UsageError."""
+    level = LEVELS.get(name, name) if isinstance(name, str) else name
+    if isinstance(level, str) and level.isdecimal():
+        level = int(level)
+    if isinstance(level, int) and (1 <= level <= 22 or name == "none"):
+        return level
+    raise UsageError(f"compression {name}", "is unknown", f"use {', '.join(LEVELS)} or a level from 1 to 22")
+
+
+def create_image(
+    path: PathLike, size: int, *, secret: Secret | None, compression: str | int = "fastest",
+    extent_bytes: int = EXTENT_BYTES, disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES,
+) -> None:  # fmt: skip
+    """Make an image with one disk of `size` bytes, encrypted unless `secret` is None.
+
+    A `MasterKey` as secret makes an image without key slots. Raises UsageError, RefusedError, NoSpaceError.
+    """
+    check_size(size)
+    if extent_bytes % BLOCK or not BLOCK <= extent_bytes <= EXTENT_BLOCKS_MAX * BLOCK:
+        raise UsageError(f"extent size {extent_bytes}", "is not a multiple of 4096 up to 1 MiB")
+    level = compression_level(compression)
+    fd = _create_file(Path(path))
+    storage = FileStorage(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        format_storage(storage, size, secret, level, extent_bytes, disk_name, segment_bytes)
+        _sync_folder(Path(path).parent)
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError):
+            raise _host_error(path, error) from None
+        raise
+    finally:
+        storage.close()
+
+
+def check_size(size: int) -> None:
+    """Raise UsageError unless a disk can have this size."""
+    if size <= 0 or size % 512 or size > MAX_DISK_BYTES:
+        raise UsageError(f"size {size}", "is not a multiple of 512 between 512 and 8 EiB - 512")
+
+
+def format_storage(
+    storage: Storage, size: int, secret: Secret | None, level: int = 1, extent_bytes: int = EXTENT_BYTES,
+    disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES,
+) -> None:  # fmt: skip
+    """Write an empty image. The superblocks come last, so that half an image is none."""
+    uuid = uuids.uuid4().bytes
+    encryption = ENCRYPTION_NONE if secret is None else ENCRYPTION_AES_256_GCM
+    master = public_master(uuid)
+    if secret is not None:
+        key = secret if isinstance(secret, MasterKey) else MasterKey(os.urandom(32))
+        master = key.data
+        store_key_area(storage, _new_key_area(uuid, key, secret))
+    keyring = Keyring(master, uuid, encryption)
+    segment = Segment(0, BLOCK, 1, DATA_START, os.urandom(32))
+    volume = VolumeEntry(1, disk_name, size, height_for(-(-size // BLOCK)), 0, None)
+    root = keyring.sealer(segment).seal(0, Kind.ROOT, deflate(Root((volume,), (), 2, (0,) * 16).pack()))
+    storage.allocate(0, segment.end)
+    storage.write(segment.offset, [root.ljust(BLOCK, b"\0")])
+    storage.sync()
+    superblock = Superblock(
+        uuid, 0, 0, encryption, level, extent_bytes, segment_bytes, STATE_CLEAN, time.time_ns(), 0,
+        segment, len(root), LogPoint(empty_segment(), 0, 0, 1, bytes(32)), ((disk_name, size),),
+    )  # fmt: skip
+    write_superblocks(storage, superblock, keyring.superblock_key(), both=True)
+
+
+def _new_key_area(uuid: bytes, master: MasterKey, secret: Secret) -> KeyArea:
+    if secret is master:
+        return KeyArea.without_slots(uuid, master)
+    return KeyArea.create(uuid, master, secret, fresh())
+
+
+def fresh() -> keys.Fresh:
+    """Random bytes and the time, for a new key slot."""
+    return keys.Fresh(os.urandom(32), os.urandom(12), time.time_ns())
+
+
+def _create_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise RefusedError(str(path), "exists already", "choose another name, or remove it first") from None
+    except OSError as error:
+        raise _host_error(path, error) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _host_error(path: PathLike, error: OSError) -> NbdvdeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(str(path), "no space left on the host", "free some")
+    hint = "check the path and its permissions"
+    return ImageError(str(path), (error.strerror or str(error)).lower(), hint)
+
+
+def open_file(path: PathLike, *, write: bool, lock: bool = True) -> FileStorage:
+    """Open and lock an image file. Raises ImageError, InUseError."""
+    try:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+    except OSError as error:
+        raise _host_error(path, error) from None
+    try:
+        if not (stat.S_ISREG(os.fstat(fd).st_mode) or stat.S_ISBLK(os.fstat(fd).st_mode)):
+            raise ImageError(str(path), "is neither a file nor a block device")
+        if lock:
+            fcntl.flock(fd, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise InUseError(
+            str(path), "is in use by another process", "stop it first, or use its control socket"
+        ) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return FileStorage(fd)
+
+
+def _named(path: PathLike, error: NbdvdeError) -> NbdvdeError:
+    """The error with the image's path in front instead of just `image`."""
+    if error.what == "image":
+        return type(error)(str(path), error.why, error.hint)
+    return error
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Name the image in the errors that its parts raise."""
+    try:
+        yield
+    except NbdvdeError as error:
+        raise _named(path, error) from None
+
+
+@asynccontextmanager
+async def open_image(
+    path: PathLike, *, key: Secret | None = None, read_only: bool = False, cache_bytes: int = CACHE_BYTES,
+    buffer_bytes: int = BUFFER_BYTES,
+) -> AsyncIterator[Image]:  # fmt: skip
+    """Open an image, and close it cleanly at the end. The file stays locked in between.
+
+    Raises ImageError, KeyFailure, InUseError, DamageError.
+    """
+    with naming(path):
+        storage = await workers.run(open_file, path, write=not read_only)
+        image = await open_storage(
+            storage, key, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes, path=str(path)
+        )
+    try:
+        yield image
+    finally:
+        with naming(path):
+            await image.close()
+
+
+async def open_storage(
+    storage: Storage, key: Secret | None, *, read_only: bool = False, cache_bytes: int = CACHE_BYTES,
+    buffer_bytes: int = BUFFER_BYTES, path: str = "image",
+) -> Image:  # fmt: skip
+    """Open what is in a storage; it belongs to the image from then on, and is closed on failure."""
+    try:
+        loaded = await workers.run(load, storage, lambda superblock: master_key(storage, superblock, key))
+        image = Image(loaded, path=path, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes)
+        with trio.CancelScope(shield=True):
+            await image.start()
+    except BaseException:
+        storage.close()
+        raise
+    return image
+
+
+def master_key(storage: Storage, superblock: Superblock, secret: Secret | None) -> bytes:
+    """The master key of an image. Raises KeyFailure."""
+    if superblock.encryption == ENCRYPTION_NONE:
+        return public_master(superblock.uuid)
+    if secret is None:
+        raise KeyFailure("image", "is encrypted", "give its key with --key-file")
+    if isinstance(secret, MasterKey):
+        return secret.data
+    return load_key_area(storage).unlock(secret).data
+
+
+def read_key_area(path: PathLike) -> KeyArea:
+    """The key slots of an image, in use or not."""
+    with naming(path), _peek(path) as storage:
+        _refuse_unencrypted(read_superblocks(storage)[0])
+        return load_key_area(storage)
+
+
+def update_keys(path: PathLike, change: Callable[[KeyArea], KeyArea]) -> None:
+    """Change the key slots of an image that nobody uses."""
+    with naming(path):
+        storage = open_file(path, write=True)
+        try:
+            _refuse_unencrypted(read_superblocks(storage)[0])
+            change_key_area(storage, change)
+        finally:
+            storage.close()
+
+
+def _refuse_unencrypted(superblock: Superblock) -> None:
+    if superblock.encryption == ENCRYPTION_NONE:
+        raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
+
+
+@contextmanager
+def _peek(path: PathLike) -> Iterator[FileStorage]:
+    storage = open_file(path, write=False, lock=False)
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def read_info(path: PathLike) -> ImageInfo:
+    """What an image says in clear: no key needed, and it may be in use."""
+    with naming(path), _peek(path) as storage:
+        superblock = read_superblocks(storage)[0]
+        used = 0
+        if superblock.encryption != ENCRYPTION_NONE:
+            with suppress(NbdvdeError):
+                used = len(load_key_area(storage).slots())
+        return clear_info(superblock, str(path), file_bytes(path), used)
+
+
+def check_image(path: PathLike, *, key: Secret | None = None, progress: Progress | None = None) -> CheckReport:
+    """Verify an image that nobody writes, without changing it; blocks."""
+    with naming(path):
+        storage = open_file(path, write=False)
+        try:
+            return check_storage(storage, lambda superblock: master_key(storage, superblock, key), progress)
+        finally:
+            storage.close()

@@ -1,0 +1,105 @@
+"""Blocks that were written and are not sealed yet.
+
+A `Generation` gathers writes. A commit freezes it, and the next one begins; a frozen generation never
+changes, so what is hashed, compressed and encrypted is one and the same. Inside a generation later writes
+replace earlier ones, so the order of requests needs no record: blocks lie over zeroed ranges.
+"""
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedDict
+
+from nbdvde.disk import BLOCK, Buffer
+
+
+class ZeroRanges:
+    """Disjoint ranges of blocks, each zeroed with or without allocation; O(log n) a change."""
+
+    def __init__(self) -> None:
+        self._ranges: SortedDict[int, tuple[int, bool]] = SortedDict()  # start: (stop, allocated)
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
+    def __iter__(self) -> Iterator[tuple[int, int, bool]]:
+        """(start, stop, allocated) by start."""
+        return ((start, stop, kept) for start, (stop, kept) in self._ranges.items())
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def add(self, start: int, stop: int, allocated: bool) -> None:
+        """Zero [start, stop); it takes over from what it covers and joins equal neighbours."""
+        for low, high, kept in self.overlapping(max(start - 1, 0), stop + 1):
+            del self._ranges[low]
+            if kept == allocated:
+                start, stop = min(start, low), max(stop, high)
+                continue
+            if low < start:
+                self._ranges[low] = (start, kept)
+            if high > stop:
+                self._ranges[stop] = (high, kept)
+        self._ranges[start] = (stop, allocated)
+
+    def overlapping(self, start: int, stop: int) -> list[tuple[int, int, bool]]:
+        """The ranges that share a block with [start, stop), whole."""
+        at = max(self._ranges.bisect_right(start) - 1, 0)
+        found = []
+        for low in self._ranges.islice(at):
+            high, kept = self._ranges[low]
+            if low >= stop:
+                break
+            if high > start:
+                found.append((low, high, kept))
+        return found
+
+    def find(self, block: int) -> bool | None:
+        """Whether the block is zeroed: allocated (True), as a hole (False), or not at all (None)."""
+        at = self._ranges.bisect_right(block) - 1
+        if at < 0:
+            return None
+        stop, kept = self._ranges.peekitem(at)[1]
+        return bool(kept) if block < stop else None
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        before, before_kept = -1, None
+        for start, stop, kept in self:
+            assert start < stop, "no range is empty"
+            assert start >= before, "ranges do not overlap"
+            assert start > before or kept != before_kept, "equal neighbours are joined"
+            before, before_kept = stop, kept
+
+
+class Generation:
+    """What was written since the last commit: whole blocks, and zeroed ranges beneath them."""
+
+    __slots__ = ("blocks", "payload", "zeroes")
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Buffer] = {}
+        self.zeroes = ZeroRanges()
+        self.payload = 0
+        """Bytes accepted, replaced ones included: what the memory and the log can cost at most."""
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks) or bool(self.zeroes)
+
+    def zero(self, start: int, stop: int, allocated: bool) -> None:
+        """Zero the blocks [start, stop): cost is the smaller of their number and of the blocks held."""
+        blocks = self.blocks
+        if stop - start < len(blocks):
+            for block in range(start, stop):
+                blocks.pop(block, None)
+        else:
+            for block in [b for b in blocks if start <= b < stop]:
+                del blocks[block]
+        self.zeroes.add(start, stop, allocated)
+        self.payload += BLOCK
+
+    def covers_any(self, start: int, stop: int) -> bool:
+        """Whether any of the blocks [start, stop) is in this generation."""
+        blocks = self.blocks
+        if blocks and (start in blocks or not blocks.keys().isdisjoint(range(start, stop))):
+            return True
+        return bool(self.zeroes) and bool(self.zeroes.overlapping(start, stop))

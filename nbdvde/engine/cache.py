@@ -1,0 +1,43 @@
+"""Decoded frames, most recently used last, within a budget of bytes."""
+
+from nbdvde.engine.layout import SLOT_SHIFT
+
+FRAME_SHIFT = 2
+"""A map entry shifted by this names its frame (four blocks)."""
+
+
+class FrameCache:
+    """Least-recently-used cache of frames by `entry >> FRAME_SHIFT`; O(1) a look-up."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._frames: dict[int, bytes] = {}
+        self._bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: int) -> bytes | None:
+        """The frame, now the most recently used."""
+        frame = self._frames.pop(key, None)
+        if frame is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._frames[key] = frame
+        return frame
+
+    def put(self, key: int, frame: bytes) -> None:
+        """Keep a frame, and forget the ones used longest ago beyond the limit."""
+        frames = self._frames
+        if key not in frames:
+            self._bytes += len(frame)
+        frames[key] = frame
+        while self._bytes > self._limit:
+            oldest = next(iter(frames))
+            self._bytes -= len(frames.pop(oldest))
+
+    def drop_slot(self, slot: int) -> None:
+        """Forget the frames of a segment whose slot will be used again."""
+        shift = SLOT_SHIFT - FRAME_SHIFT
+        for key in [key for key in self._frames if key >> shift == slot]:
+            self._bytes -= len(self._frames.pop(key))

@@ -1,0 +1,253 @@
+"""Writing a checkpoint: changed leaves, the nodes above them, indexes, the root; then a superblock.
+
+A checkpoint is planned on the event loop at a cut (`Plan`), written by a worker while commits go on
+(`write`), and taken over on the event loop again (`Result`). Until the superblock is durable nothing points
+at what it wrote.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from nbdvde.engine.layout import (
+    BLOCK,
+    SUPERBLOCKS,
+    TAG_BYTES,
+    Kind,
+    LogPoint,
+    Root,
+    Segment,
+    Superblock,
+    TableEntry,
+    UnitRef,
+    VolumeEntry,
+)
+from nbdvde.engine.lbamap import FANOUT, LbaMap, Leaf, Missing, Node, is_hole
+from nbdvde.engine.metadata import deflate
+from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.storage import Storage
+
+T = TypeVar("T")
+
+_TABLE_ENTRIES = 8192
+"""Segment table entries in a unit."""
+_UNIT_OVERHEAD = TAG_BYTES + 64
+"""Most that sealing and compressing can add to a metadata unit of a page."""
+_PAGE = 4096
+
+
+@dataclass(slots=True)
+class VolumePlan:
+    """A volume at the cut: its map, and the leaves that changed since the last checkpoint."""
+
+    volume: int
+    name: str
+    size: int
+    mapped: int
+    map: LbaMap
+    leaves: dict[int, Leaf]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything a checkpoint writes, as it was at the cut."""
+
+    superblock: Superblock
+    """What the new one repeats: identity, options, state."""
+    log: LogPoint
+    volumes: list[VolumePlan]
+    indexes: dict[int, bytes]
+    """Indexes to write, by slot."""
+    entries: dict[int, TableEntry]
+    """The segment table without the segments of this checkpoint."""
+    next_sequence: int
+    statistics: tuple[int, ...]
+    meta: list[State]
+    """Allocated segments for leaves, nodes and indexes."""
+    root: State
+    """Allocated segment for the root."""
+    garbage: list[UnitRef]
+    """Units that only the segments left out of this checkpoint needed."""
+    both: bool
+    """Write both superblocks (at open and at a clean stop), so that neither is behind."""
+
+
+@dataclass(slots=True)
+class VolumeResult:
+    """New references of one volume."""
+
+    root: UnitRef | None
+    leaves: dict[int, UnitRef | None]
+    nodes: dict[tuple[int, int], Node]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a checkpoint wrote."""
+
+    superblock: Superblock
+    volumes: list[VolumeResult]
+    indexes: dict[int, UnitRef]
+    garbage: Counter[int]
+    """Units of older checkpoints that this one replaces, by slot."""
+    tails: list[Segment]
+    """Space that was allocated and not needed."""
+
+
+def meta_sizes(volumes: Iterable[VolumePlan], indexes: dict[int, bytes], segment_bytes: int) -> list[int]:
+    """Lengths of the segments that surely hold the leaves, nodes and indexes of a checkpoint."""
+    units = [len(index) + len(index) // 128 + _UNIT_OVERHEAD for index in indexes.values()]
+    pages = sum(_pages(volume) for volume in volumes)
+    total = sum(units) + pages * (_PAGE + _UNIT_OVERHEAD)
+    if not total:
+        return []
+    waste = max([*units, _PAGE + _UNIT_OVERHEAD])
+    whole, rest = divmod(total, segment_bytes - waste)
+    return [segment_bytes] * whole + [min(segment_bytes, -(-(rest + waste) // BLOCK) * BLOCK)]
+
+
+def _pages(volume: VolumePlan) -> int:
+    levels = range(volume.map.height + 1) if volume.leaves else ()
+    return sum(len({number >> (8 * level) for number in volume.leaves}) for level in levels)
+
+
+def root_bytes(entries: int, volumes: int) -> int:
+    """Most that a root segment can take."""
+    tables = math.ceil(entries / _TABLE_ENTRIES)
+    table_bytes = entries * TableEntry.SIZE
+    root = 256 + volumes * VolumeEntry.SIZE + 4 * tables
+    total = table_bytes + table_bytes // 128 + root + root // 128 + (tables + 1) * (_UNIT_OVERHEAD + 64)
+    return -(-total // BLOCK) * BLOCK
+
+
+class _MetaWriter:
+    """Packs units into the segments of a checkpoint."""
+
+    def __init__(self, segments: Segments, states: list[State]) -> None:
+        self._storage, self._states = segments.storage, iter(states)
+        self._state: State | None = None
+        self._pending: list[bytes] = []
+        self._written = 0
+
+    def put(self, kind: int, data: bytes) -> UnitRef:
+        packed = deflate(data)
+        length = len(packed) + TAG_BYTES
+        if self._state is None or self._state.used + length > self._state.segment.length:
+            self.flush()
+            self._state, self._written = next(self._states), 0
+        state = self._state
+        ref = UnitRef(state.segment.slot, state.units, state.used, length)
+        state.units += 1
+        state.used += length
+        self._pending.append(state.sealer.seal(ref.unit, kind, packed))
+        return ref
+
+    def flush(self) -> None:
+        if self._pending and self._state is not None:
+            self._storage.write(self._state.segment.offset + self._written, self._pending)
+            self._written = self._state.used
+            self._pending = []
+
+
+def write(segments: Segments, plan: Plan, mac_key: bytes) -> Result:
+    """Write and sync the checkpoint, then the superblock. Blocks; raises OSError."""
+    writer = _MetaWriter(segments, plan.meta)
+    garbage = Counter(ref.slot for ref in plan.garbage)
+    volumes = [_write_volume(segments, writer, volume, garbage) for volume in plan.volumes]
+    indexes = {slot: writer.put(Kind.INDEX, data) for slot, data in plan.indexes.items()}
+    garbage.update(old.slot for slot in indexes if (old := plan.entries[slot].index))
+    writer.flush()
+    tails = [tail for state in plan.meta if state.units and (tail := segments.shrink(state, state.used))]
+    entries = [
+        replace(entry, index=indexes.get(slot, entry.index), live=entry.live - garbage[slot])
+        for slot, entry in plan.entries.items()
+    ]
+    entries += [replace(state.entry(), live=state.units) for state in plan.meta if state.units]
+    catalogue = tuple(
+        VolumeEntry(v.volume, v.name, v.size, v.map.height, v.mapped, result.root)
+        for v, result in zip(plan.volumes, volumes, strict=True)
+    )
+    root_length = _write_root(segments, plan, entries, catalogue)
+    if tail := segments.shrink(plan.root, plan.root.used):
+        tails.append(tail)
+    segments.storage.sync()
+    superblock = replace(
+        plan.superblock, root=plan.root.segment, root_length=root_length, log=plan.log,
+        disks=tuple((v.name, v.size) for v in plan.volumes),
+    )  # fmt: skip
+    written = write_superblocks(segments.storage, superblock, mac_key, both=plan.both)
+    return Result(written, volumes, indexes, garbage, tails)
+
+
+def write_superblocks(storage: Storage, superblock: Superblock, mac_key: bytes, *, both: bool) -> Superblock:
+    """Write the superblock to the place of the older one, or to both in turn, each time synced; answers the last."""
+    for _ in range(2 if both else 1):
+        superblock = replace(superblock, sequence=superblock.sequence + 1)
+        storage.write(SUPERBLOCKS[superblock.sequence % 2], [superblock.pack(mac_key)])
+        storage.sync()
+    return superblock
+
+
+def _write_volume(
+    segments: Segments, writer: _MetaWriter, volume: VolumePlan, garbage: Counter[int]
+) -> VolumeResult:  # fmt: skip
+    result = VolumeResult(volume.map.root, {}, {})
+    for number, leaf in volume.leaves.items():
+        if old := _with_nodes(segments, volume.map, lambda: volume.map.leaf_ref(number)):  # noqa: B023 - called at once
+            garbage[old.slot] += 1
+        result.leaves[number] = None if is_hole(leaf) else writer.put(Kind.LEAF, leaf.tobytes())
+    if not result.leaves:
+        return result
+    refs = result.leaves
+    for level in range(1, volume.map.height + 1):
+        refs = _write_level(segments, writer, volume.map, level, refs, result, garbage)
+    result.root = refs[0]
+    return result
+
+
+def _write_level(
+    segments: Segments, writer: _MetaWriter, lbamap: LbaMap, level: int, refs: dict[int, UnitRef | None],
+    result: VolumeResult, garbage: Counter[int],
+) -> dict[int, UnitRef | None]:  # fmt: skip
+    """Copy the nodes above changed children, and write the copies; answers their references."""
+    above: dict[int, UnitRef | None] = {}
+    for index, children in _by_parent(refs):
+        node, old = _with_nodes(segments, lbamap, lambda: lbamap.node_copy(level, index))  # noqa: B023 - called at once
+        for child, ref in children:
+            node.set(child, ref)
+        if old is not None:
+            garbage[old.slot] += 1
+        above[index] = None if node.is_empty() else writer.put(Kind.NODE, bytes(node.data))
+        result.nodes[level, index] = node
+    return above
+
+
+def _by_parent(refs: dict[int, UnitRef | None]) -> Iterator[tuple[int, list[tuple[int, UnitRef | None]]]]:
+    parents: dict[int, list[tuple[int, UnitRef | None]]] = {}
+    for number, ref in refs.items():
+        parents.setdefault(number // FANOUT, []).append((number % FANOUT, ref))
+    yield from parents.items()
+
+
+def _with_nodes(segments: Segments, lbamap: LbaMap, ask: Callable[[], T]) -> T:
+    """Ask the map, loading the nodes it misses."""
+    while True:
+        try:
+            return ask()
+        except Missing as missing:
+            lbamap.install_node(missing.level, missing.index, segments.read_unit(missing.ref, Kind.NODE))
+
+
+def _write_root(segments: Segments, plan: Plan, entries: list[TableEntry], catalogue: tuple[VolumeEntry, ...]) -> int:
+    """Write the root segment: the ROOT unit first, the tables after it; answers the first one's sealed length."""
+    sealer, tables = plan.root.sealer, []
+    for number, start in enumerate(range(0, len(entries), _TABLE_ENTRIES), 1):
+        raw = b"".join(entry.pack() for entry in entries[start : start + _TABLE_ENTRIES])
+        tables.append(sealer.seal(number, Kind.TABLE, deflate(raw)))
+    root = Root(catalogue, tuple(map(len, tables)), plan.next_sequence, plan.statistics)
+    first = sealer.seal(0, Kind.ROOT, deflate(root.pack()))
+    segments.storage.write(plan.root.segment.offset, [first, *tables])
+    plan.root.used = len(first) + sum(map(len, tables))
+    return len(first)

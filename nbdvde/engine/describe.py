@@ -1,0 +1,28 @@
+"""What `info` tells of an image."""
+
+import os
+import uuid
+
+from nbdvde.engine.extent import LEVELS
+from nbdvde.engine.layout import ENCRYPTION_NONE, Superblock
+from nbdvde.engine.report import DiskInfo, ImageInfo
+
+
+def compression_name(level: int) -> str:
+    """The setting as people write it."""
+    return next((name for name, value in LEVELS.items() if value == level), str(level))
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes that a file takes on the host."""
+    return os.stat(path).st_blocks * 512
+
+
+def clear_info(superblock: Superblock, path: str, taken: int, key_slots: int) -> ImageInfo:
+    """The part of an ImageInfo that the superblock tells."""
+    return ImageInfo(
+        superblock.version, path, str(uuid.UUID(bytes=superblock.uuid)),
+        "none" if superblock.encryption == ENCRYPTION_NONE else "aes-256-gcm",
+        compression_name(superblock.compression), superblock.capacity or None, taken,
+        [DiskInfo(name, size) for name, size in superblock.disks], key_slots,
+    )  # fmt: skip

@@ -1,0 +1,457 @@
+"""Every structure of an image file, byte for byte; docs/format.md has the same tables in words.
+
+Integers are little-endian. Offsets called `position` count from the start of a segment, all others from
+the start of the file. Parsers check what can be checked without context and raise `DamageError`.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from typing import Self
+
+from blake3 import blake3
+
+from nbdvde.errors import DamageError, ImageError
+
+BLOCK = 4096
+MAGIC = b"NBDVDE\r\n"
+VERSION = 1
+
+SUPERBLOCKS = (0, 65536)
+KEY_AREAS = (4096, 65536 + 4096)
+KEY_AREA_BYTES = 32768
+DATA_START = 131072
+"""Superblocks, key areas and their reserve; segments start here."""
+
+SEGMENT_BYTES = 16 << 20
+MIN_SEGMENT_BYTES = 64 << 10
+LINK_BYTES = 2 * BLOCK
+"""The last two blocks of a log segment: its link, twice."""
+TAG_BYTES = 16
+EXTENT_BLOCKS_MAX = 256
+FRAME_BLOCKS = 4
+"""Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
+read decompresses a quarter (DESIGN.md, section 4)."""
+MAX_DISK_BYTES = (1 << 63) - 512
+
+ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM = 0, 1
+STATE_OPEN, STATE_CLEAN = 0, 1
+
+# Feature bits (none defined yet). Unknown incompatible bits: refuse. Unknown compatible bits: keep.
+# Unknown autoclear bits: clear when writing.
+KNOWN_INCOMPATIBLE = 0
+
+
+class Kind:
+    """What a sealed unit holds; part of its associated data."""
+
+    HEADER, RECORD, EXTENT, LEAF, NODE, INDEX, ROOT, TABLE, LINK = range(1, 10)
+
+
+class Domain:
+    """First four bytes of a nonce: units are counted; headers and links are numbered by the block they lie in."""
+
+    UNIT, HEADER, LINK = range(3)
+
+
+_REF = struct.Struct("<IIII")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRef:
+    """Where a metadata unit lies: segment slot, unit number, position and sealed length in bytes."""
+
+    slot: int
+    unit: int
+    position: int
+    length: int
+
+    SIZE = _REF.size
+
+    def pack(self) -> bytes:
+        return _REF.pack(self.slot, self.unit, self.position, self.length)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Self | None:
+        """The reference, or None for sixteen zero bytes."""
+        values = _REF.unpack_from(data, offset)
+        return cls(*values) if values[3] else None
+
+
+NO_REF = bytes(UnitRef.SIZE)
+
+_SEGMENT = struct.Struct("<IIQQ32s8x")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Identity and place of a segment. `sequence` is never reused; it and `salt` make its key."""
+
+    slot: int
+    length: int
+    sequence: int
+    offset: int
+    salt: bytes
+
+    SIZE = _SEGMENT.size
+
+    def pack(self) -> bytes:
+        return _SEGMENT.pack(self.slot, self.length, self.sequence, self.offset, self.salt)
+
+    @classmethod
+    def unpack(cls, data: bytes, offset: int = 0) -> Self:
+        segment = cls(*_SEGMENT.unpack_from(data, offset))
+        if segment.offset % BLOCK or segment.length % BLOCK or segment.offset + segment.length > 1 << 63:
+            raise DamageError("segment", "lies at an impossible place", "run nbdvde check")
+        return segment
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+_TABLE_ENTRY = struct.Struct(f"<{Segment.SIZE}s{UnitRef.SIZE}sIIIB3x")
+KIND_LOG, KIND_META = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """A segment as the segment table keeps it."""
+
+    segment: Segment
+    index: UnitRef | None
+    used: int
+    """Bytes written."""
+    units: int
+    """Units numbered."""
+    live: int
+    """Blocks (log) or units (metadata) that the maps use: a hint, the truth is in the maps."""
+    kind: int
+
+    SIZE = _TABLE_ENTRY.size
+
+    def pack(self) -> bytes:
+        index = self.index.pack() if self.index else NO_REF
+        return _TABLE_ENTRY.pack(self.segment.pack(), index, self.used, self.units, self.live, self.kind)
+
+    @classmethod
+    def unpack(cls, data: bytes, offset: int = 0) -> Self:
+        segment, index, used, units, live, kind = _TABLE_ENTRY.unpack_from(data, offset)
+        return cls(Segment.unpack(segment), UnitRef.unpack(index), used, units, live, kind)
+
+
+_LOG_POINT = struct.Struct(f"<{Segment.SIZE}sIIQ32s")
+
+
+@dataclass(frozen=True, slots=True)
+class LogPoint:
+    """A place in the log: the next group's position, unit and sequence, and the hash of the record before."""
+
+    segment: Segment
+    position: int
+    unit: int
+    sequence: int
+    chain: bytes
+
+    SIZE = _LOG_POINT.size
+
+    def pack(self) -> bytes:
+        return _LOG_POINT.pack(self.segment.pack(), self.position, self.unit, self.sequence, self.chain)
+
+    @classmethod
+    def unpack(cls, data: bytes, offset: int = 0) -> Self:
+        segment, position, unit, sequence, chain = _LOG_POINT.unpack_from(data, offset)
+        return cls(Segment.unpack(segment), position, unit, sequence, chain)
+
+
+_SUPER = struct.Struct(f"<8sHH4xQQQ16sQQHhIIB3xQQ{Segment.SIZE}sI4x{LogPoint.SIZE}sHH4x")
+_DISK = struct.Struct("<QB")
+_CHECKSUM_AT, _MAC_AT = BLOCK - 64, BLOCK - 32
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """The anchor: everything else is found, and authenticated, from here.
+
+    `checksum` (BLAKE3) finds corruption without a key; `mac` (keyed BLAKE3) finds tampering.
+    """
+
+    uuid: bytes
+    sequence: int
+    epoch: int
+    encryption: int
+    compression: int
+    """zstd level 1 to 22, 0 for none."""
+    extent_bytes: int
+    segment_bytes: int
+    state: int
+    created_ns: int
+    capacity: int
+    """Limit of the file in bytes, 0 for none."""
+    root: Segment
+    root_length: int
+    """Sealed bytes of the first unit of the root segment."""
+    log: LogPoint
+    disks: tuple[tuple[str, int], ...] = ()
+    """Names and sizes, readable without the key."""
+    compatible: int = 0
+    version: int = field(default=VERSION)
+
+    def pack(self, mac_key: bytes) -> bytes:
+        """The block as written. Only the disks that fit are named (sixty of the longest names)."""
+        names = bytearray()
+        count = 0
+        for name, size in self.disks:
+            raw = name.encode("ascii")
+            if _SUPER.size + len(names) + _DISK.size + len(raw) > _CHECKSUM_AT:
+                break
+            names += _DISK.pack(size, len(raw)) + raw
+            count += 1
+        head = _SUPER.pack(
+            MAGIC, VERSION, _SUPER.size, 0, self.compatible, 0, self.uuid, self.sequence, self.epoch,
+            self.encryption, self.compression, self.extent_bytes, self.segment_bytes, self.state, self.created_ns,
+            self.capacity, self.root.pack(), self.root_length, self.log.pack(), count, len(names),
+        )  # fmt: skip
+        body = (head + names).ljust(_CHECKSUM_AT, b"\0")
+        body += blake3(body).digest()
+        return body + blake3(body, key=mac_key).digest()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self | None:
+        """The superblock in a block, or None when its checksum fails. The MAC is not looked at.
+
+        Raises ImageError when the block is a sound superblock of a format that this version cannot open.
+        """
+        if len(data) != BLOCK or data[: len(MAGIC)] != MAGIC:
+            return None
+        if blake3(data[:_CHECKSUM_AT]).digest() != data[_CHECKSUM_AT:_MAC_AT]:
+            return None
+        values = _SUPER.unpack_from(data)
+        _, version, _, incompatible, compatible, _, uuid, sequence, epoch, encryption, compression = values[:11]
+        if version != VERSION:
+            raise ImageError("image", f"has format version {version}, this program reads {VERSION}", "use a newer one")
+        if unknown := incompatible & ~KNOWN_INCOMPATIBLE:
+            bits = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
+            raise ImageError("image", f"needs the unknown incompatible feature {bits}", "use a newer nbdvde")
+        extent_bytes, segment_bytes, state, created, capacity, root, root_length, log, count, _ = values[11:]
+        return cls(
+            uuid, sequence, epoch, encryption, compression, extent_bytes, segment_bytes, state, created, capacity,
+            Segment.unpack(root), root_length, LogPoint.unpack(log), _parse_disks(data, count), compatible, version,
+        )  # fmt: skip
+
+    @staticmethod
+    def authentic(data: bytes, mac_key: bytes) -> bool:
+        """Whether the block carries the MAC that only a holder of the key can make."""
+        return blake3(data[:_MAC_AT], key=mac_key).digest() == data[_MAC_AT:]
+
+
+def _parse_disks(data: bytes, count: int) -> tuple[tuple[str, int], ...]:
+    disks = []
+    offset = _SUPER.size
+    for _ in range(count):
+        size, length = _DISK.unpack_from(data, offset)
+        offset += _DISK.size
+        disks.append((data[offset : offset + length].decode("ascii"), size))
+        offset += length
+    return tuple(disks)
+
+
+_HEADER = struct.Struct("<IIIIQQ")
+HEADER_BYTES = _HEADER.size + TAG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHeader:
+    """First 48 bytes of a group: how long it is, and what was known to be durable when it was sealed."""
+
+    unit: int
+    """Number of the record; the extents follow."""
+    extents: int
+    record_length: int
+    """Sealed bytes."""
+    length: int
+    """Bytes of the whole group, a multiple of the block size."""
+    sequence: int
+    synced: int
+    """Every group below this sequence was durable before this one was written."""
+
+    def pack(self) -> bytes:
+        return _HEADER.pack(self.unit, self.extents, self.record_length, self.length, self.sequence, self.synced)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*_HEADER.unpack(data))
+
+
+_RECORD = struct.Struct("<QQIIIIII32s")
+FLAG_FINAL = 1
+EXTENT_ITEM = struct.Struct("<II")
+ZERO_ITEM = struct.Struct("<QQ")
+RUN_ITEM = struct.Struct("<QQ")
+ALLOCATED_BIT = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one group of the log does to one volume. A transaction is the groups up to one marked final."""
+
+    sequence: int
+    epoch: int
+    volume: int
+    final: bool
+    previous: bytes
+    """BLAKE3 of the record before."""
+    extents: tuple[tuple[int, int], ...]
+    """(sealed length in bytes, blocks) in the order of the units."""
+    zeroes: tuple[tuple[int, int, bool], ...]
+    """(first block, blocks, allocated), applied before the runs."""
+    runs: tuple[tuple[int, int], ...]
+    """(first block, blocks): where the blocks of the extents, taken in order, belong."""
+
+    def pack(self) -> bytes:
+        head = _RECORD.pack(
+            self.sequence, self.epoch, self.volume, FLAG_FINAL if self.final else 0,
+            len(self.extents), len(self.zeroes), len(self.runs), 0, self.previous,
+        )  # fmt: skip
+        parts = [head]
+        parts += [EXTENT_ITEM.pack(*item) for item in self.extents]
+        parts += [ZERO_ITEM.pack(start, count | (ALLOCATED_BIT if kept else 0)) for start, count, kept in self.zeroes]
+        parts += [RUN_ITEM.pack(*item) for item in self.runs]
+        return b"".join(parts)
+
+    @staticmethod
+    def packed_bytes(extents: int, zeroes: int, runs: int) -> int:
+        return _RECORD.size + extents * EXTENT_ITEM.size + zeroes * ZERO_ITEM.size + runs * RUN_ITEM.size
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        sequence, epoch, volume, flags, extents, zeroes, runs, _, previous = _RECORD.unpack_from(data)
+        if cls.packed_bytes(extents, zeroes, runs) > len(data):
+            raise DamageError("log record", "is shorter than its tables", "run nbdvde check")
+        at = _RECORD.size
+        extent_end = at + extents * EXTENT_ITEM.size
+        zero_end = extent_end + zeroes * ZERO_ITEM.size
+        run_end = zero_end + runs * RUN_ITEM.size
+        return cls(
+            sequence, epoch, volume, bool(flags & FLAG_FINAL), previous,
+            tuple(EXTENT_ITEM.iter_unpack(data[at:extent_end])),
+            tuple(
+                (start, count & ~ALLOCATED_BIT, bool(count & ALLOCATED_BIT))
+                for start, count in ZERO_ITEM.iter_unpack(data[extent_end:zero_end])
+            ),
+            tuple(RUN_ITEM.iter_unpack(data[zero_end:run_end])),
+        )  # fmt: skip
+
+
+_LINK = struct.Struct(f"<IIQQ32s{Segment.SIZE}s")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Last blocks of a log segment: where its groups end, and the segment in which the log goes on."""
+
+    position: int
+    unit: int
+    sequence: int
+    synced: int
+    chain: bytes
+    segment: Segment
+
+    def pack(self) -> bytes:
+        raw = _LINK.pack(self.position, self.unit, self.sequence, self.synced, self.chain, self.segment.pack())
+        return raw.ljust(BLOCK - TAG_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        position, unit, sequence, synced, chain, segment = _LINK.unpack_from(data)
+        return cls(position, unit, sequence, synced, chain, Segment.unpack(segment))
+
+
+# An entry of a segment's index, and of the map, is one u64.
+INDEX_POSITION_BITS, INDEX_LENGTH_BITS = 24, 24
+
+
+def pack_index(position: int, length: int, blocks: int) -> int:
+    """Index entry of an extent: position in the segment, sealed bytes, blocks."""
+    return position | length << INDEX_POSITION_BITS | blocks << (INDEX_POSITION_BITS + INDEX_LENGTH_BITS)
+
+
+def unpack_index(entry: int) -> tuple[int, int, int]:
+    """(position, sealed bytes, blocks); blocks is 0 where the unit is no extent."""
+    return entry & 0xFFFFFF, entry >> 24 & 0xFFFFFF, entry >> 48
+
+
+HOLE = 0
+"""Map entry of a block that was never written or was trimmed."""
+ALLOCATED_ZERO = 1
+"""Map entry of a block that was zeroed with NO_HOLE: reads as zeroes, is not reported as a hole."""
+MAX_SLOTS = 1 << 24
+UNIT_SHIFT, SLOT_SHIFT = 16, 40
+
+
+def pack_entry(slot: int, unit: int, block: int) -> int:
+    """Map entry: segment slot (never 0), unit of the extent, block in the extent."""
+    return slot << SLOT_SHIFT | unit << UNIT_SHIFT | block
+
+
+_ROOT = struct.Struct("<IIIIQQ16Q")
+_VOLUME = struct.Struct("<IIQQ16sB65s6x")
+STATISTICS = (
+    "extents_sealed", "extents_compressed", "blocks_zero", "bytes_in", "bytes_stored", "seal_ns", "commits",
+)  # fmt: skip
+"""Names of the counters kept in the root, in their order; the rest of the sixteen is reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeEntry:
+    """A disk in the catalogue: identity, size, height and root of its map, mapped blocks."""
+
+    volume: int
+    name: str
+    size: int
+    height: int
+    mapped: int
+    root: UnitRef | None
+
+    SIZE = _VOLUME.size
+
+    def pack(self) -> bytes:
+        raw = self.name.encode("ascii")
+        root = self.root.pack() if self.root else NO_REF
+        return _VOLUME.pack(self.volume, self.height, self.size, self.mapped, root, len(raw), raw)
+
+    @classmethod
+    def unpack(cls, data: bytes, offset: int) -> Self:
+        volume, height, size, mapped, root, length, raw = _VOLUME.unpack_from(data, offset)
+        return cls(volume, raw[:length].decode("ascii"), size, height, mapped, UnitRef.unpack(root))
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """First unit of a root segment: the catalogue, the counters, and how many table units follow."""
+
+    volumes: tuple[VolumeEntry, ...]
+    tables: tuple[int, ...]
+    """Sealed bytes of each TABLE unit that follows."""
+    next_sequence: int
+    """Segment sequence numbers from here on are unused."""
+    statistics: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        counters = (*self.statistics, *(0 for _ in range(16 - len(self.statistics))))
+        head = _ROOT.pack(len(self.volumes), len(self.tables), 0, 0, self.next_sequence, 0, *counters)
+        return b"".join(
+            [head, *(v.pack() for v in self.volumes), *(length.to_bytes(4, "little") for length in self.tables)]
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        volumes, tables, _, _, next_sequence, _, *counters = _ROOT.unpack_from(data)
+        at = _ROOT.size + volumes * VolumeEntry.SIZE
+        if at + tables * 4 > len(data):
+            raise DamageError("root", "is shorter than its tables", "run nbdvde check")
+        return cls(
+            tuple(VolumeEntry.unpack(data, _ROOT.size + i * VolumeEntry.SIZE) for i in range(volumes)),
+            struct.unpack_from(f"<{tables}I", data, at),
+            next_sequence,
+            tuple(counters[: len(STATISTICS)]),
+        )

@@ -1,0 +1,238 @@
+"""Logical block to sealed extent: a radix tree of immutable leaves, held in memory as far as it is used.
+
+A leaf maps 512 blocks (2 MiB) to u64 entries: 0 a hole, 1 an allocated zero, else
+`slot << 40 | unit << 16 | block in the extent`. A node holds 256 references to units one level below.
+In the image both are sealed units that are never rewritten; a checkpoint writes new copies of what changed,
+up to the root. Pure: loading is the caller's (`leaf_ref`, `install_leaf`, `install_node`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nbdvde.engine.layout import HOLE, NO_REF, UnitRef
+from nbdvde.errors import DamageError
+
+LEAF_BLOCKS = 512
+LEAF_SHIFT = 9
+FANOUT = 256
+_FANOUT_SHIFT = 8
+_EMPTY_LEAF = bytes(LEAF_BLOCKS * 8)
+if TYPE_CHECKING:
+    Leaf: TypeAlias = array[int]
+else:
+    Leaf = array
+"""512 entries of typecode 'Q'."""
+Entries = npt.NDArray[np.uint64]
+
+
+def height_for(blocks: int) -> int:
+    """Levels of nodes above the leaves that a disk of so many blocks needs."""
+    leaves, height = max(1, -(-blocks // LEAF_BLOCKS)), 0
+    while leaves > 1:
+        leaves, height = -(-leaves // FANOUT), height + 1
+    return height
+
+
+def new_leaf() -> Leaf:
+    return array("Q", _EMPTY_LEAF)
+
+
+def parse_leaf(data: bytes) -> Leaf:
+    """A leaf from its unit's plaintext."""
+    if len(data) != LEAF_BLOCKS * 8:
+        raise DamageError("map leaf", f"has {len(data)} bytes", "run nbdvde check")
+    return array("Q", data)
+
+
+class Node:
+    """256 references as one bytearray, and whether it differs from its unit."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | None = None) -> None:
+        if data is not None and len(data) != FANOUT * UnitRef.SIZE:
+            raise DamageError("map node", f"has {len(data)} bytes", "run nbdvde check")
+        self.data = bytearray(data if data is not None else FANOUT * NO_REF)
+
+    def get(self, index: int) -> UnitRef | None:
+        return UnitRef.unpack(self.data, index * UnitRef.SIZE)
+
+    def set(self, index: int, ref: UnitRef | None) -> None:
+        self.data[index * UnitRef.SIZE : (index + 1) * UnitRef.SIZE] = ref.pack() if ref else NO_REF
+
+    def is_empty(self) -> bool:
+        return not any(self.data)
+
+
+class Missing(Exception):  # noqa: N818 - a signal, not an error
+    """A node has to be loaded before the answer is known."""
+
+    def __init__(self, level: int, index: int, ref: UnitRef) -> None:
+        self.level, self.index, self.ref = level, index, ref
+
+
+class LbaMap:
+    """The map of one volume.
+
+    `leaves` holds the leaves in memory, by number, oldest first; dirty ones stay until a checkpoint wrote
+    them. Changing a frozen leaf (one that a checkpoint is writing) replaces it by a copy.
+    """
+
+    def __init__(self, blocks: int, root: UnitRef | None = None, mapped: int = 0) -> None:
+        self.blocks = blocks
+        self.height = height_for(blocks)
+        self.root = root
+        self.mapped = mapped
+        """Blocks with an extent behind them."""
+        self.leaves: dict[int, Leaf] = {}
+        self.dirty: set[int] = set()
+        self.frozen: set[int] = set()
+        self._nodes: dict[tuple[int, int], Node] = {}
+
+    def lookup(self, block: int) -> int | None:
+        """Entry of a block, or None when its leaf is not in memory."""
+        leaf = self.leaves.get(block >> LEAF_SHIFT)
+        return None if leaf is None else leaf[block & (LEAF_BLOCKS - 1)]
+
+    def leaf_ref(self, number: int) -> UnitRef | None:
+        """Where the image keeps a leaf, None when it is all holes. Raises Missing for a node on the way."""
+        return self._find(0, number)
+
+    def _find(self, level: int, index: int) -> UnitRef | None:
+        """Where the image keeps a node, or at level 0 a leaf."""
+        ref = self.root
+        for above in range(self.height, level, -1):
+            if ref is None:
+                return None
+            shift = _FANOUT_SHIFT * (above - level)
+            ref = self._node(above, index >> shift, ref).get(index >> (shift - _FANOUT_SHIFT) & (FANOUT - 1))
+        return ref
+
+    def _node(self, level: int, index: int, ref: UnitRef) -> Node:
+        node = self._nodes.get((level, index))
+        if node is None:
+            raise Missing(level, index, ref)
+        return node
+
+    def node_copy(self, level: int, index: int) -> tuple[Node, UnitRef | None]:
+        """A copy of a node, and where the image keeps the original. Raises Missing."""
+        ref = self._find(level, index)
+        return (Node(), None) if ref is None else (Node(bytes(self._node(level, index, ref).data)), ref)
+
+    def install_node(self, level: int, index: int, data: bytes) -> None:
+        """Hand in a node that `Missing` asked for."""
+        self._nodes.setdefault((level, index), Node(data))
+
+    def install_leaf(self, number: int, leaf: Leaf) -> Leaf:
+        """Hand in a loaded leaf; one that came in the meantime stays."""
+        return self.leaves.setdefault(number, leaf)
+
+    def evict(self, keep: int) -> None:
+        """Forget the oldest clean leaves beyond `keep`."""
+        surplus = len(self.leaves) - keep
+        if surplus <= 0:
+            return
+        for number in [n for n in self.leaves if n not in self.dirty and n not in self.frozen][:surplus]:
+            del self.leaves[number]
+
+    def _writable(self, number: int) -> Leaf:
+        leaf = self.leaves[number]
+        if number in self.frozen:
+            self.frozen.discard(number)
+            leaf = self.leaves[number] = leaf[:]
+        self.dirty.add(number)
+        return leaf
+
+    def assign(self, blocks: Sequence[int], entries: Sequence[int]) -> list[int]:
+        """Map each block to its entry; answers the entries replaced. Their leaves are in memory.
+
+        The blocks are distinct and ascending. About 0.15 µs a block.
+        """
+        replaced = []
+        number, leaf = -1, new_leaf()
+        for block, entry in zip(blocks, entries, strict=True):
+            if block >> LEAF_SHIFT != number:
+                number = block >> LEAF_SHIFT
+                leaf = self._writable(number)
+            at = block & (LEAF_BLOCKS - 1)
+            replaced.append(leaf[at])
+            leaf[at] = entry
+        self.mapped += sum(e > 1 for e in entries) - sum(e > 1 for e in replaced)
+        return replaced
+
+    def fill(self, start: int, stop: int, value: int) -> Entries:
+        """Set every block of [start, stop) inside one leaf in memory; answers the entries replaced."""
+        leaf = self._writable(start >> LEAF_SHIFT)
+        low = start & (LEAF_BLOCKS - 1)
+        view = np.frombuffer(leaf, np.uint64)[low : low + stop - start]
+        replaced = view.copy()
+        view[:] = value
+        self.mapped -= int(np.count_nonzero(replaced > 1))
+        return replaced
+
+    def leaves_present(self, first: int, last: int) -> Iterable[int]:
+        """Numbers of the leaves in [first, last] that may hold something: in memory or in the image.
+
+        Raises Missing for a node that has to be loaded first. Cost follows what is there, not the range.
+        """
+        found = {n for n in self.leaves if first <= n <= last}
+        self._collect(self.height, 0, self.root, first, last, found)
+        return sorted(found)
+
+    def _collect(self, level: int, index: int, ref: UnitRef | None, first: int, last: int, found: set[int]) -> None:
+        shift = _FANOUT_SHIFT * level
+        if ref is None or index << shift > last or ((index + 1) << shift) - 1 < first:
+            return
+        if level == 0:
+            found.add(index)
+            return
+        node = self._node(level, index, ref)
+        for child in range(FANOUT):
+            self._collect(level - 1, index * FANOUT + child, node.get(child), first, last, found)
+
+    # Checkpoint: freeze, write the leaves, then the nodes above them level by level.
+
+    def freeze(self) -> dict[int, Leaf]:
+        """The dirty leaves, which from now on are replaced, not changed. Call `thaw` when they are written."""
+        assert not self.frozen, "one checkpoint at a time"
+        self.frozen = set(self.dirty)
+        taken = {number: self.leaves[number] for number in sorted(self.dirty)}
+        self.dirty = set()
+        return taken
+
+    def thaw(self, root: UnitRef | None, nodes: dict[tuple[int, int], Node]) -> None:
+        """The frozen leaves are in the image, under these new nodes."""
+        self.frozen = set()
+        self.root = root
+        self._nodes.update(nodes)
+
+    def unfreeze(self, taken: Iterable[int]) -> None:
+        """The checkpoint failed: what it took is dirty again."""
+        self.dirty.update(taken)
+        self.frozen = set()
+
+
+def is_hole(leaf: Leaf) -> bool:
+    """Whether no block of the leaf is mapped."""
+    return leaf.tobytes() == _EMPTY_LEAF
+
+
+__all__ = [
+    "FANOUT",
+    "HOLE",
+    "LEAF_BLOCKS",
+    "LEAF_SHIFT",
+    "LbaMap",
+    "Missing",
+    "Node",
+    "height_for",
+    "is_hole",
+    "new_leaf",
+    "parse_leaf",
+]

@@ -1,0 +1,265 @@
+"""The log: groups appended to segments, each one record and the extents it places.
+
+    group = header 48 | record | extents …          at a multiple of 4096 in its segment, and as long
+    link  = the last two blocks of the segment: where its groups end and where the log goes on
+
+One writer at a time (a worker thread), which takes its segments from `ready`. What is written becomes
+durable with `sync`. An error of the device poisons the log: nothing is appended or synced after it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from nbdvde import workers
+from nbdvde.disk import BLOCK, Buffer
+from nbdvde.engine.extent import Compressor, is_compressed
+from nbdvde.engine.layout import (
+    HEADER_BYTES,
+    LINK_BYTES,
+    TAG_BYTES,
+    Domain,
+    GroupHeader,
+    Kind,
+    Link,
+    LogPoint,
+    Record,
+    pack_entry,
+    pack_index,
+)
+from nbdvde.engine.segments import State, log_room
+from nbdvde.engine.storage import Storage
+from nbdvde.errors import PoisonedError
+
+PART_BLOCKS = 256
+"""Blocks in a group at most: 1 MiB, so that little is lost at the end of a segment."""
+PARALLEL_BLOCKS = 32
+"""From here on sealing is spread over threads: below 64 KiB for each they cost more than they give (DESIGN.md, 3)."""
+_EXTENT_OVERHEAD = 4 + TAG_BYTES
+_ZERO_PAGE = bytes(BLOCK)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What sealing did so far; layout.STATISTICS names the fields that an image keeps."""
+
+    extents_sealed: int = 0
+    extents_compressed: int = 0
+    blocks_zero: int = 0
+    bytes_in: int = 0
+    bytes_stored: int = 0
+    seal_ns: int = 0
+    commits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a transaction does to the map of a volume, zeroes first."""
+
+    zeroes: Sequence[tuple[int, int, bool]]
+    """(first block, blocks, allocated)."""
+    blocks: Sequence[int]
+    entries: Sequence[int]
+
+
+def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, count) of the consecutive runs in ascending block numbers."""
+    runs: list[tuple[int, int]] = []
+    start = previous = -2
+    for block in blocks:
+        if block != previous + 1:
+            if start >= 0:
+                runs.append((start, previous - start + 1))
+            start = block
+        previous = block
+    if start >= 0:
+        runs.append((start, previous - start + 1))
+    return runs
+
+
+def worst_group(blocks: int, extents: int, zeroes: int) -> int:
+    """Bytes that a group of so many blocks takes at most."""
+    record = Record.packed_bytes(extents, zeroes, blocks) + TAG_BYTES
+    total = HEADER_BYTES + record + blocks * BLOCK + extents * _EXTENT_OVERHEAD
+    return -(-total // BLOCK) * BLOCK
+
+
+class LogWriter:
+    """Appends transactions. `point` is where the next group goes."""
+
+    def __init__(
+        self, storage: Storage, state: State, *, sequence: int, chain: bytes, epoch: int, level: int, extent_blocks: int
+    ) -> None:
+        self._storage, self.state, self._epoch = storage, state, epoch
+        state.linked = True
+        self._extent_blocks = extent_blocks
+        self._compressor = workers.PerThread(lambda: Compressor(level))
+        self._sequence, self._chain = sequence, chain
+        self._synced = sequence
+        self._part_blocks = min(PART_BLOCKS, log_room(state.segment) // BLOCK // 2)
+        self.ready: deque[State] = deque()
+        """Allocated, durable segments to go on in."""
+        self.counters = Counters()
+        self.poisoned: str | None = None
+
+    @property
+    def point(self) -> LogPoint:
+        """Where the next group will lie."""
+        return LogPoint(self.state.segment, self.state.used, self.state.units, self._sequence, self._chain)
+
+    def room(self) -> int:
+        """Bytes that groups can surely still take, in the open segment and the ready ones.
+
+        At the end of each a largest group may not fit any more.
+        """
+        return self.usable(self.state) + sum(map(self.usable, self.ready))
+
+    def usable(self, state: State) -> int:
+        """Bytes of a segment that groups can surely take."""
+        waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
+        return max(0, log_room(state.segment) - state.used - waste)
+
+    def worst(self, payload: int) -> int:
+        """Bytes that so many bytes of whole blocks take at most in the log, with what two transactions add."""
+        groups = payload // (self._part_blocks * BLOCK) + 4
+        return payload + payload // 64 + groups * 2 * BLOCK
+
+    def append(self, volume: int, blocks: dict[int, Buffer], zeroes: Sequence[tuple[int, int, bool]]) -> Change:
+        """Write one transaction: zeroed ranges, then blocks. It is atomic, and durable after `sync`."""
+        self._refuse_if_poisoned()
+        begun = time.monotonic_ns()
+        kept, zero_ranges = _without_zeroes(blocks, zeroes)
+        self.counters.blocks_zero += len(blocks) - len(kept)
+        entries: list[int] = []
+        parts = list(self._parts(kept, zero_ranges))
+        for number, (part, ranges) in enumerate(parts):
+            entries += self._group(volume, part, [blocks[b] for b in part], ranges, final=number == len(parts) - 1)
+        self.counters.commits += 1
+        self.counters.seal_ns += time.monotonic_ns() - begun
+        return Change(zero_ranges, kept, entries)
+
+    def _parts(
+        self, blocks: Sequence[int], zeroes: Sequence[tuple[int, int, bool]]
+    ) -> Iterator[tuple[Sequence[int], Sequence[tuple[int, int, bool]]]]:
+        """Groups of a transaction, each small enough for an empty segment."""
+        ranges = self._part_blocks * 64
+        yield from (((), zeroes[start : start + ranges]) for start in range(0, len(zeroes), ranges))
+        size = self._part_blocks
+        yield from ((blocks[start : start + size], ()) for start in range(0, len(blocks), size))
+
+    def _group(
+        self, volume: int, blocks: Sequence[int], pages: Sequence[Buffer], zeroes: Sequence[tuple[int, int, bool]],
+        *, final: bool,
+    ) -> list[int]:  # fmt: skip
+        """Seal and write one group; answers the map entries of its blocks."""
+        size = self._extent_blocks
+        chunks = [pages[i : i + size] for i in range(0, len(pages), size)]
+        if worst_group(len(blocks), len(chunks), len(zeroes)) > log_room(self.state.segment) - self.state.used:
+            self._roll()
+        state = self.state
+        first = state.units
+        state.units += 1 + len(chunks)
+        extents = self._seal(state, first + 1, chunks)
+        record = Record(
+            self._sequence, self._epoch, volume, final, self._chain,
+            tuple((len(sealed), len(chunk)) for sealed, chunk in zip(extents, chunks, strict=True)),
+            tuple(zeroes), tuple(runs_of(blocks)),
+        ).pack()  # fmt: skip
+        payload = sum(map(len, extents))
+        unpadded = HEADER_BYTES + len(record) + TAG_BYTES + payload
+        record = record.ljust(len(record) + -unpadded % BLOCK, b"\0")
+        length = unpadded + -unpadded % BLOCK
+        header = GroupHeader(first, len(chunks), len(record) + TAG_BYTES, length, self._sequence, self._synced)
+        self._write(state, [
+            state.sealer.seal(state.used // BLOCK, Kind.HEADER, header.pack(), domain=Domain.HEADER),
+            state.sealer.seal(first, Kind.RECORD, record),
+            *extents,
+        ])  # fmt: skip
+        entries = _index(state, first, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
+        state.used += length
+        self._sequence += 1
+        self._chain = blake3(record).digest()
+        self.counters.bytes_stored += length
+        self.counters.bytes_in += len(blocks) * BLOCK
+        return entries
+
+    def _seal(self, state: State, first: int, chunks: Sequence[Sequence[Buffer]]) -> list[bytes]:
+        def seal(numbered: tuple[int, Sequence[Buffer]]) -> tuple[bytes, bool]:
+            number, pages = numbered
+            plain = self._compressor.get().encode(pages)
+            return state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(pages)), is_compressed(plain)
+
+        spread = sum(map(len, chunks)) >= PARALLEL_BLOCKS and len(chunks) > 1
+        results = workers.parallel(seal, enumerate(chunks)) if spread else list(map(seal, enumerate(chunks)))
+        self.counters.extents_sealed += len(chunks)
+        self.counters.extents_compressed += sum(packed for _, packed in results)
+        return [sealed for sealed, _ in results]
+
+    def _roll(self) -> None:
+        """Link the open segment to the next ready one and go on there."""
+        state = self.state
+        following = self.ready.popleft()
+        link = Link(state.used, state.units, self._sequence, self._synced, self._chain, following.segment)
+        sealed = state.sealer.seal(0, Kind.LINK, link.pack(), domain=Domain.LINK)
+        self._write(state, [sealed, sealed], at=state.segment.length - LINK_BYTES)
+        following.linked = True
+        self.state = following
+
+    def _write(self, state: State, buffers: list[bytes], at: int | None = None) -> None:
+        position = state.used if at is None else at
+        try:
+            self._storage.write(state.segment.offset + position, buffers)
+        except OSError as error:
+            self.poison(f"writing failed: {error.strerror}")
+
+    def sync(self) -> None:
+        """Make everything appended durable."""
+        self._refuse_if_poisoned()
+        sequence = self._sequence
+        try:
+            self._storage.sync()
+        except OSError as error:
+            self.poison(f"syncing failed: {error.strerror}")
+        self._synced = sequence
+
+    def poison(self, why: str) -> None:
+        """Refuse everything from now on, and raise."""
+        self.poisoned = self.poisoned or why
+        self._refuse_if_poisoned()
+
+    def _refuse_if_poisoned(self) -> None:
+        if self.poisoned:
+            raise PoisonedError("image", self.poisoned, "it takes no more writes: mend the device and reopen it")
+
+
+def _index(
+    state: State, first: int, position: int, extents: Sequence[bytes], chunks: Sequence[Sequence[Buffer]]
+) -> list[int]:
+    """Enter a group into its segment's index; answers the map entries of the blocks."""
+    assert state.index is not None, "the open segment has its index"
+    state.index.append(0)
+    position += state.used
+    entries: list[int] = []
+    for number, (sealed, pages) in enumerate(zip(extents, chunks, strict=True), first + 1):
+        state.index.append(pack_index(position, len(sealed), len(pages)))
+        position += len(sealed)
+        base = pack_entry(state.segment.slot, number, 0)
+        entries.extend(range(base, base + len(pages)))
+    return entries
+
+
+def _without_zeroes(
+    blocks: dict[int, Buffer], zeroes: Sequence[tuple[int, int, bool]]
+) -> tuple[list[int], list[tuple[int, int, bool]]]:
+    """Blocks to store in ascending order, and the zeroed ranges with the blocks that hold only zeroes."""
+    kept = sorted(blocks)
+    empty = [block for block in kept if not blocks[block][0] and bytes(blocks[block]) == _ZERO_PAGE]
+    ranges = [(start, stop - start, allocated) for start, stop, allocated in zeroes]
+    if empty:
+        gone = set(empty)
+        kept = [block for block in kept if block not in gone]
+        ranges += [(start, count, False) for start, count in runs_of(empty)]
+    return kept, ranges

@@ -1,0 +1,20 @@
+"""Metadata units are zstd frames of a bounded size."""
+
+import zstandard
+
+from nbdvde.errors import DamageError
+
+UNIT_MAX = 16 << 20
+"""Bytes of plaintext a metadata unit may have; a larger claim is damage."""
+
+
+def deflate(data: bytes) -> bytes:
+    """`data` as one zstd frame at level 1."""
+    return zstandard.ZstdCompressor(level=1, write_checksum=False).compress(data)
+
+
+def inflate(frame: bytes) -> bytes:
+    """What `deflate` was given."""
+    if zstandard.frame_content_size(frame) > UNIT_MAX:
+        raise DamageError("metadata unit", "is too large", "run nbdvde check")
+    return zstandard.ZstdDecompressor().decompress(frame)

@@ -1,0 +1,91 @@
+"""From a map entry to the bytes of its frame: index, file, authentication, decompression, cache."""
+
+from dataclasses import dataclass
+
+from nbdvde import workers
+from nbdvde.disk import BLOCK, Piece
+from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
+from nbdvde.engine.extent import Decoder
+from nbdvde.engine.layout import FRAME_BLOCKS, SLOT_SHIFT, UNIT_SHIFT, Kind
+from nbdvde.engine.segments import Segments
+from nbdvde.errors import DamageError
+
+_UNIT_MASK = (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1
+_BLOCK_MASK = (1 << UNIT_SHIFT) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A run of blocks of one extent: where it goes in the list of pieces, its first entry, how many."""
+
+    place: int
+    entry: int
+    blocks: int
+
+
+class Reader:
+    """Reads sealed extents of an image."""
+
+    def __init__(self, segments: Segments, cache: FrameCache) -> None:
+        self._segments, self.cache = segments, cache
+        self._decoder = Decoder()
+        self._decoders = workers.PerThread(Decoder)
+
+    def frame_nowait(self, entry: int) -> bytes | None:
+        """The frame that holds a block, or None when it has to be waited for. Raises DamageError."""
+        key = entry >> FRAME_SHIFT
+        frame = self.cache.get(key)
+        if frame is not None:
+            return frame
+        segments = self._segments
+        state = segments.find(entry >> SLOT_SHIFT)
+        unit = entry >> UNIT_SHIFT & _UNIT_MASK
+        if state.index is None and not segments.load_index_nowait(state):
+            return None
+        place = segments.locate(state, unit)
+        assert place is not None, "the index is in memory"
+        position, length, blocks = place
+        block = entry & _BLOCK_MASK
+        _check(block < blocks, entry)
+        sealed = segments.storage.read_nowait(state.segment.offset + position, length)
+        if sealed is None:
+            return None
+        plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
+        frame = self._decoder.frame(plain, blocks, block // FRAME_BLOCKS)
+        self.cache.put(key, frame)
+        return frame
+
+    def fill(self, pieces: list[list[Piece]], wants: list[Want]) -> None:
+        """Put what is wanted into its places; for a worker thread. Raises DamageError."""
+        for want in wants:
+            pieces[want.place] = self._blocks(want)
+
+    def _blocks(self, want: Want) -> list[Piece]:
+        segments = self._segments
+        state = segments.find(want.entry >> SLOT_SHIFT)
+        unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
+        segments.load_index(state)
+        place = segments.locate(state, unit)
+        assert place is not None, "the index is in memory"
+        position, length, blocks = place
+        first = want.entry & _BLOCK_MASK
+        _check(first + want.blocks <= blocks, want.entry)
+        sealed = segments.storage.read(state.segment.offset + position, length)
+        plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
+        return list(self._cut(plain, blocks, first, first + want.blocks))
+
+    def _cut(self, plain: bytes, blocks: int, first: int, stop: int) -> list[Piece]:
+        """The blocks [first, stop) of an extent, frame by frame."""
+        decoder = self._decoders.get()
+        pieces: list[Piece] = []
+        for frame in range(first // FRAME_BLOCKS, (stop - 1) // FRAME_BLOCKS + 1):
+            data = decoder.frame(plain, blocks, frame)
+            base = frame * FRAME_BLOCKS
+            low, high = max(first - base, 0) * BLOCK, min(stop - base, FRAME_BLOCKS) * BLOCK
+            pieces.append(data if high - low == len(data) else memoryview(data)[low:high])
+        return pieces
+
+
+def _check(sound: bool, entry: int) -> None:
+    if not sound:
+        raise DamageError("map", f"points past the end of an extent (entry {entry:#x})", "run nbdvde check")

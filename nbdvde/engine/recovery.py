@@ -1,0 +1,189 @@
+"""Opening an image: the newest sound superblock, what it points at, and the log after it.
+
+Everything here is synchronous and reads only; whoever opens for writing then makes a checkpoint, so that
+the accepted tail is durable before the first reply.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from nbdvde.engine.changes import apply, leaves_of
+from nbdvde.engine.layout import (
+    BLOCK,
+    DATA_START,
+    LINK_BYTES,
+    MAX_DISK_BYTES,
+    STATE_CLEAN,
+    STATISTICS,
+    SUPERBLOCKS,
+    Kind,
+    Root,
+    Segment,
+    Superblock,
+    TableEntry,
+    VolumeEntry,
+)
+from nbdvde.engine.lbamap import LbaMap, Missing, new_leaf, parse_leaf
+from nbdvde.engine.log import Change
+from nbdvde.engine.metadata import inflate
+from nbdvde.engine.replay import Replay
+from nbdvde.engine.sealing import Keyring
+from nbdvde.engine.segments import Segments
+from nbdvde.engine.space import FreeSpace
+from nbdvde.engine.storage import Storage
+from nbdvde.errors import DamageError, ImageError, KeyFailure
+
+_NO_LIMIT = 1 << 63
+
+
+@dataclass(slots=True)
+class Volume:
+    """A disk of the image as the catalogue has it."""
+
+    volume: int
+    name: str
+    size: int
+    map: LbaMap
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An image in memory, at the end of its log."""
+
+    storage: Storage
+    superblock: Superblock
+    keyring: Keyring
+    segments: Segments
+    volumes: dict[int, Volume]
+    statistics: tuple[int, ...]
+    sequence: int
+    """Of the next log record."""
+    chain: bytes
+    units_verified: int
+
+
+def read_superblocks(storage: Storage) -> list[Superblock]:
+    """The sound superblocks, newest first. Raises ImageError when this is no image, DamageError when both are lost."""
+    blocks = [storage.read(offset, BLOCK) for offset in SUPERBLOCKS]
+    found = [superblock for superblock in map(Superblock.unpack, blocks) if superblock]
+    if found:
+        return sorted(found, key=lambda superblock: superblock.sequence, reverse=True)
+    if any(block.startswith(b"NBDVDE") for block in blocks):
+        raise DamageError("image", "both superblocks are damaged", "restore them from a backup")
+    raise ImageError("image", "is not an nbdvde image", "make one with nbdvde create")
+
+
+def load(storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True) -> Loaded:
+    """Read the image up to the end of its log, or of its last checkpoint. `master_of` answers the master key.
+
+    Raises ImageError, KeyFailure, DamageError.
+    """
+    candidates = read_superblocks(storage)
+    master = master_of(candidates[0])
+    superblock, keyring = _choose(storage, candidates, master)
+    loaded = _load_root(storage, superblock, keyring)
+    if replay and superblock.state != STATE_CLEAN:
+        _replay(loaded)
+    return loaded
+
+
+def _choose(storage: Storage, candidates: list[Superblock], master: bytes) -> tuple[Superblock, Keyring]:
+    """The newest superblock that was made with this key."""
+    for superblock in candidates:
+        keyring = Keyring(master, superblock.uuid, superblock.encryption)
+        block = storage.read(SUPERBLOCKS[superblock.sequence % 2], BLOCK)
+        if Superblock.authentic(block, keyring.superblock_key()):
+            return superblock, keyring
+    raise KeyFailure("image", "the key does not fit its superblocks", "give the right key; or they were altered")
+
+
+def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Loaded:
+    space = FreeSpace(DATA_START, superblock.capacity or _NO_LIMIT)
+    segments = Segments(storage, keyring, space, _checked_segment_bytes(superblock))
+    root, tables = _read_root(storage, superblock, keyring)
+    for entry in tables:
+        segments.adopt(entry)
+    segments.reserve(superblock.root)
+    segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
+    volumes = {entry.volume: _volume(entry) for entry in root.volumes}
+    if space.end > storage.size():
+        raise DamageError("image", f"is truncated: {storage.size()} of {space.end} bytes are left", "restore the rest")
+    segments.finish_adopting()
+    return Loaded(
+        storage, superblock, keyring, segments, volumes, root.statistics[: len(STATISTICS)],
+        superblock.log.sequence, superblock.log.chain, 1 + len(root.tables),
+    )  # fmt: skip
+
+
+def _checked_segment_bytes(superblock: Superblock) -> int:
+    if superblock.segment_bytes % BLOCK or not LINK_BYTES < superblock.segment_bytes <= 1 << 24:
+        raise DamageError("superblock", "has an impossible segment size", "use a newer nbdvde")
+    return superblock.segment_bytes
+
+
+def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tuple[Root, Iterable[TableEntry]]:
+    segment, sealer = superblock.root, keyring.sealer(superblock.root)
+    first = sealer.open(0, Kind.ROOT, storage.read(segment.offset, superblock.root_length))
+    root = Root.unpack(inflate(first))
+    entries: list[TableEntry] = []
+    offset = segment.offset + superblock.root_length
+    for number, length in enumerate(root.tables, 1):
+        raw = inflate(sealer.open(number, Kind.TABLE, storage.read(offset, length)))
+        entries += (TableEntry.unpack(raw, at) for at in range(0, len(raw), TableEntry.SIZE))
+        offset += length
+    return root, entries
+
+
+def _volume(entry: VolumeEntry) -> Volume:
+    if not 0 < entry.size <= MAX_DISK_BYTES:
+        raise DamageError("catalogue", f"disk {entry.name} has an impossible size", "run nbdvde check")
+    lbamap = LbaMap(-(-entry.size // BLOCK), entry.root, entry.mapped)
+    if entry.height != lbamap.height:
+        raise DamageError("catalogue", f"disk {entry.name} has a map of the wrong height", "run nbdvde check")
+    return Volume(entry.volume, entry.name, entry.size, lbamap)
+
+
+def _replay(loaded: Loaded) -> None:
+    replay = Replay(loaded.segments, loaded.superblock.log, loaded.superblock.epoch)
+    for number, changes in replay.transactions():
+        volume = loaded.volumes.get(number)
+        if volume is None:
+            raise DamageError("log record", f"changes volume {number}, which does not exist", "run nbdvde check")
+        for change in changes:
+            _check_bounds(volume, change)
+            load_leaves(loaded.segments, volume.map, change)
+            apply(loaded.segments, volume.map, change)
+    loaded.sequence, loaded.chain = replay.sequence, replay.chain
+    loaded.units_verified += replay.units_verified
+    loaded.segments.finish_adopting()
+
+
+def _check_bounds(volume: Volume, change: Change) -> None:
+    last = max(change.blocks, default=0)
+    last = max(last, *(start + count - 1 for start, count, _ in change.zeroes), 0)
+    if last >= volume.map.blocks:
+        raise DamageError("log record", f"reaches past the end of disk {volume.name}", "run nbdvde check")
+
+
+def load_leaves(segments: Segments, lbamap: LbaMap, change: Change) -> None:
+    """Have the leaves in memory that a change touches; blocks."""
+    while True:
+        try:
+            missing = [number for number in leaves_of(lbamap, change) if number not in lbamap.leaves]
+            for number in missing:
+                load_leaf(segments, lbamap, number)
+        except Missing as node:
+            lbamap.install_node(node.level, node.index, segments.read_unit(node.ref, Kind.NODE))
+        else:
+            return
+
+
+def load_leaf(segments: Segments, lbamap: LbaMap, number: int) -> None:
+    """Have one leaf in memory; blocks. Raises lbamap.Missing for a node."""
+    ref = lbamap.leaf_ref(number)
+    lbamap.install_leaf(number, parse_leaf(segments.read_unit(ref, Kind.LEAF)) if ref else new_leaf())
+
+
+def empty_segment() -> Segment:
+    """The log segment of an image that was never opened: none."""
+    return Segment(0, 0, 0, 0, bytes(32))

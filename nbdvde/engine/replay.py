@@ -1,0 +1,184 @@
+"""Reading the log after a crash: every group after the checkpoint is verified, the contiguous chain accepted.
+
+Where the chain breaks, what lies behind decides. A crash can tear only what had not been synced; groups and
+links say what was durable when they were sealed (`synced`). One behind the break that says so of the missing
+group proves damage, and the image refuses to open; otherwise the rest is a torn tail and is cut.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from nbdvde.engine.layout import (
+    BLOCK,
+    HEADER_BYTES,
+    KIND_LOG,
+    LINK_BYTES,
+    Domain,
+    GroupHeader,
+    Kind,
+    Link,
+    LogPoint,
+    Record,
+    TableEntry,
+    pack_entry,
+    pack_index,
+)
+from nbdvde.engine.log import Change
+from nbdvde.engine.sealing import Sealer
+from nbdvde.engine.segments import Segments, State, log_room
+from nbdvde.errors import DamageError
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One verified group: its record, and where its blocks lie."""
+
+    record: Record
+    change: Change
+
+
+class Replay:
+    """Follows the log from a point; `transactions` yields what to apply, `state` and so on tell where it ended."""
+
+    def __init__(self, segments: Segments, point: LogPoint, epoch: int) -> None:
+        self._segments, self._epoch = segments, epoch
+        self._sequence, self._chain = point.sequence, point.chain
+        self.state = self._enter(point)
+        self.units_verified = 0
+
+    @property
+    def sequence(self) -> int:
+        """Sequence of the next record."""
+        return self._sequence
+
+    @property
+    def chain(self) -> bytes:
+        """Hash of the last accepted record."""
+        return self._chain
+
+    def transactions(self) -> Iterator[tuple[int, list[Change]]]:
+        """(volume, changes in order) of each whole transaction. What is left of one that was cut has no effect."""
+        parts: list[Group] = []
+        for group in self._groups():
+            parts.append(group)
+            if group.record.final:
+                yield group.record.volume, [part.change for part in parts]
+                parts = []
+
+    def _enter(self, point: LogPoint) -> State:
+        """The segment of a point: one that the table lists, or a new one that a link names."""
+        segment = point.segment
+        state = self._segments.states.get(segment.slot)
+        if state is None or state.segment.sequence != segment.sequence:
+            if segment.end > self._segments.storage.size():
+                raise DamageError("image", "is truncated: a log segment lies past its end", "restore the file's end")
+            state = self._segments.adopt(TableEntry(segment, None, point.position, point.unit, 0, KIND_LOG))
+        self._segments.load_index(state)
+        self._data = self._segments.storage.read(segment.offset, segment.length)
+        return state
+
+    def _groups(self) -> Iterator[Group]:
+        while True:
+            while (group := self._next_group()) is not None:
+                yield group
+            link = self._link()
+            if link is None or (link.position, link.unit, link.sequence, link.chain) != (
+                self.state.used, self.state.units, self._sequence, self._chain,
+            ):  # fmt: skip
+                self._refuse_damage(link)
+                return
+            self.state = self._enter(LogPoint(link.segment, 0, 0, self._sequence, self._chain))
+
+    def _next_group(self) -> Group | None:
+        """The group at the end of what was accepted, or None when there is no valid one."""
+        state, position = self.state, self.state.used
+        header = self._header(position)
+        if header is None or header.sequence != self._sequence or header.unit != state.units:
+            return None
+        if position + header.length > log_room(state.segment) or header.length % BLOCK:
+            return None
+        try:
+            return self._open_group(state, position, header)
+        except DamageError:
+            return None
+
+    def _open_group(self, state: State, position: int, header: GroupHeader) -> Group:
+        at = position + HEADER_BYTES
+        raw = state.sealer.open(header.unit, Kind.RECORD, self._data[at : at + header.record_length])
+        record = Record.unpack(raw)
+        if (record.sequence, record.epoch, record.previous) != (self._sequence, self._epoch, self._chain):
+            raise DamageError("log record", "belongs to another history", "run nbdvde check")
+        at += header.record_length
+        items: list[int] = [0]
+        entries: list[int] = []
+        for unit, (length, blocks) in enumerate(record.extents, header.unit + 1):
+            state.sealer.open(unit, Kind.EXTENT, self._data[at : at + length], blocks=blocks)
+            items.append(pack_index(at, length, blocks))
+            base = pack_entry(state.segment.slot, unit, 0)
+            entries.extend(range(base, base + blocks))
+            at += length
+        places = [block for start, count in record.runs for block in range(start, start + count)]
+        if len(places) != len(entries):
+            raise DamageError("log record", "places another number of blocks than it holds", "run nbdvde check")
+        self._accept(state, header, items, raw)
+        return Group(record, Change(record.zeroes, places, entries))
+
+    def _accept(self, state: State, header: GroupHeader, items: list[int], raw: bytes) -> None:
+        assert state.index is not None, "the index was loaded on entering"
+        state.index.extend(items)
+        state.used += header.length
+        state.units += len(items)
+        self.units_verified += len(items) + 1
+        self._sequence += 1
+        self._chain = blake3(raw).digest()
+
+    def _header(self, position: int) -> GroupHeader | None:
+        return _find_header(self.state.sealer, self._data, position)
+
+    def _link(self) -> Link | None:
+        return _find_link(self.state.sealer, self._data)
+
+    def _refuse_damage(self, link: Link | None) -> None:
+        """Raise unless the chain may have been torn here by a crash."""
+        if any(synced > self._sequence for synced in self._witnesses(link)):
+            where = f"log record {self._sequence} at byte {self.state.segment.offset + self.state.used}"
+            raise DamageError(where, "is damaged, and later ones exist", "run nbdvde check")
+
+    def _witnesses(self, link: Link | None) -> Iterator[int]:
+        """What the links and headers behind the break, in this segment and those it leads to, say was durable."""
+        sealer, data, start = self.state.sealer, self._data, self.state.used
+        seen = set()
+        while True:
+            for position in range(start, len(data) - LINK_BYTES, BLOCK):
+                if header := _find_header(sealer, data, position):
+                    yield header.synced
+            if link is None or link.segment.sequence in seen:
+                return
+            yield link.synced
+            seen.add(link.segment.sequence)
+            sealer, start = self._segments.keyring.sealer(link.segment), 0
+            data = self._segments.storage.read(link.segment.offset, link.segment.length)
+            link = _find_link(sealer, data)
+
+
+def _find_header(sealer: Sealer, data: bytes, position: int) -> GroupHeader | None:
+    """The group header at a position of a segment, if there is a sound one."""
+    sealed = data[position : position + HEADER_BYTES]
+    if len(sealed) < HEADER_BYTES:
+        return None
+    try:
+        return GroupHeader.unpack(sealer.open(position // BLOCK, Kind.HEADER, sealed, domain=Domain.HEADER))
+    except DamageError:
+        return None
+
+
+def _find_link(sealer: Sealer, data: bytes) -> Link | None:
+    """The link in the last blocks of a segment, from whichever of its two copies is sound."""
+    for at in (len(data) - LINK_BYTES, len(data) - BLOCK):
+        try:
+            return Link.unpack(sealer.open(0, Kind.LINK, data[max(at, 0) : at + BLOCK], domain=Domain.LINK))
+        except DamageError:
+            continue
+    return None

@@ -1,0 +1,193 @@
+"""The segments of an image in use: identity, key and index of each, and the reading of sealed units."""
+
+from array import array
+from collections import deque
+
+from nbdvde.engine.layout import (
+    BLOCK,
+    KIND_LOG,
+    KIND_META,
+    LINK_BYTES,
+    MAX_SLOTS,
+    Kind,
+    Segment,
+    TableEntry,
+    UnitRef,
+    unpack_index,
+)
+from nbdvde.engine.metadata import inflate
+from nbdvde.engine.sealing import Keyring, Sealer
+from nbdvde.engine.space import FreeSpace
+from nbdvde.engine.storage import Storage
+from nbdvde.errors import DamageError, NoSpaceError
+
+_INDEXES_MAX = 2048
+"""Loaded indexes of closed segments kept: at 16 KiB each about 32 MiB."""
+
+
+class State:
+    """One segment in use."""
+
+    __slots__ = ("index", "index_ref", "indexed", "kind", "linked", "live", "sealer", "segment", "units", "used")
+
+    def __init__(self, segment: Segment, kind: int, sealer: Sealer) -> None:
+        self.segment, self.kind, self.sealer = segment, kind, sealer
+        self.linked = kind == KIND_META
+        """Whether the log, or a checkpoint, has come to it; a segment that waits to be used is in no table."""
+        self.used = 0
+        """Bytes written."""
+        self.units = 0
+        """Units numbered so far."""
+        self.index: array[int] | None = array("Q")
+        """Index entry of each unit, 0 for those that are no extents; None while not loaded."""
+        self.index_ref: UnitRef | None = None
+        self.indexed = 0
+        """Units that the index unit in the image covers."""
+        self.live = 0
+        """Blocks (log) or units (metadata) that the maps use: a hint, the truth is in the maps."""
+
+    def entry(self) -> TableEntry:
+        return TableEntry(self.segment, self.index_ref, self.used, self.units, self.live, self.kind)
+
+
+class Segments:
+    """Every segment in use, by slot. All changes are made on one thread."""
+
+    def __init__(self, storage: Storage, keyring: Keyring, space: FreeSpace, segment_bytes: int) -> None:
+        self.storage, self.keyring, self.space, self.segment_bytes = storage, keyring, space, segment_bytes
+        self.states: dict[int, State] = {}
+        self.next_sequence = 1
+        self._slots: deque[int] = deque()
+        self._next_slot = 1
+        self._loaded: deque[int] = deque()
+
+    # Making and removing segments
+
+    def new(self, kind: int, length: int, salt: bytes) -> State:
+        """A fresh segment; the caller has the storage allocate it, or calls `remove`."""
+        slot = self._slots.popleft() if self._slots else self._next_slot
+        if slot >= MAX_SLOTS:
+            raise NoSpaceError("image", "all segment slots are used", "trim or delete data")
+        segment = Segment(slot, length, self.next_sequence, self.space.allocate(length), salt)
+        if slot == self._next_slot:
+            self._next_slot += 1
+        self.next_sequence += 1
+        state = State(segment, kind, self.keyring.sealer(segment))
+        self.states[slot] = state
+        return state
+
+    def adopt(self, entry: TableEntry) -> State:
+        """Take over a segment that the image lists; its space must be free."""
+        segment = entry.segment
+        if segment.slot in self.states or not 0 < segment.slot < MAX_SLOTS:
+            raise DamageError("segment table", f"lists slot {segment.slot} twice", "run nbdvde check")
+        if entry.kind not in (KIND_LOG, KIND_META):
+            raise DamageError("segment table", f"slot {segment.slot} is of no known kind", "run nbdvde check")
+        self.reserve(segment)
+        state = State(segment, entry.kind, self.keyring.sealer(segment))
+        state.linked = True
+        state.used, state.units, state.live, state.index_ref = entry.used, entry.units, entry.live, entry.index
+        state.indexed = entry.units if entry.index else 0
+        state.index = None if entry.index else array("Q", bytes(8 * entry.units))
+        self.states[segment.slot] = state
+        self.next_sequence = max(self.next_sequence, segment.sequence + 1)
+        return state
+
+    def reserve(self, segment: Segment) -> None:
+        """Mark the space of a segment as used."""
+        try:
+            self.space.reserve(segment.offset, segment.length)
+        except ValueError as error:
+            raise DamageError("segment table", str(error), "run nbdvde check") from None
+
+    def finish_adopting(self) -> None:
+        """Every segment is known: find the unused slots below the highest."""
+        self._next_slot = max(self.states, default=0) + 1
+        self._slots = deque(slot for slot in range(1, self._next_slot) if slot not in self.states)
+
+    def new_root(self, length: int, salt: bytes) -> State:
+        """A fresh segment for a root: it has no slot, the superblock points at it."""
+        segment = Segment(0, length, self.next_sequence, self.space.allocate(length), salt)
+        self.next_sequence += 1
+        return State(segment, KIND_META, self.keyring.sealer(segment))
+
+    def remove(self, slot: int) -> Segment:
+        """Forget a segment. Its space and its slot stay taken until `release`."""
+        return self.states.pop(slot).segment
+
+    def release(self, segment: Segment) -> None:
+        """Its space and its slot can be used again."""
+        self.space.free(segment.offset, segment.length)
+        if segment.slot:
+            self._slots.append(segment.slot)
+
+    def shrink(self, state: State, length: int) -> Segment | None:
+        """Cut a segment's unused end off; answers that end as a range to free, if there is any."""
+        segment = state.segment
+        length = max(BLOCK, -(-length // BLOCK) * BLOCK)
+        if length >= segment.length:
+            return None
+        state.segment = Segment(segment.slot, length, segment.sequence, segment.offset, segment.salt)
+        return Segment(0, segment.length - length, 0, segment.offset + length, bytes(32))
+
+    # Reading
+
+    def find(self, slot: int) -> State:
+        """The segment of a slot that a reference names."""
+        state = self.states.get(slot)
+        if state is None:
+            raise DamageError("map", f"points at segment slot {slot}, which is not in use", "run nbdvde check")
+        return state
+
+    def read_unit(self, ref: UnitRef, kind: int) -> bytes:
+        """Plaintext of a metadata unit; blocks."""
+        state = self.find(ref.slot)
+        sealed = self.storage.read(state.segment.offset + ref.position, ref.length)
+        return inflate(state.sealer.open(ref.unit, kind, sealed))
+
+    def read_unit_nowait(self, ref: UnitRef, kind: int) -> bytes | None:
+        """Plaintext of a metadata unit, or None when it has to be waited for."""
+        state = self.find(ref.slot)
+        sealed = self.storage.read_nowait(state.segment.offset + ref.position, ref.length)
+        return None if sealed is None else inflate(state.sealer.open(ref.unit, kind, sealed))
+
+    def locate(self, state: State, unit: int) -> tuple[int, int, int] | None:
+        """(position, sealed bytes, blocks) of an extent, or None while the index is not loaded."""
+        index = state.index
+        if index is None:
+            return None
+        if unit >= len(index) or not index[unit]:
+            raise DamageError(
+                "map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check"
+            )
+        return unpack_index(index[unit])
+
+    def load_index(self, state: State) -> None:
+        """Read the index of a closed segment; blocks."""
+        if state.index is None and state.index_ref is not None:
+            self.install_index(state, self.read_unit(state.index_ref, Kind.INDEX))
+
+    def load_index_nowait(self, state: State) -> bool:
+        """As `load_index`; False when it has to be waited for."""
+        if state.index is None and state.index_ref is not None:
+            data = self.read_unit_nowait(state.index_ref, Kind.INDEX)
+            if data is None:
+                return False
+            self.install_index(state, data)
+        return True
+
+    def install_index(self, state: State, data: bytes) -> None:
+        """Keep a loaded index, and forget the one loaded longest ago when there are too many."""
+        if len(data) != 8 * state.units:
+            raise DamageError("segment index", f"has {len(data)} bytes for {state.units} units", "run nbdvde check")
+        state.index = array("Q", data)
+        self._loaded.append(state.segment.slot)
+        if len(self._loaded) > _INDEXES_MAX:
+            oldest = self.states.get(self._loaded.popleft())
+            if oldest is not None and oldest.index_ref is not None and oldest is not state:
+                oldest.index = None
+
+
+def log_room(segment: Segment) -> int:
+    """Bytes of a log segment that groups can use."""
+    return segment.length - LINK_BYTES

@@ -1,0 +1,417 @@
+"""One disk of an image: requests against the write buffer, the map and the sealed extents."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from nbdvde import workers
+from nbdvde.disk import BLOCK, Disk, Piece, Status
+from nbdvde.engine.buffer import Generation
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, Kind
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, new_leaf, parse_leaf
+from nbdvde.engine.rangelock import Claim, RangeLock
+from nbdvde.engine.reader import Reader, Want
+
+if TYPE_CHECKING:
+    from nbdvde.engine.image import Image
+
+_INLINE_BLOCKS = 32
+"""Reads up to 128 KiB are decoded on the event loop when the page cache has them; longer ones in a thread."""
+_SHIFT = 12
+_MASK = BLOCK - 1
+
+
+class Volume(Disk):
+    """A disk of an open image."""
+
+    def __init__(self, image: "Image", number: int, name: str, size: int, lbamap: LbaMap, reader: Reader) -> None:
+        self._image, self.number, self.name, self.size, self.map = image, number, name, size, lbamap
+        self._reader = reader
+        self.read_only = image.read_only
+        self.active = Generation()
+        self.frozen: Generation | None = None
+        self._lock = RangeLock()
+
+    # Reading
+
+    def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:
+        if length == BLOCK and not offset & _MASK:
+            piece = self._block_nowait(offset >> _SHIFT)
+            return None if piece is None else (piece,)
+        first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
+        if last - first >= _INLINE_BLOCKS:
+            return None
+        pieces = self._pieces_nowait(first, last + 1)
+        return None if pieces is None else _cut(pieces, offset - first * BLOCK, length)
+
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
+        with self._image.reading():
+            await self._load_leaves(range(first >> LEAF_SHIFT, ((stop - 1) >> LEAF_SHIFT) + 1))
+            # No await from here to the plan: the leaves cannot be evicted in between.
+            pieces, wants = self._plan(first, stop)
+            if wants:
+                await workers.run(self._reader.fill, pieces, wants)
+        return _cut(_flatten(pieces), offset - first * BLOCK, length)
+
+    def _buffered(self, block: int) -> Piece | None:
+        """The block when the write buffer has it: its bytes, or a hole."""
+        active, frozen = self.active, self.frozen
+        page = active.blocks.get(block)
+        if page is not None:
+            return page
+        if active.zeroes and active.zeroes.find(block) is not None:
+            return BLOCK
+        if frozen is not None:
+            page = frozen.blocks.get(block)
+            if page is not None:
+                return page
+            if frozen.zeroes and frozen.zeroes.find(block) is not None:
+                return BLOCK
+        return None
+
+    def _block_nowait(self, block: int) -> Piece | None:
+        """One block, or None when it takes I/O. The way of a random read: every call counts."""
+        page = self._buffered(block)
+        if page is not None:
+            return page
+        leaf = self.map.leaves.get(block >> LEAF_SHIFT) or self._leaf_nowait(block >> LEAF_SHIFT)
+        if leaf is None:
+            return None
+        entry = leaf[block & (LEAF_BLOCKS - 1)]
+        if entry <= ALLOCATED_ZERO:
+            return BLOCK
+        frame = self._reader.frame_nowait(entry)
+        if frame is None:
+            return None
+        start = (entry & 3) * BLOCK
+        return frame[start : start + BLOCK]
+
+    def _pieces_nowait(self, first: int, stop: int) -> list[Piece] | None:
+        pieces: list[Piece] = []
+        for block in range(first, stop):
+            piece = self._block_nowait(block)
+            if piece is None:
+                return None
+            pieces.append(piece)
+        return pieces
+
+    def _plan(self, first: int, stop: int) -> tuple[list[list[Piece]], list[Want]]:
+        """Pieces of a long read, with an empty list wherever an extent has to be decoded, and what goes there.
+
+        The leaves are in memory. Extents are taken whole runs at a time.
+        """
+        pieces: list[list[Piece]] = []
+        wants: list[Want] = []
+        dirty = self._dirty_in(first, stop)
+        block = first
+        while block < stop:
+            if dirty and (page := self._buffered(block)) is not None:
+                pieces.append([page])
+                block += 1
+                continue
+            leaf = self.map.leaves[block >> LEAF_SHIFT]
+            at = block & (LEAF_BLOCKS - 1)
+            limit = 1 if dirty else min(stop - block, LEAF_BLOCKS - at)
+            run = _run_length(leaf, at, limit)
+            if leaf[at] <= ALLOCATED_ZERO:
+                pieces.append([run * BLOCK])
+            else:
+                wants.append(Want(len(pieces), leaf[at], run))
+                pieces.append([])
+            block += run
+        return pieces, wants
+
+    def _dirty_in(self, first: int, stop: int) -> bool:
+        return self.active.covers_any(first, stop) or (self.frozen is not None and self.frozen.covers_any(first, stop))
+
+    # Leaves
+
+    def _leaf_nowait(self, number: int) -> Leaf | None:
+        """A leaf that is not in memory, if that takes no waiting."""
+        segments = self._image.segments
+        while True:
+            try:
+                ref = self.map.leaf_ref(number)
+            except Missing as node:
+                data = segments.read_unit_nowait(node.ref, Kind.NODE)
+                if data is None:
+                    return None
+                self.map.install_node(node.level, node.index, data)
+                continue
+            if ref is None:
+                return self._keep_leaf(number, new_leaf())
+            data = segments.read_unit_nowait(ref, Kind.LEAF)
+            return None if data is None else self._keep_leaf(number, parse_leaf(data))
+
+    async def _load_leaves(self, numbers: Collection[int]) -> None:
+        """Have all the leaves in memory, reading in a thread what the page cache does not hold."""
+        leaves = self.map.leaves
+        while missing := [number for number in numbers if number not in leaves]:
+            for number in missing:
+                if self._leaf_nowait(number) is None:
+                    await self._load_leaf(number)
+
+    async def _load_leaf(self, number: int) -> None:
+        segments = self._image.segments
+        try:
+            ref = self.map.leaf_ref(number)
+        except Missing as node:
+            data = await workers.run(segments.read_unit, node.ref, Kind.NODE)
+            self.map.install_node(node.level, node.index, data)
+            return
+        if ref is not None:
+            data = await workers.run(segments.read_unit, ref, Kind.LEAF)
+            self._keep_leaf(number, parse_leaf(data))
+
+    def _keep_leaf(self, number: int, leaf: Leaf) -> Leaf:
+        self._image.bound_leaves(self.map)
+        return self.map.install_leaf(number, leaf)
+
+    async def load_for(self, frozen: Generation) -> None:
+        """Have the leaves in memory that a commit of this generation changes."""
+        while True:
+            numbers = {block >> LEAF_SHIFT for block in frozen.blocks}
+            try:
+                for start, stop, allocated in frozen.zeroes:
+                    first, last = start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT
+                    numbers.update(range(first, last + 1) if allocated else self.map.leaves_present(first, last))
+            except Missing as node:
+                data = await workers.run(self._image.segments.read_unit, node.ref, Kind.NODE)
+                self.map.install_node(node.level, node.index, data)
+                continue
+            return await self._load_leaves(sorted(numbers))
+
+    # Writing
+
+    def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
+        length = len(data)
+        first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
+        if self._lock and not self._lock.is_free(first, stop):
+            return False
+        if not self._image.admit_nowait((stop - first) * BLOCK):
+            return False
+        if length == BLOCK and not offset & _MASK:
+            self.active.blocks[first] = bytes(data)
+        elif not (offset | length) & _MASK:
+            self._put_aligned(first, data if owned else memoryview(bytes(data)))
+        else:
+            edges = self._edges_nowait(offset, length, first, stop)
+            if edges is None:
+                self._image.withdraw((stop - first) * BLOCK)
+                return False
+            self._put_merged(offset, data, first, edges)
+        self.active.payload += (stop - first) * BLOCK
+        return True
+
+    async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
+        first, stop = offset >> _SHIFT, ((offset + len(data) - 1) >> _SHIFT) + 1
+        claim = await self._claim(first, stop)
+        try:
+            edges = await self._edges(offset, len(data), first, stop)
+            await self._image.admit((stop - first) * BLOCK)
+            if edges:
+                self._put_merged(offset, data, first, edges)
+            else:
+                self._put_aligned(first, data if owned else memoryview(bytes(data)))
+            self.active.payload += (stop - first) * BLOCK
+        finally:
+            self._lock.release(claim)
+
+    def _put_aligned(self, first: int, data: memoryview) -> None:
+        pages = (data[at : at + BLOCK] for at in range(0, len(data), BLOCK))
+        self.active.blocks.update(enumerate(pages, first))
+
+    def _put_merged(self, offset: int, data: memoryview, first: int, edges: dict[int, bytes]) -> None:
+        """Write an unaligned range: whole blocks, the first and last filled up from what they held."""
+        head = offset - first * BLOCK
+        whole = bytearray(-(-(head + len(data)) // BLOCK) * BLOCK)
+        for block, old in edges.items():
+            whole[(block - first) * BLOCK : (block - first + 1) * BLOCK] = old
+        whole[head : head + len(data)] = data
+        self._put_aligned(first, memoryview(bytes(whole)))
+
+    def _edge_blocks(self, offset: int, length: int, first: int, stop: int) -> list[int]:
+        """The blocks that the range covers in part."""
+        blocks = {first} if offset & _MASK else set()
+        if (offset + length) & _MASK:
+            blocks.add(stop - 1)
+        return sorted(blocks)
+
+    def _edges_nowait(self, offset: int, length: int, first: int, stop: int) -> dict[int, bytes] | None:
+        edges = {}
+        for block in self._edge_blocks(offset, length, first, stop):
+            piece = self._block_nowait(block)
+            if piece is None:
+                return None
+            edges[block] = _page(piece)
+        return edges
+
+    async def _edges(self, offset: int, length: int, first: int, stop: int) -> dict[int, bytes]:
+        edges = {}
+        for block in self._edge_blocks(offset, length, first, stop):
+            pieces = await self.read(block * BLOCK, BLOCK)
+            edges[block] = b"".join(map(_page, pieces))
+        return edges
+
+    async def _claim(self, first: int, stop: int) -> Claim:
+        granted = trio.Event()
+        claim = self._lock.claim(first, stop, granted.set)
+        if claim.blockers:
+            try:
+                await granted.wait()
+            except trio.Cancelled:
+                self._lock.release(claim)
+                raise
+        return claim
+
+    def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:
+        if (offset | length) & _MASK and offset + length != self.size:
+            return False
+        first, stop = offset >> _SHIFT, -(-(offset + length) // BLOCK)
+        if offset & _MASK or (self._lock and not self._lock.is_free(first, stop)):
+            return False
+        if not self._image.admit_nowait(BLOCK):
+            return False
+        self.active.zero(first, stop, allocate)
+        return True
+
+    async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        first, stop = -(-offset // BLOCK), (offset + length) >> _SHIFT
+        if offset + length == self.size:
+            stop = self.map.blocks
+        for start, end in _unaligned_parts(offset, length, first, stop):
+            await self.write(start, memoryview(bytes(end - start)))
+        if first < stop:
+            claim = await self._claim(first, stop)
+            try:
+                await self._image.admit(BLOCK)
+                self.active.zero(first, stop, allocate)
+            finally:
+                self._lock.release(claim)
+
+    async def flush(self) -> None:
+        await self._image.flush()
+
+    # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
+
+    def freeze(self) -> Generation | None:
+        """Begin a new generation; answers the one to commit, if it holds anything."""
+        assert self.frozen is None, "one commit at a time"
+        if self.active:
+            self.frozen, self.active = self.active, Generation()
+        return self.frozen
+
+    def thaw(self) -> None:
+        """The map has what was frozen."""
+        self.frozen = None
+
+    # Status
+
+    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
+        first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
+        extents: list[tuple[int, Status]] = []
+        block = first
+        while block < stop:
+            count, status = await self._status_run(block, stop)
+            if extents and extents[-1][1] == status:
+                extents[-1] = (extents[-1][0] + count * BLOCK, status)
+            elif len(extents) == max_extents:
+                break
+            else:
+                extents.append((count * BLOCK, status))
+            block += count
+        return _trim_status(extents, offset - first * BLOCK, length)
+
+    async def _status_run(self, block: int, stop: int) -> tuple[int, Status]:
+        """Some blocks from `block` that share a status."""
+        if self._dirty_in(block, min(stop, block + LEAF_BLOCKS)):
+            return 1, await self._status_of(block)
+        number = block >> LEAF_SHIFT
+        await self._load_leaves((number,))
+        leaf, at = self.map.leaves[number], block & (LEAF_BLOCKS - 1)
+        limit = min(stop - block, LEAF_BLOCKS - at)
+        kind = _status_of_entry(leaf[at])
+        run = next((i for i in range(1, limit) if _status_of_entry(leaf[at + i]) != kind), limit)
+        return run, kind
+
+    async def _status_of(self, block: int) -> Status:
+        for generation in (self.active, self.frozen):
+            if generation is None:
+                continue
+            if block in generation.blocks:
+                return Status.DATA
+            zeroed = generation.zeroes.find(block)
+            if zeroed is not None:
+                return Status.ZERO if zeroed else Status.HOLE | Status.ZERO
+        await self._load_leaves((block >> LEAF_SHIFT,))
+        return _status_of_entry(self.map.leaves[block >> LEAF_SHIFT][block & (LEAF_BLOCKS - 1)])
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self.read(offset, length)
+
+
+def _status_of_entry(entry: int) -> Status:
+    if entry == HOLE:
+        return Status.HOLE | Status.ZERO
+    return Status.ZERO if entry == ALLOCATED_ZERO else Status.DATA
+
+
+def _run_length(leaf: Leaf, at: int, limit: int) -> int:
+    """Blocks from `at` that are all holes, or consecutive in one extent."""
+    entry = leaf[at]
+    run = 1
+    if entry <= ALLOCATED_ZERO:
+        while run < limit and leaf[at + run] <= ALLOCATED_ZERO:
+            run += 1
+        return run
+    while run < limit and leaf[at + run] == entry + run:
+        run += 1
+    return run
+
+
+def _page(piece: Piece) -> bytes:
+    return bytes(piece)
+
+
+def _flatten(pieces: Iterable[list[Piece]]) -> list[Piece]:
+    return [piece for group in pieces for piece in group]
+
+
+def _cut(pieces: Sequence[Piece], skip: int, length: int) -> list[Piece]:
+    """`length` bytes of the pieces, after the first `skip`."""
+    cut: list[Piece] = []
+    for piece in pieces:
+        size = piece if isinstance(piece, int) else len(piece)
+        low, high = min(skip, size), min(size, skip + length)
+        skip -= low
+        length -= high - low
+        if high - low == size:
+            cut.append(piece)
+        elif high > low:
+            cut.append(high - low if isinstance(piece, int) else memoryview(piece)[low:high])
+        if not length:
+            break
+    return cut
+
+
+def _unaligned_parts(offset: int, length: int, first: int, stop: int) -> list[tuple[int, int]]:
+    """Byte ranges of [offset, offset + length) outside the whole blocks [first, stop)."""
+    end = offset + length
+    if first >= stop:
+        return [(offset, end)]
+    parts = [(offset, first * BLOCK), (stop * BLOCK, end)]
+    return [(low, high) for low, high in parts if low < high]
+
+
+def _trim_status(extents: list[tuple[int, Status]], skip: int, length: int) -> list[tuple[int, Status]]:
+    result = []
+    for size, status in extents:
+        size -= skip  # noqa: PLW2901
+        skip = 0
+        result.append((min(size, length), status))
+        length -= size
+        if length <= 0:
+            break
+    return result
