@@ -1,22 +1,17 @@
-"""Where secrets come from: key files, the terminal, and the random bytes of a new key slot."""
+"""Where secrets come from: key files and the terminal."""
 
 import os
 import stat
-import time
 import unicodedata
+from getpass import getpass
 from pathlib import Path
 
-from nbdvde.engine.keys import NONCE_BYTES, SALT_BYTES, Fresh, KeyFile, Passphrase, Secret
+from nbdvde.engine.keys import KeyFile, Passphrase, Secret
 from nbdvde.errors import KeyFailure
 
 MIN_BYTES, MAX_BYTES = 32, 8192
 """Length of a key file."""
 _USE_KEY_FILE = "use --key-file"
-
-
-def fresh() -> Fresh:
-    """Random bytes and the time for a key slot about to be written."""
-    return Fresh(os.urandom(SALT_BYTES), os.urandom(NONCE_BYTES), time.time_ns())
 
 
 def secret(key_file: Path | None, prompt: str = "Passphrase: ", *, confirm: bool = False) -> Secret:
@@ -63,8 +58,6 @@ def ask_passphrase(prompt: str, *, confirm: bool = False) -> Passphrase:
 
 
 def _ask(prompt: str) -> Passphrase:
-    from getpass import getpass
-
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

@@ -115,10 +115,3 @@ def test_no_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyFailure, match="no terminal") as caught:
         keysource.secret(None)
     assert "--key-file" in str(caught.value)
-
-
-def test_fresh_never_repeats() -> None:
-    one, other = keysource.fresh(), keysource.fresh()
-    assert one.salt != other.salt
-    assert one.nonce != other.nonce
-    assert one.created_ns > 0

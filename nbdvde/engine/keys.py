@@ -154,6 +154,7 @@ class SlotInfo:
 
     slot: int
     kind: str
+    """`passphrase` or `keyfile`."""
     label: str
     created_ns: int
     memory_kib: int
@@ -288,14 +289,14 @@ class KeyArea:
                 if not self._authentic(master):
                     raise DamageError("key area", "the key slots were altered by someone without the key", _RESTORE)
                 return master, number
-        kinds = " or ".join(sorted({f"a {slot.kind.label}" for slot in self.entries if slot}))
-        raise KeyFailure("cannot unlock the image", "wrong key or passphrase", f"it takes {kinds}")
+        kinds = sorted({f"a {slot.kind.label}" for slot in self.entries if slot}) or ["its master key"]
+        raise KeyFailure("cannot unlock the image", "wrong key or passphrase", f"it takes {' or '.join(kinds)}")
 
     def slots(self) -> list[SlotInfo]:
         """The used slots, in order."""
         return [
             SlotInfo(
-                number, slot.kind.label, slot.label, slot.fresh.created_ns, slot.cost.memory_kib,
+                number, slot.kind.name.lower(), slot.label, slot.fresh.created_ns, slot.cost.memory_kib,
                 slot.cost.iterations, slot.cost.lanes,
             )
             for number, slot in enumerate(self.entries) if slot

@@ -80,7 +80,7 @@ def test_round_trip_and_listing() -> None:
     two = area(SECOND)
     assert KeyArea.parse(two.to_bytes()) == two
     assert [(s.slot, s.kind, s.label, s.created_ns, s.memory_kib) for s in two.slots()] == [
-        (0, "key file", "first", 1000, 64),
+        (0, "keyfile", "first", 1000, 64),
         (1, "passphrase", "label 1", 1001, 64),
     ]
     assert two.generation == 2
@@ -111,6 +111,13 @@ def test_wrong_secret(wrong: keys.Secret) -> None:
 
 def test_master_key_needs_no_slot() -> None:
     assert area().open(MASTER) == (MASTER, None)
+
+
+def test_area_without_slots_opens_with_the_master_key_alone() -> None:
+    bare = KeyArea.without_slots(UUID, MASTER)
+    assert KeyArea.parse(bare.to_bytes()).unlock(MASTER) == MASTER
+    with pytest.raises(KeyFailure, match="it takes its master key"):
+        bare.unlock(FIRST)
 
 
 def test_add_in_a_chosen_slot_keeps_the_gap() -> None:

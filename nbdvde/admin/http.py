@@ -1,0 +1,156 @@
+"""HTTP/1.1 for the control socket: one request a connection, answered with one or more lines of JSON.
+
+The last line is the result; lines before it tell of progress. The client cancels by closing the connection.
+"""
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import h11
+import msgspec
+import trio
+
+from nbdvde.admin.messages import ErrorBody, Failure
+from nbdvde.errors import ExitCode, NbdvdeError
+
+_log = logging.getLogger(__name__)
+
+REQUEST_S = 10.0
+"""Seconds in which a request has to arrive."""
+FINISH_S = 1.0
+"""Seconds a client has to take the end of its answer when the server stops."""
+MAX_BODY_BYTES = 64 << 10
+_STATUS = {
+    ExitCode.USAGE: 400, ExitCode.KEY: 403, ExitCode.IN_USE: 409, ExitCode.REFUSED: 409, ExitCode.NO_SPACE: 507,
+}  # fmt: skip
+
+Emit = Callable[[object], Awaitable[None]]
+"""Sends one line before the result."""
+Handler = Callable[[bytes, Emit], Awaitable[object]]
+"""Takes the body of a request; answers the result or raises NbdvdeError."""
+Routes = Mapping[str, tuple[str, Handler]]
+"""Path to method and handler."""
+
+
+async def serve(
+    sock: socket.socket, routes: Routes, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer requests on a listening socket until cancelled."""
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+    task_status.started()
+    await trio.serve_listeners(partial(_client, routes), [listener])
+
+
+async def _client(routes: Routes, stream: trio.SocketStream) -> None:
+    """One connection; whatever happens on it ends here."""
+    exchange = Exchange(stream)
+    async with stream:
+        try:
+            await exchange.answer(routes)
+        except trio.BrokenResourceError as error:
+            _log.debug("control client lost: %s", error)
+        except h11.RemoteProtocolError as error:
+            await exchange.fail(error.error_status_hint, ErrorBody(ExitCode.USAGE, f"request: {error}"))
+        except trio.TooSlowError:
+            await exchange.fail(408, ErrorBody(ExitCode.USAGE, "request: it did not arrive in time"))
+        except Exception:  # noqa: BLE001 - nor may a bug of this file
+            _log.exception("unexpected failure of a control connection")
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.SERVER)
+        self._scope = trio.CancelScope()
+
+    async def answer(self, routes: Routes) -> None:
+        """Read the request and answer it. Raises what trio and h11 raise."""
+        with trio.fail_after(REQUEST_S):
+            request, body = await self._receive()
+        method, path = request.method.decode(), request.target.decode()
+        if path not in routes:
+            await self.fail(404, ErrorBody(ExitCode.USAGE, f"path {path}: does not exist"))
+        elif routes[path][0] != method:
+            await self.fail(405, ErrorBody(ExitCode.USAGE, f"path {path}: takes {routes[path][0]}, not {method}"))
+        else:
+            await self._run(routes[path][1], body)
+
+    async def fail(self, status: int, error: ErrorBody) -> None:
+        """Answer with an error, if an answer is still possible."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE, h11.SEND_BODY):
+            with trio.move_on_after(FINISH_S, shield=True):
+                await self._finish(status, Failure(error))
+
+    async def _receive(self) -> tuple[h11.Request, bytes]:
+        request, body = None, bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._stream.receive_some(65536))
+            elif isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > MAX_BODY_BYTES:
+                    raise h11.RemoteProtocolError("the body is too long", error_status_hint=413)
+            elif request is not None and isinstance(event, h11.EndOfMessage):
+                return request, bytes(body)
+            else:
+                raise trio.BrokenResourceError("closed without a request")
+
+    async def _run(self, handler: Handler, body: bytes) -> None:
+        """Let the handler work for as long as the client stays."""
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._watch)
+            status, result = await _outcome(handler, body, self._emit)
+            # No checkpoint since the handler ended: what it answered is sent even when it stops the server.
+            with trio.move_on_after(FINISH_S, shield=True):
+                await self._finish(status, result)
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """Cancel when the client closes; what it sends meanwhile is ignored."""
+        try:
+            while await self._stream.receive_some(4096):
+                pass
+        except trio.BrokenResourceError:
+            """As good as closed."""
+        self._scope.cancel()
+
+    async def _emit(self, line: object) -> None:
+        await self._send(self._head(200) + self._line(line))
+
+    async def _finish(self, status: int, result: object) -> None:
+        data = self._head(status) + self._line(result)
+        await self._send(data + (self._http.send(h11.EndOfMessage()) or b""))
+
+    def _head(self, status: int) -> bytes:
+        """The response's head, unless it was sent before."""
+        if self._http.our_state is h11.SEND_BODY:
+            return b""
+        headers = [("Content-Type", "application/json"), ("Connection", "close")]
+        return self._http.send(h11.Response(status_code=status, headers=headers)) or b""
+
+    def _line(self, line: object) -> bytes:
+        return self._http.send(h11.Data(data=msgspec.json.encode(line) + b"\n")) or b""
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            self._scope.cancel()
+
+
+async def _outcome(handler: Handler, body: bytes, emit: Emit) -> tuple[int, object]:
+    try:
+        return 200, await handler(body, emit)
+    except NbdvdeError as error:
+        return _STATUS.get(error.exit_code, 500), Failure(ErrorBody.of(error))
+    except Exception:  # noqa: BLE001 - a bug met by one request must not end the server
+        _log.exception("unexpected failure of a control request")
+        return 500, Failure(ErrorBody(ExitCode.UNEXPECTED, "unexpected failure", "see the server's log"))

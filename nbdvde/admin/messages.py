@@ -1,0 +1,127 @@
+"""What goes over the control socket: JSON of these types. `bytes` are base64."""
+
+from typing import Literal
+
+import msgspec
+
+from nbdvde import errors
+from nbdvde.engine.keys import KeyFile, Passphrase, Secret, SlotInfo
+from nbdvde.engine.report import CheckReport
+from nbdvde.errors import ExitCode, NbdvdeError
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """An error as programs read it; `code` is the exit code of a command that meets it."""
+
+    code: int
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: NbdvdeError) -> "ErrorBody":
+        """The body for an error."""
+        return cls(error.exit_code, error.message, error.hint)
+
+    def exception(self) -> NbdvdeError:
+        """The error again, on the other side."""
+        return _CLASSES.get(self.code, NbdvdeError)(self.message, hint=self.hint)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Answer to what failed."""
+
+    error: ErrorBody
+
+
+_CLASSES: dict[int, type[NbdvdeError]] = {
+    ExitCode.USAGE: errors.UsageError,
+    ExitCode.IMAGE: errors.ImageError,
+    ExitCode.KEY: errors.KeyFailure,
+    ExitCode.IN_USE: errors.InUseError,
+    ExitCode.DAMAGE: errors.DamageError,
+    ExitCode.NO_SPACE: errors.NoSpaceError,
+    ExitCode.NETWORK: errors.NetworkError,
+    ExitCode.REFUSED: errors.RefusedError,
+}
+
+
+class Client(msgspec.Struct, frozen=True):
+    """A connected client."""
+
+    number: int
+    peer: str
+    export: str | None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Answer of GET /v1/status."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    image: str | None
+    """Path; None for a disk in memory."""
+    read_only: bool
+    exports: list[str]
+    addresses: list[str]
+    """URIs under which the default export is served."""
+    clients: list[Client]
+    metrics: dict[str, int]
+    failure: str | None
+    """Why the image takes no writes any more, if so."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Answer of POST /v1/flush and POST /v1/stop."""
+
+    done: bool = True
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A line of the answer of POST /v1/check, before the last one."""
+
+    done: int
+    total: int
+
+
+class CheckLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any line of that answer: progress, and at the end the report."""
+
+    progress: Progress | None = None
+    report: CheckReport | None = None
+
+
+class SecretBody(msgspec.Struct, frozen=True):
+    """A key file or a passphrase (UTF-8, NFC)."""
+
+    kind: Literal["passphrase", "keyfile"]
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"SecretBody({self.kind})"
+
+    @classmethod
+    def of(cls, secret: Secret) -> "SecretBody":
+        """The body for a secret of a slot."""
+        return cls("keyfile" if isinstance(secret, KeyFile) else "passphrase", secret.data)
+
+    def secret(self) -> Secret:
+        """The secret again."""
+        return (KeyFile if self.kind == "keyfile" else Passphrase)(self.data)
+
+
+class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/keys/add, /v1/keys/remove and /v1/keys/change."""
+
+    secret: SecretBody
+    """One that opens the image now."""
+    new_secret: SecretBody | None = None
+    slot: int | None = None
+    """By default the first free one (add), or the one `secret` opens (remove, change)."""
+    label: str = ""
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    """Answer of /v1/keys and of its changes: the slots in use."""
+
+    slots: list[SlotInfo]

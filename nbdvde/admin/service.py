@@ -1,0 +1,161 @@
+"""What the control socket can do with a running server and its image."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from nbdvde import workers
+from nbdvde.admin.http import Emit, Routes
+from nbdvde.admin.keychange import Action, apply
+from nbdvde.admin.messages import CheckLine, Client, Done, KeyList, KeyRequest, Progress, Status
+from nbdvde.engine.access import fresh
+from nbdvde.engine.image import Image
+from nbdvde.engine.keys import KeyArea
+from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.errors import RefusedError, UsageError
+from nbdvde.server import Server
+from nbdvde.version import VERSION
+
+PROGRESS_S = 0.1
+"""Seconds between two lines of progress."""
+T = TypeVar("T")
+
+
+class Service:
+    """Handlers of the control interface. `image` is None when the disk is in memory."""
+
+    def __init__(
+        self, server: Server, image: Image | None, *, exports: Sequence[str], addresses: Sequence[str],
+        read_only: bool, stop: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`stop` begins a clean stop of the server, without waiting for its end."""
+        self._server, self._image, self._stop = server, image, stop
+        self._exports, self._addresses, self._read_only = list(exports), list(addresses), read_only
+        self._started_s = trio.current_time()
+
+    def routes(self) -> Routes:
+        """Paths, methods and handlers."""
+        actions: tuple[Action, ...] = ("add", "remove", "change")
+        return {
+            "/v1/status": ("GET", self.status),
+            "/v1/info": ("GET", self.info),
+            "/v1/check": ("POST", self.check),
+            "/v1/flush": ("POST", self.flush),
+            "/v1/stop": ("POST", self.stop),
+            "/v1/keys": ("GET", self.keys),
+            **{f"/v1/keys/{action}": ("POST", partial(self.change_keys, action)) for action in actions},
+        }
+
+    async def status(self, body: bytes, emit: Emit) -> Status:
+        """What is served, to whom, since when."""
+        server, image = self._server, self._image
+        return Status(
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=round(trio.current_time() - self._started_s, 3),
+            image=image.path if image else None,
+            read_only=self._read_only,
+            exports=self._exports,
+            addresses=self._addresses,
+            clients=[Client(c.number, c.peer, c.export) for c in server.connections],
+            metrics=server.metrics.snapshot(),
+            failure=image.poisoned if image else None,
+        )
+
+    async def info(self, body: bytes, emit: Emit) -> ImageInfo:
+        """The image, its disks and statistics."""
+        return self._the_image().info()
+
+    async def flush(self, body: bytes, emit: Emit) -> Done:
+        """Make every write accepted so far durable."""
+        if self._image:
+            await self._image.flush()
+        return Done()
+
+    async def stop(self, body: bytes, emit: Emit) -> Done:
+        """Begin a clean stop."""
+        self._stop()
+        return Done()
+
+    async def check(self, body: bytes, emit: Emit) -> CheckLine:
+        """Verify everything, telling of progress."""
+        return CheckLine(report=await check(self._the_image(), emit))
+
+    async def keys(self, body: bytes, emit: Emit) -> KeyList:
+        """The key slots in use."""
+        return KeyList((await workers.run(_key_area, self._encrypted_image())).slots())
+
+    async def change_keys(self, action: Action, body: bytes, emit: Emit) -> KeyList:
+        """Add, remove or change a key."""
+        image, request = self._encrypted_image(), _parse(body, KeyRequest)
+        await image.update_keys(lambda area: apply(action, request, area, fresh()))
+        return await self.keys(b"", emit)
+
+    def _the_image(self) -> Image:
+        if self._image is None:
+            raise RefusedError("disk in memory", "has no image to ask about")
+        return self._image
+
+    def _encrypted_image(self) -> Image:
+        image = self._the_image()
+        if not image.encrypted:
+            raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
+        return image
+
+
+def _key_area(image: Image) -> KeyArea:
+    return image.key_area
+
+
+def _parse(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise UsageError("request", str(error)) from None
+
+
+class _StoppedError(Exception):
+    """Raised in the thread of a check that nobody waits for any more."""
+
+
+class _Meter:
+    """The latest progress, set by the thread that checks."""
+
+    def __init__(self) -> None:
+        self.latest: Progress | None = None
+        self.stopped = False
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.stopped:
+            raise _StoppedError
+        self.latest = Progress(done, total)
+
+
+async def check(image: Image, emit: Emit) -> CheckReport:
+    """Verify an image; a cancelled check ends at its next progress."""
+    meter = _Meter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell, meter, emit)
+        try:
+            report = await image.check(meter)
+        except _StoppedError:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise
+        nursery.cancel_scope.cancel()
+    return report
+
+
+async def _tell(meter: _Meter, emit: Emit) -> None:
+    told = None
+    try:
+        while True:
+            await trio.sleep(PROGRESS_S)
+            if meter.latest != told:
+                told = meter.latest
+                await emit(CheckLine(progress=told))
+    finally:
+        meter.stopped = True

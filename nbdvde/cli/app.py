@@ -1,0 +1,212 @@
+"""Commands and their options. What they do is imported when they run: start-up time matters."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nbdvde.cli import output
+from nbdvde.errors import ExitCode, RefusedError, UsageError
+from nbdvde.version import VERSION
+
+if TYPE_CHECKING:
+    from nbdvde.admin.messages import KeyList
+    from nbdvde.cli.images import ImageByPath
+
+app = typer.Typer(
+    name="nbdvde",
+    help="Serve compressed, encrypted and authenticated disk images over NBD.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+key_app = typer.Typer(help="List, add, remove and change the keys of an image.", rich_markup_mode=None)
+app.add_typer(key_app, name="key")
+
+
+class Encryption(StrEnum):
+    """How a new image is protected."""
+
+    AES_256_GCM = "aes-256-gcm"
+    NONE = "none"
+
+
+class LogFormat(StrEnum):
+    """Form of the log on standard error."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="Path of the image.", show_default=False)]
+KeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Key file, mode 0600; without it a passphrase is asked for.")
+]
+NewKeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The new key file; without it a passphrase is asked for, twice.")
+]
+Control = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Control socket of the running server. [default: IMAGE.ctl]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
+Slot = Annotated[int | None, typer.Option(metavar="N", help=SLOT_HELP)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"nbdvde {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serve compressed, encrypted and authenticated disk images over NBD."""
+
+
+@app.command()
+def create(
+    image: ImageArgument,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="Size of its disk, like 10G.", show_default=False)],
+    key_file: KeyFile = None,
+    encryption: Annotated[Encryption, typer.Option(help="`none` makes an image anybody can read.")] = (
+        Encryption.AES_256_GCM
+    ),
+    compression: Annotated[
+        str, typer.Option(metavar="LEVEL", help="fastest, optimal, smallest, none, or a zstd level 1 to 22.")
+    ] = "fastest",
+    extent_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most that is sealed as one unit, 4K to 1M.")
+    ] = "64K",
+) -> None:
+    """Make an image with one empty disk."""
+    from nbdvde import config, create_image, keysource
+
+    length, extent_bytes = config.parse_disk_size(size), config.parse_extent_size(extent_size)
+    level = config.parse_compression(compression)
+    if encryption is Encryption.NONE and key_file:
+        raise UsageError("--key-file", "an image without encryption takes no key", "drop one of the two")
+    if image.exists():
+        raise RefusedError(str(image), "exists already", "choose another name, or remove it first")
+    secret = None
+    if encryption is not Encryption.NONE:
+        secret = keysource.secret(key_file, "New passphrase: ", confirm=True)
+    create_image(image, length, secret=secret, compression=level, extent_bytes=extent_bytes)
+
+
+@app.command()
+def serve(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="[IMAGE]", help="Path of the image.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")
+    ] = None,
+    key_file: KeyFile = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="unix:PATH or HOST:PORT; repeatable. [default: localhost:10809]"),
+    ] = None,
+    export: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the export. [default: the name of the disk]")
+    ] = None,
+    read_only: Annotated[bool | None, typer.Option("--read-only", help="Refuse every change.")] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Control socket, or none. [default: IMAGE.ctl]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Configuration file, TOML.")] = None,
+    pid_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the process id while the server is ready.")
+    ] = None,
+    print_uri: Annotated[
+        bool | None, typer.Option("--print-uri", help="Print the URIs on standard output once they are served.")
+    ] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
+) -> None:
+    """Serve the disk of an image until SIGTERM or SIGINT."""
+    from nbdvde.cli.serve import Plan, serve
+    from nbdvde.config import load
+
+    given = {
+        "key_file": key_file and str(key_file), "listen": listen or None, "export": export, "read_only": read_only,
+        "control": control, "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
+        "log_format": log_format and log_format.value,
+    }  # fmt: skip
+    serve(Plan.make(image, memory, load(given, config, os.environ)))
+
+
+@app.command()
+def info(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
+    """Tell what an image is and holds; the key file adds how full an encrypted one is."""
+    found = _image(image, key_file, control).info()
+    output.json(found) if json else output.info(found)
+
+
+@app.command()
+def check(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> int:
+    """Verify everything in an image; exit code 6 tells of damage."""
+    report = _image(image, key_file, control).check()
+    if json:
+        output.json(report)
+    else:
+        output.report(image, report)
+    return ExitCode.DONE if report.ok else ExitCode.DAMAGE
+
+
+@key_app.command("list")
+def key_list(image: ImageArgument, control: Control = None, json: Json = False) -> None:
+    """List the keys of an image. None is needed for that."""
+    _show(_image(image, None, control).keys(), json=json)
+
+
+@key_app.command("add")
+def key_add(
+    image: ImageArgument,
+    key_file: KeyFile = None,
+    new_key_file: NewKeyFile = None,
+    slot: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of the key slot. [default: the first free one]")
+    ] = None,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="What the list shows of it, at most 64 bytes.")] = "",
+    control: Control = None,
+    json: Json = False,
+) -> None:
+    """Let a further key or passphrase open an image."""
+    target = _image(image, key_file, control)
+    _show(target.change_keys("add", new_key_file=new_key_file, slot=slot, label=label), json=json)
+
+
+@key_app.command("remove")
+def key_remove(
+    image: ImageArgument, key_file: KeyFile = None, slot: Slot = None, control: Control = None, json: Json = False
+) -> None:
+    """Make a key useless: that of a slot, or the given one."""
+    _show(_image(image, key_file, control).change_keys("remove", slot=slot), json=json)
+
+
+@key_app.command("change")
+def key_change(
+    image: ImageArgument,
+    key_file: KeyFile = None,
+    new_key_file: NewKeyFile = None,
+    slot: Slot = None,
+    control: Control = None,
+    json: Json = False,
+) -> None:
+    """Replace a key: that of a slot, or the given one."""
+    _show(_image(image, key_file, control).change_keys("change", new_key_file=new_key_file, slot=slot), json=json)
+
+
+def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
+    from nbdvde.cli.images import ImageByPath
+
+    return ImageByPath(path, key_file=key_file, control=control)
+
+
+def _show(keys: "KeyList", *, json: bool) -> None:
+    output.json(keys) if json else output.slots(keys.slots)

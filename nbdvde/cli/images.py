@@ -1,0 +1,103 @@
+"""An image by its path: through its control socket when it is served, at rest otherwise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import trio
+
+import nbdvde
+from nbdvde import keysource
+from nbdvde.admin.client import ControlClient, connect, control_path
+from nbdvde.admin.keychange import Action, apply
+from nbdvde.admin.messages import KeyList, KeyRequest, SecretBody
+from nbdvde.cli.progress import ProgressBar
+from nbdvde.engine.access import fresh
+from nbdvde.engine.keys import KeyArea, Secret
+from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.errors import InUseError
+
+
+class ImageByPath:
+    """What commands do with an image. Secrets are read, or asked for, only when they are needed."""
+
+    def __init__(self, path: Path, *, key_file: Path | None = None, control: Path | None = None) -> None:
+        self._path, self._key_file = path, key_file
+        self._control = control or control_path(path)
+
+    @cached_property
+    def _served(self) -> ControlClient | None:
+        return connect(self._control)
+
+    def info(self) -> ImageInfo:
+        """All that can be told; without a key file that is less of an encrypted image at rest."""
+        if self._served:
+            return self._served.info()
+        info = nbdvde.read_info(self._path)
+        if info.encryption != "none" and not self._key_file:
+            return info
+        try:
+            with self._at_rest():
+                return self._opened_info()
+        except InUseError:
+            if self._key_file:
+                raise
+            return info
+
+    def _opened_info(self) -> ImageInfo:
+        async def ask() -> ImageInfo:
+            async with nbdvde.open_image(self._path, key=secret, read_only=True) as image:
+                return image.info()
+
+        secret = self.secret()
+        return trio.run(ask)
+
+    def check(self) -> CheckReport:
+        """Verify everything."""
+        with ProgressBar("checking") as bar:
+            if self._served:
+                return self._served.check(bar)
+            with self._at_rest():
+                return nbdvde.check_image(self._path, key=self.secret(), progress=bar)
+
+    def keys(self) -> KeyList:
+        """The key slots; no key is needed."""
+        return self._served.keys() if self._served else KeyList(nbdvde.read_key_area(self._path).slots())
+
+    def change_keys(
+        self, action: Action, *, new_key_file: Path | None = None, slot: int | None = None, label: str = ""
+    ) -> KeyList:
+        """Add, remove or change a key; answers the slots then in use."""
+        self.keys()  # tells what is wrong with the image before a secret is asked for
+        secret = keysource.secret(self._key_file, "Passphrase that opens the image: ")
+        new = None
+        if action != "remove":
+            new = SecretBody.of(keysource.secret(new_key_file, "New passphrase: ", confirm=True))
+        request = KeyRequest(SecretBody.of(secret), new, slot, label)
+        if self._served:
+            return self._served.change_keys(action, request)
+        return self._change_at_rest(action, request)
+
+    def _change_at_rest(self, action: Action, request: KeyRequest) -> KeyList:
+        def change(area: KeyArea) -> KeyArea:
+            return apply(action, request, area, fresh())
+
+        with self._at_rest():
+            nbdvde.update_keys(self._path, change)
+        return self.keys()
+
+    def secret(self) -> Secret | None:
+        """What opens the image; None when it is not encrypted."""
+        if nbdvde.read_info(self._path).encryption == "none":
+            return None
+        return keysource.secret(self._key_file)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Say more about an image that is in use than that it is."""
+        try:
+            yield
+        except InUseError as error:
+            why = f"{error.why}, and no control socket answers at {self._control}"
+            raise InUseError(error.what, why, "stop that process, or name its socket with --control") from None

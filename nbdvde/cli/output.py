@@ -1,0 +1,109 @@
+"""Everything that commands print."""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.errors import ExitCode, NbdvdeError
+
+if TYPE_CHECKING:
+    from nbdvde.engine.keys import SlotInfo
+
+
+def line(text: str) -> None:
+    """One line on standard output."""
+    print(clean(text), flush=True)
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    print(f"nbdvde: {clean(text)}", file=sys.stderr)
+
+
+def clean(text: str) -> str:
+    """The text with everything replaced that a terminal might obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def json(value: object) -> None:
+    """One line of JSON on standard output."""
+    print(msgspec.json.encode(value).decode())
+
+
+def failure(error: NbdvdeError, *, as_json: bool) -> int:
+    """Tell of an error; answers its exit code."""
+    note(str(error))
+    if as_json:
+        json({"error": {"code": int(error.exit_code), "message": error.message, "hint": error.hint}})
+    return error.exit_code
+
+
+def bug(error: BaseException) -> int:
+    """Tell of an exception nobody expected, with its traceback in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="nbdvde-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    note(f"unexpected failure: {text} (this is a bug; please report it with {file.name})")
+    return ExitCode.UNEXPECTED
+
+
+def size(count: int) -> str:
+    """Bytes for people, in units of 1024; exact ones look like the sizes that are typed."""
+    value, unit = float(count), ""
+    for larger in "KMGTPE":
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.{0 if value == int(value) else 1}f}{unit}"
+
+
+def info(image: ImageInfo) -> None:
+    """What `info` tells, as text."""
+    facts = [
+        ("image", image.path),
+        ("format", str(image.format)),
+        ("uuid", image.uuid),
+        ("encryption", image.encryption + (f", {image.key_slots} keys" if image.key_slots else "")),
+        ("compression", image.compression),
+        ("capacity", "unlimited" if image.capacity is None else size(image.capacity)),
+        ("file", size(image.file_bytes)),
+    ]
+    for disk in image.disks:
+        used = f", {size(disk.logical_bytes)} in {size(disk.stored_bytes)}" if disk.stored_bytes else ""
+        facts.append((f"disk {disk.name}", size(disk.size) + used))
+    facts += [(name, str(value)) for name, value in image.statistics.items()]
+    _aligned(facts)
+
+
+def report(path: os.PathLike[str], checked: CheckReport) -> None:
+    """What `check` found, as text."""
+    for error in checked.errors:
+        where = error.where
+        if error.disk is not None and error.offset is not None:
+            where += f", disk {error.disk}, {error.length} bytes at {error.offset}"
+        line(f"{where}: {error.what}")
+    found = "sound" if checked.ok else f"{len(checked.errors)} errors"
+    line(f"{os.fspath(path)}: {found}, {checked.units_verified} units verified")
+
+
+def slots(used: Sequence["SlotInfo"]) -> None:
+    """The key slots, as text."""
+    rows = [("slot", "kind", "created", "label")]
+    for slot in used:
+        created = datetime.fromtimestamp(slot.created_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        rows.append((str(slot.slot), slot.kind, created, slot.label))
+    _aligned(rows)
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> None:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,76 @@
+"""Run one command, and turn whatever ends it into one line and an exit code."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import typer
+
+from nbdvde.cli import output
+from nbdvde.cli.app import app
+from nbdvde.errors import ExitCode, ImageError, NbdvdeError, NoSpaceError, UsageError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command in `arguments` (without the program's name); answers the exit code."""
+    try:
+        return _call(arguments)
+    except BrokenPipeError:
+        # Whoever read our output has enough; flushing it at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.UNEXPECTED
+    except NbdvdeError as error:
+        return output.failure(error, as_json="--json" in arguments)
+
+
+def _call(arguments: Sequence[str]) -> int:
+    """Raises NbdvdeError for everything a person can do something about."""
+    try:
+        code = typer.main.get_command(app).main(list(arguments), prog_name="nbdvde", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.DONE
+    except typer.TyperException as error:
+        raise _usage(error) from None
+    except (KeyboardInterrupt, typer.Abort):
+        output.note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except BaseExceptionGroup as group:
+        return _meet(next(_leaves(group)), group)
+    except Exception as error:  # noqa: BLE001 - the last place that can tell the user
+        return _meet(error, error)
+
+
+def _meet(error: BaseException, whole: BaseException) -> int:
+    """Raise what a person understands; what is left is a bug."""
+    match error:
+        case NbdvdeError():
+            raise error
+        case KeyboardInterrupt():
+            output.note("interrupted")
+            return INTERRUPTED
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            raise NoSpaceError(str(error.filename or "host"), "no space left", "free some") from None
+        case OSError(filename=str() as path):
+            raise ImageError(path, (error.strerror or str(error)).lower(), "check the path") from None
+    return output.bug(whole)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions inside, those first that say more than the others: bugs, then our own."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    yield from sorted(leaves, key=lambda error: isinstance(error, NbdvdeError))
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"see {context.command_path} --help" if context else "see nbdvde --help"
+    return UsageError(text[:1].lower() + text[1:], hint=hint)

@@ -1,0 +1,180 @@
+"""The `serve` command: listeners, image, server and control socket, from start to a clean stop."""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import msgspec
+import trio
+
+from nbdvde.admin import http
+from nbdvde.admin.client import connect, control_path
+from nbdvde.admin.service import Service
+from nbdvde.cli import output
+from nbdvde.cli.images import ImageByPath
+from nbdvde.cli.logs import configure_logging
+from nbdvde.config import Options, parse_disk_size
+from nbdvde.disk import Disk
+from nbdvde.engine.access import open_image
+from nbdvde.engine.image import Image
+from nbdvde.engine.keys import Secret
+from nbdvde.errors import InUseError, UsageError
+from nbdvde.memory import MemoryDisk
+from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
+from nbdvde.session import Exports, Limits
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to serve and where, checked as far as that goes without opening anything."""
+
+    image: Path | None
+    memory_bytes: int
+    """Size of the disk in memory, when there is no image."""
+    addresses: tuple[Address, ...]
+    control: Path | None
+    options: Options
+
+    @classmethod
+    def make(cls, image: Path | None, memory: str | None, options: Options) -> Self:
+        """Raises UsageError."""
+        if (image is None) == (memory is None):
+            raise UsageError("nbdvde serve", "takes either an image or --memory", "see nbdvde serve --help")
+        addresses = tuple(map(parse_listen, options.server.listen))
+        control = Path(options.server.control) if options.server.control else image and control_path(image)
+        if options.server.control == "none":
+            control = None
+        return cls(image, parse_disk_size(memory) if memory else 0, addresses, control, options)
+
+    def secret(self) -> Secret | None:
+        """What opens the image; asks for it if need be."""
+        key_file = self.options.server.key_file
+        return ImageByPath(self.image, key_file=Path(key_file) if key_file else None).secret() if self.image else None
+
+
+def serve(plan: Plan) -> None:
+    """Serve until a signal or the control socket ends it. Raises NbdvdeError."""
+    configure_logging(plan.options.server.log_format)
+    trio.run(_Serving(plan, plan.secret()).run)
+
+
+class _Serving:
+    def __init__(self, plan: Plan, secret: Secret | None) -> None:
+        self._plan, self._secret = plan, secret
+        self._server: Server | None = None
+        self._held = ExitStack()
+        self._starting = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Start, serve, stop. Nothing is written to the image before every listener is bound."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, self._held:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                with self._starting:
+                    listeners = [await self._bind(address) for address in self._plan.addresses]
+                    control = await self._bind_control()
+                    async with self._opened() as (disk, image):
+                        await self._serve(disk, image, listeners, control)
+                nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Begin a clean stop."""
+        if self._server:
+            self._server.stop()
+        else:
+            self._starting.cancel()
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            self.stop()
+
+    async def _bind(self, address: Address) -> Listener:
+        return self._held.enter_context(closing(await open_listener(address)))
+
+    async def _bind_control(self) -> Listener | None:
+        path = self._plan.control
+        if path is None:
+            return None
+        if connect(path):
+            raise InUseError(str(self._plan.image or path), f"a server answers at {path}", "stop it first")
+        with _private():
+            return await self._bind(UnixAddress(path))
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[Disk, Image | None]]:
+        plan, engine, read_only = self._plan, self._plan.options.engine, self._plan.options.server.read_only
+        if plan.image is None:
+            yield MemoryDisk(plan.memory_bytes, read_only=read_only), None
+            return
+        sizes = {"cache_bytes": engine.cache_size, "buffer_bytes": engine.write_buffer_size}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        async with open_image(plan.image, key=self._secret, read_only=read_only, **given) as image:
+            yield image.disk(), image
+
+    async def _serve(
+        self, disk: Disk, image: Image | None, listeners: Sequence[Listener], control: Listener | None
+    ) -> None:
+        name = self._plan.options.server.export or disk.name
+        given = msgspec.structs.asdict(self._plan.options.limits)
+        limits = Limits(**{key: value for key, value in given.items() if value is not None})
+        self._server = server = Server(Exports({name: disk}, default=name), limits=limits)
+        uris = [uri for listener in listeners for uri in uris_of(listener)]
+        async with trio.open_nursery() as nursery:
+            if control:
+                service = Service(
+                    server, image, exports=[name], addresses=uris, read_only=disk.read_only, stop=self.stop
+                )
+                await nursery.start(http.serve, control.sockets[0], service.routes())
+            async with trio.open_nursery() as serving:
+                await serving.start(server.run, listeners)
+                self._held.enter_context(_pid_file(self._plan.options.server.pid_file))
+                self._announce(name, uris)
+            nursery.cancel_scope.cancel()
+
+    def _announce(self, name: str, uris: Sequence[str]) -> None:
+        for uri in uris:
+            _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
+            if self._plan.options.server.print_uri:
+                output.line(uri)
+
+
+def uris_of(listener: Listener) -> list[str]:
+    """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
+    address = listener.address
+    if isinstance(address, UnixAddress):
+        return [f"nbd+unix:///?socket={quote(str(address.path.absolute()))}"]
+    return [f"nbd://{place}/" for place in ([address] if address.port else listener.bound)]
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """Files made inside belong to this user alone, from their first moment on."""
+    old = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+@contextmanager
+def _pid_file(name: str | None) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    path = Path(name)
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise UsageError(f"pid file {path}", error.strerror or "cannot be written", "check --pid-file") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
