@@ -1,0 +1,106 @@
+"""Lives and crashes of images, seed by seed: `run_seed` explores one chain of sessions."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from tests.crash.oracle import Verdicts
+from tests.crash.session import ABSENT, Pages, Profile, Session
+from tests.crash.states import Crash, crashes
+
+PROFILES = {
+    "small": Profile(),
+    "unflushed": Profile(weights={"write": 20, "zero": 4, "flush": 1}, stop=False),
+    "synchronous": Profile(weights={"write": 8, "zero": 2, "flush": 10, "checkpoint": 1}, steps=30),
+    "big": Profile(largest=200 << 10, buffer_bytes=256 << 10, steps=10, weights={"write": 8, "flush": 3}),
+    "rolling": Profile(
+        largest=60 << 10, level=0, buffer_bytes=128 << 10, weights={"write": 10, "flush": 4, "checkpoint": 1}
+    ),
+    "checkpoints": Profile(weights={"write": 8, "zero": 2, "flush": 2, "checkpoint": 6, "trim": 2}),
+    "wide": Profile(size=64 << 20, weights={"write": 10, "zero": 2, "flush": 3, "checkpoint": 2, "trim": 1}),
+    "odd": Profile(size=(300 << 10) + 512, extent_bytes=4096),
+    "plain": Profile(encrypted=False, level=0),
+    "stopping": Profile(steps=3, weights={"write": 4, "flush": 1, "zero": 1}),
+    "full": Profile(
+        limit=700 << 10, weights={"write": 10, "flush": 3, "checkpoint": 2, "trim": 1}, steps=40, largest=40 << 10
+    ),
+}
+
+
+@dataclass
+class Failure(Exception):
+    """A crash state that must not be."""
+
+    seed: int
+    profile: str
+    session: int
+    epoch: int
+    state: str
+    why: str
+
+    def __str__(self) -> str:
+        where = f"profile {self.profile}, session {self.session}, epoch {self.epoch}, {self.state}"
+        return f"seed {self.seed}: {self.why} ({where}); replay: tools/crash_campaign.py --seed {self.seed}"
+
+
+@dataclass
+class Effort:
+    """How hard to look."""
+
+    subsets: int = 1024
+    """Most subsets of an epoch: all of them up to ten changes."""
+    torn: int = 12
+    """Torn states of an epoch."""
+    sessions: int = 3
+    """Lives of an image, a crash or a stop between them."""
+
+
+@dataclass
+class Tally:
+    """What was done so far."""
+
+    seeds: int = 0
+    sessions: int = 0
+    states: int = 0
+    distinct: set[bytes] = field(default_factory=set)
+
+
+def profile_of(seed: int) -> str:
+    """The kind of workload that a seed runs."""
+    return list(PROFILES)[seed % len(PROFILES)]
+
+
+def run_seed(seed: int, effort: Effort, tally: Tally, profile: str | None = None) -> None:
+    """Explore a chain of sessions. Raises Failure at the first state that must not be."""
+    name = profile or profile_of(seed)
+    rng = random.Random(f"campaign {seed}")
+    base, pages = b"", None
+    for number in range(effort.sessions):
+        ends = replace(PROFILES[name], stop=PROFILES[name].stop and rng.random() < 0.6)
+        session = Session(seed * 16 + number, ends, base, pages).run()
+        tally.sessions += 1
+        base, pages = _explore(session, rng, effort, tally, Failure(seed, name, number, 0, "", ""))
+    tally.seeds += 1
+
+
+def _explore(
+    session: Session, rng: random.Random, effort: Effort, tally: Tally, failure: Failure
+) -> tuple[bytes, Pages | None]:  # fmt: skip
+    """Judge every state of a session; answers one of them to go on from."""
+    verdicts = Verdicts(session.versions, tally.distinct)
+    survivor = session.storage.base
+    for seen, crash in enumerate(_states(session, rng, effort), start=1):
+        tally.states += 1
+        if why := verdicts.judge(crash):
+            failure.epoch, failure.state, failure.why = crash.epoch, crash.what, why
+            raise failure
+        if rng.random() * seen < 1 and verdicts.found(crash.image) != ABSENT:
+            survivor = crash.image
+    version = verdicts.version(survivor)
+    if version is None or session.versions[version] == ABSENT:
+        return b"", None
+    return survivor, session.snapshots[version]
+
+
+def _states(session: Session, rng: random.Random, effort: Effort) -> Iterator[Crash]:
+    return crashes(session.storage.base, session.storage.events, rng, effort.subsets, effort.torn)

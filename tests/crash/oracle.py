@@ -1,0 +1,98 @@
+"""What a crash state holds, and whether that is allowed: the disk must equal one cut of its history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine import recovery
+from nbdvde.engine.cache import FrameCache
+from nbdvde.engine.layout import ALLOCATED_ZERO, ENCRYPTION_NONE, FRAME_BLOCKS, Superblock
+from nbdvde.engine.log import Change
+from nbdvde.engine.reader import Reader
+from nbdvde.engine.sealing import public_master
+from nbdvde.engine.storage import Storage
+from nbdvde.errors import ImageError, NbdvdeError
+from tests.crash.recording import FrozenStorage
+from tests.crash.session import ABSENT, KEY, digest
+from tests.crash.states import Crash
+
+
+def master_of(superblock: Superblock) -> bytes:
+    """The key of every image of the crash tests."""
+    return public_master(superblock.uuid) if superblock.encryption == ENCRYPTION_NONE else KEY.data
+
+
+def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
+    """Every block of the first disk that is not zero, read from its extents."""
+    volume = next(iter(loaded.volumes.values()))
+    recovery.load_leaves(loaded.segments, volume.map, Change(((0, volume.map.blocks, False),), (), ()))
+    reader = Reader(loaded.segments, FrameCache(4 << 20))
+    pages = {}
+    for number, leaf in volume.map.leaves.items():
+        for at, entry in enumerate(leaf):
+            if entry > ALLOCATED_ZERO:
+                frame = reader.frame_nowait(entry)
+                assert frame is not None, "a storage in memory never makes anyone wait"
+                start = (entry % FRAME_BLOCKS) * BLOCK
+                page = bytes(frame[start : start + BLOCK])
+                assert len(page) == BLOCK, "a frame holds all its blocks"
+                if any(page):
+                    pages[number * len(leaf) + at] = page
+    return pages
+
+
+def observe(storage: Storage) -> bytes:
+    """What is found after a crash: the version's digest, or why there is none."""
+    try:
+        loaded = recovery.load(storage, master_of)
+        loaded.segments.space.check()
+        return digest(read_pages(loaded))
+    except ImageError:
+        return ABSENT
+    except NbdvdeError as error:
+        return f"{type(error).__name__}: {error}".encode()
+    except Exception as error:
+        return f"unexpected {error!r}".encode()
+
+
+@dataclass
+class Verdicts:
+    """Looks at each distinct state once, and judges it."""
+
+    versions: Sequence[bytes]
+    distinct: set[bytes] = field(default_factory=set)
+    """Hashes of the states seen, of this session and others."""
+    _found: dict[bytes, bytes] = field(default_factory=dict)
+    _places: dict[bytes, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number, version in enumerate(self.versions):
+            self._places.setdefault(version, []).append(number)
+
+    def found(self, image: bytes) -> bytes:
+        """As `observe`."""
+        name = blake3(image).digest(16)
+        if name not in self._found:
+            self.distinct.add(name)
+            self._found[name] = observe(FrozenStorage(image))
+        return self._found[name]
+
+    def judge(self, crash: Crash) -> str | None:
+        """Why the state must not be, or None when all is well."""
+        found = self.found(crash.image)
+        if ABSENT in self.versions and all(low == 0 for low, _ in crash.windows) and found.startswith(b"DamageError"):
+            found = ABSENT  # a superblock torn while the image was being made
+        places = self._places.get(found)
+        if places is None:
+            return f"found {found!r}, which never was" if len(found) == 16 else f"found {found.decode()}"
+        for low, high in crash.windows:
+            if not any(low <= place <= high for place in places):
+                return f"found version {places}, allowed were {low} to {high}"
+        return None
+
+    def version(self, image: bytes) -> int | None:
+        """Some version that the state equals."""
+        places = self._places.get(self.found(image))
+        return places[-1] if places else None

@@ -1,0 +1,269 @@
+"""One life of an image: created or opened, used by a seeded workload, stopped or left to crash.
+
+The session keeps every version that the disk went through, in the order in which requests were accepted, and
+marks in the record of the storage which versions a crash may leave: none older than the last acknowledged
+FLUSH, none that was not yet submitted.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from blake3 import blake3
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.access import format_storage, open_storage
+from nbdvde.engine.image import Image
+from nbdvde.engine.keys import MasterKey
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import NoSpaceError, PoisonedError
+from tests.crash.recording import RecordingStorage
+from tests.crash.stepping import deterministic
+
+KEY = MasterKey(bytes(range(32)))
+Pages = Mapping[int, bytes]
+"""The blocks of a disk that are not all zeroes."""
+ABSENT = b"no image"
+"""The version before an image was created."""
+
+
+def digest(pages: Pages) -> bytes:
+    """Name of what a disk holds."""
+    hasher = blake3()
+    for block in sorted(pages):
+        hasher.update(block.to_bytes(8, "little") + pages[block])
+    return hasher.digest(16)
+
+
+def zeroed(pages: Pages, offset: int, length: int) -> Pages:
+    """The pages after zeroing a range: only what is there costs time."""
+    result: Pages = pages
+    for block in pages:
+        low, high = max(offset, block * BLOCK), min(offset + length, (block + 1) * BLOCK)
+        if low < high:
+            result = overwritten(result, low, bytes(high - low))
+    return result
+
+
+def overwritten(pages: Pages, offset: int, data: bytes) -> Pages:
+    """The pages after a write."""
+    result = dict(pages)
+    while data:
+        block, start = divmod(offset, BLOCK)
+        part, data = data[: BLOCK - start], data[BLOCK - start :]
+        old = result.get(block, bytes(BLOCK))
+        page = old[:start] + part + old[start + len(part) :]
+        if any(page):
+            result[block] = page
+        else:
+            result.pop(block, None)
+        offset += len(part)
+    return result
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a workload does, and to what kind of image."""
+
+    size: int = 1 << 20
+    segment_bytes: int = 64 << 10
+    extent_bytes: int = 16 << 10
+    buffer_bytes: int = 96 << 10
+    level: int = 1
+    encrypted: bool = True
+    steps: int = 24
+    weights: dict[str, int] = field(default_factory=lambda: {"write": 10, "zero": 3, "flush": 3, "checkpoint": 1})
+    largest: int = 24 << 10
+    """Longest write in bytes."""
+    stop: bool = True
+    """End with a clean stop, instead of just ceasing."""
+    limit: int | None = None
+    """Longest the file may get."""
+    overlap: bool = True
+    """Flushes and checkpoints run beside the requests that follow them."""
+
+
+class Session:
+    """Drives an image on a recording storage. `base` empty: creates it first."""
+
+    def __init__(self, seed: int, profile: Profile, base: bytes = b"", pages: Pages | None = None) -> None:
+        self.seed, self.profile = seed, profile
+        self.storage = RecordingStorage(base, profile.limit)
+        self.snapshots: list[Pages] = []
+        self.versions: list[bytes] = []
+        self._low = 0
+        self._rng = random.Random(f"session {seed}")
+        if base:
+            self._enter(pages or {})
+            self._low = 0
+        else:
+            self.snapshots.append({})
+            self.versions.append(ABSENT)
+        self._accepted = len(self.versions) - 1
+        """The newest version whose request was answered."""
+        self._mark()
+        self.refused = 0
+
+    # The record of what was accepted
+
+    def _enter(self, pages: Pages) -> None:
+        self.snapshots.append(pages)
+        self.versions.append(digest(pages))
+
+    def _mark(self) -> None:
+        self.storage.mark(self._low, len(self.versions) - 1)
+
+    def _durable(self, version: int) -> None:
+        self._low = max(self._low, version)
+        self._mark()
+
+    @property
+    def _pages(self) -> Pages:
+        return self.snapshots[-1]
+
+    # Running
+
+    def run(self) -> "Session":
+        """Do it all; deterministic for a seed."""
+        with deterministic(self.seed):
+            trio.run(self._main)
+        return self
+
+    async def _main(self) -> None:
+        if not self.storage.base:
+            self._create()
+        image = await self._open()
+        if image is None:
+            return
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.profile.steps):
+                await self._step(image, nursery)
+        if self.profile.stop:
+            await self._close(image)
+
+    def _create(self) -> None:
+        profile = self.profile
+        self._enter({})
+        self._mark()
+        secret = KEY if profile.encrypted else None
+        format_storage(
+            self.storage, profile.size, secret, profile.level, profile.extent_bytes, "disk", profile.segment_bytes
+        )
+        self._accepted = 1
+        self._durable(1)
+
+    async def _open(self) -> Image | None:
+        try:
+            image = await open_storage(
+                self.storage, KEY if self.profile.encrypted else None, buffer_bytes=self.profile.buffer_bytes
+            )
+        except NoSpaceError:
+            if self.profile.limit is None:
+                raise
+            self.refused += 1
+            return None
+        image._checkpoint_log_bytes = 256 << 10
+        return image
+
+    async def _close(self, image: Image) -> None:
+        version = self._accepted
+        if await self._tolerating(image.close):
+            self._durable(version)
+
+    async def _tolerating(self, action: Callable[[], Awaitable[Any]]) -> bool:
+        """Whether it worked; it may fail only where the profile limits the file or injects faults."""
+        try:
+            await action()
+        except (NoSpaceError, PoisonedError):
+            if self.profile.limit is None:
+                raise
+            self.refused += 1
+            return False
+        return True
+
+    async def _step(self, image: Image, nursery: trio.Nursery) -> None:
+        kinds, weights = zip(*self.profile.weights.items(), strict=True)
+        kind = self._rng.choices(kinds, weights)[0]
+        disk = image.disk()
+        if kind == "write":
+            await self._write(disk)
+        elif kind == "zero":
+            await self._zero(disk)
+        elif kind == "trim":
+            await self._trim_much(disk)
+        else:
+            job = self._flush if kind == "flush" else self._checkpoint
+            if self.profile.overlap and self._rng.random() < 0.5:
+                nursery.start_soon(job, image)
+                await trio.lowlevel.checkpoint()
+            else:
+                await job(image)
+
+    async def _flush(self, image: Image) -> None:
+        version = self._accepted
+        if await self._tolerating(image.flush):
+            self._durable(version)
+
+    async def _checkpoint(self, image: Image) -> None:
+        await self._tolerating(image.checkpoint)
+
+    def _range(self) -> tuple[int, int]:
+        """A range, often aligned, often at a few hot places."""
+        rng, size = self._rng, self.profile.size
+        length = min(size, rng.choice((1, 512, 4096, 4096, 8192, 12288, self.profile.largest)))
+        if rng.random() < 0.3:
+            length = rng.randint(1, length)
+        offset = rng.randrange(min(size, 16 * BLOCK)) if rng.random() < 0.5 else rng.randrange(size)
+        if rng.random() < 0.7:
+            offset -= offset % BLOCK
+            length = -(-length // BLOCK) * BLOCK
+        return offset, min(length, size - offset)
+
+    async def _write(self, disk: Volume) -> None:
+        offset, length = self._range()
+        number = len(self.versions)
+        unit = self._rng.randbytes(16) + number.to_bytes(8, "little")
+        compressible = self._rng.random() < 0.7
+        data = (unit * (length // 24 + 1))[:length] if compressible else self._rng.randbytes(length)
+        await self._request([overwritten(self._pages, offset, data)], lambda: self._put(disk, offset, data))
+
+    async def _put(self, disk: Volume, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        if not (self._rng.random() < 0.7 and disk.write_nowait(offset, view, owned=True)):
+            await disk.write(offset, view)
+
+    async def _zero(self, disk: Volume) -> None:
+        offset, length = self._range()
+        allocate = self._rng.random() < 0.4
+        steps = [self._pages]
+        for low, high in _zero_parts(offset, length, disk.size):
+            steps.append(zeroed(steps[-1], low, high - low))
+        await self._request(steps[1:], lambda: disk.zero(offset, length, allocate=allocate))
+
+    async def _trim_much(self, disk: Volume) -> None:
+        """Trim most of the disk, so that segments die."""
+        offset = self._rng.randrange(disk.size // 4) // BLOCK * BLOCK
+        length = disk.size - offset
+        await self._request([zeroed(self._pages, offset, length)], lambda: disk.trim(offset, length))
+
+    async def _request(self, steps: list[Pages], action: Callable[[], Awaitable[None]]) -> None:
+        """Submit a request that takes effect in steps, in this order."""
+        before = len(self.versions)
+        for pages in steps:
+            self._enter(pages)
+        self._mark()
+        if not await self._tolerating(action):
+            assert len(steps) == 1, "requests in steps are not mixed with refusals"
+            del self.versions[before:], self.snapshots[before:]
+        self._accepted = len(self.versions) - 1
+
+
+def _zero_parts(offset: int, length: int, size: int) -> list[tuple[int, int]]:
+    """Byte ranges in the order in which an unaligned zeroing takes effect: the edges, then the whole blocks."""
+    end = offset + length
+    first, stop = -(-offset // BLOCK) * BLOCK, end if end == size else end // BLOCK * BLOCK
+    if first >= stop:
+        return [(offset, end)]
+    return [(low, high) for low, high in ((offset, first), (stop, end), (first, stop)) if low < high]

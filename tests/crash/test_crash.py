@@ -1,0 +1,27 @@
+"""No crash, whatever it leaves, loses what was acknowledged or shows what never was."""
+
+import pytest
+
+from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
+
+STATES = 10_000
+EFFORT = Effort()
+
+
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    return Tally()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_crash_state_is_one_cut_of_the_history(name: str, tally: Tally) -> None:
+    for seed in (1, 2):
+        run_seed(seed, EFFORT, tally, name)
+
+
+def test_enough_states_were_seen(tally: Tally) -> None:
+    seed = 100
+    while len(tally.distinct) < STATES:
+        run_seed(seed, EFFORT, tally)
+        seed += 1
+    assert len(tally.distinct) >= STATES
