@@ -93,6 +93,8 @@ class RequestParser:
         Raises `ProtocolError`, once the requests before have been handed out.
         """
         requests: list[Request] = []
+        if self._end - self._start < _HEADER and self._payload is None:
+            return requests
         if not self._end_payload(requests):
             return requests
         self._start += self._skipped(self._start)

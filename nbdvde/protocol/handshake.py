@@ -69,9 +69,7 @@ class Handshake:
     names.
     """
 
-    def __init__(
-        self, find: Callable[[str], ExportInfo | None], listing: Callable[[], Iterable[ExportInfo]]
-    ) -> None:
+    def __init__(self, find: Callable[[str], ExportInfo | None], listing: Callable[[], Iterable[ExportInfo]]) -> None:
         self.phase = Phase.FLAGS
         self.negotiated: Negotiated | None = None
         self._find, self._listing = find, listing

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nbdvde.disk import Buffer, Piece, Status
 from nbdvde.protocol import wire
-from nbdvde.protocol.constants import SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, Chunk, ReplyFlag
+from nbdvde.protocol.constants import SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, Chunk, CommandFlag, ReplyFlag
 
 # Enum members are slow to use, and these are used for every request.
 _DONE = int(ReplyFlag.DONE)
@@ -27,8 +27,8 @@ class Replies(Protocol):
     def error(self, out: list[Buffer], cookie: int, errno: int, message: str) -> None:
         """Failure of any request."""
 
-    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], whole: bool) -> None:
-        """Success of READ, empty ones too. `whole` allows no more than one chunk (DF)."""
+    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], flags: int) -> None:
+        """Success of READ, empty ones too; `flags` are those of the request (DF)."""
 
 
 class SimpleReplies:
@@ -42,7 +42,7 @@ class SimpleReplies:
         """See `Replies`; there is no place for the message."""
         out.append(_pack_simple(SIMPLE_REPLY_MAGIC, errno, cookie))
 
-    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], whole: bool) -> None:
+    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], flags: int) -> None:
         """See `Replies`; holes are spelled out."""
         out.append(_pack_simple(SIMPLE_REPLY_MAGIC, 0, cookie))
         _append_pieces(out, pieces)
@@ -64,8 +64,8 @@ class StructuredReplies:
         header = (STRUCTURED_REPLY_MAGIC, _DONE, Chunk.ERROR, cookie, 6 + len(text), errno, len(text))
         out.append(wire.ERROR_CHUNK.pack(*header) + text)
 
-    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], whole: bool) -> None:
-        """See `Replies`; holes are sent as holes unless `whole` forbids it."""
+    def data(self, out: list[Buffer], cookie: int, offset: int, pieces: Sequence[Piece], flags: int) -> None:
+        """See `Replies`; holes are sent as holes unless DF forbids it."""
         if len(pieces) == 1:
             piece = pieces[0]
             if not isinstance(piece, int):
@@ -76,7 +76,7 @@ class StructuredReplies:
             out.append(wire.CHUNK.pack(STRUCTURED_REPLY_MAGIC, _DONE, Chunk.NONE, cookie, 0))
             return
         runs = _runs(pieces)
-        if whole and len(runs) > 1:
+        if flags & CommandFlag.DF and len(runs) > 1:
             runs = [(sum(map(_length, pieces)), pieces)]
         _append_runs(out, cookie, offset, runs)
 
