@@ -282,7 +282,7 @@ class Session:
         nursery.start_soon(self._work, (command, flags, cookie, offset, length, payload, None), charge)
 
     async def _work(self, request: Request, charge: int) -> None:
-        """Do one request and answer it. The shared limit ends before the client is waited for, the client's own after."""
+        """Do one request and answer it; only the client's own limits last until it has taken the answer."""
         cookie = request[2]
         try:
             try:

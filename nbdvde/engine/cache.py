@@ -1,5 +1,7 @@
 """Decoded frames, most recently used last, within a budget of bytes."""
 
+from collections import OrderedDict
+
 from nbdvde.engine.layout import SLOT_SHIFT
 
 FRAME_SHIFT = 2
@@ -11,19 +13,19 @@ class FrameCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._frames: dict[int, bytes] = {}
+        self._frames: OrderedDict[int, bytes] = OrderedDict()
         self._bytes = 0
         self.hits = 0
         self.misses = 0
 
     def get(self, key: int) -> bytes | None:
         """The frame, now the most recently used."""
-        frame = self._frames.pop(key, None)
+        frame = self._frames.get(key)
         if frame is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._frames[key] = frame
+        self._frames.move_to_end(key)
         return frame
 
     def put(self, key: int, frame: bytes) -> None:
@@ -33,8 +35,7 @@ class FrameCache:
             self._bytes += len(frame)
         frames[key] = frame
         while self._bytes > self._limit:
-            oldest = next(iter(frames))
-            self._bytes -= len(frames.pop(oldest))
+            self._bytes -= len(frames.popitem(last=False)[1])
 
     def drop_slot(self, slot: int) -> None:
         """Forget the frames of a segment whose slot will be used again."""
