@@ -20,16 +20,27 @@ class ExitCode(enum.IntEnum):
     """Exit codes of the command line."""
 
     DONE = 0
+    """done"""
     UNEXPECTED = 1
+    """unexpected failure: a bug, the message names a log"""
     USAGE = 2
+    """usage or configuration"""
     IMAGE = 3
+    """image missing, not an image, or of an unsupported format"""
     KEY = 4
+    """key or passphrase"""
     IN_USE = 5
+    """in use"""
     DAMAGE = 6
+    """damage found"""
     NO_SPACE = 7
+    """no space"""
     NETWORK = 8
+    """network or listener"""
     REFUSED = 9
+    """refused by a rule: an existing file, the last key, a read-only disk"""
     NO_QUORUM = 10
+    """cluster without quorum"""
 
 
 class NbdvdeError(Exception):

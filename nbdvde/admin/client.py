@@ -85,7 +85,7 @@ class ControlClient:
         return self._call("GET", "/v1/keys", KeyList)
 
     def change_keys(self, action: Action, request: KeyRequest) -> KeyList:
-        """See `Service.change_keys`."""
+        """See `Service.add_key`."""
         return self._call("POST", f"/v1/keys/{action}", KeyList, msgspec.json.encode(request))
 
     def check(self, progress: Callable[[int, int], None]) -> CheckReport:

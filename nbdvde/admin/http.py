@@ -11,6 +11,7 @@ from functools import partial
 import h11
 import msgspec
 import trio
+import trio.abc
 
 from nbdvde.admin.messages import ErrorBody, Failure
 from nbdvde.errors import ExitCode, NbdvdeError
@@ -43,7 +44,7 @@ async def serve(
     await trio.serve_listeners(partial(_client, routes), [listener])
 
 
-async def _client(routes: Routes, stream: trio.SocketStream) -> None:
+async def _client(routes: Routes, stream: trio.abc.Stream) -> None:
     """One connection; whatever happens on it ends here."""
     exchange = Exchange(stream)
     async with stream:
@@ -62,7 +63,7 @@ async def _client(routes: Routes, stream: trio.SocketStream) -> None:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._http = h11.Connection(h11.SERVER)
         self._scope = trio.CancelScope()
@@ -90,7 +91,7 @@ class Exchange:
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self._stream.receive_some(65536))
+                self._http.receive_data(bytes(await self._stream.receive_some(65536)))
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.Data):

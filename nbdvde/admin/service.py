@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +21,18 @@ from nbdvde.version import VERSION
 
 PROGRESS_S = 0.1
 """Seconds between two lines of progress."""
+PATHS = {
+    "/v1/status": ("GET", "status"),
+    "/v1/info": ("GET", "info"),
+    "/v1/check": ("POST", "check"),
+    "/v1/flush": ("POST", "flush"),
+    "/v1/stop": ("POST", "stop"),
+    "/v1/keys": ("GET", "keys"),
+    "/v1/keys/add": ("POST", "add_key"),
+    "/v1/keys/remove": ("POST", "remove_key"),
+    "/v1/keys/change": ("POST", "change_key"),
+}
+"""Path to method and name of the handler in `Service`."""
 T = TypeVar("T")
 
 
@@ -39,19 +50,10 @@ class Service:
 
     def routes(self) -> Routes:
         """Paths, methods and handlers."""
-        actions: tuple[Action, ...] = ("add", "remove", "change")
-        return {
-            "/v1/status": ("GET", self.status),
-            "/v1/info": ("GET", self.info),
-            "/v1/check": ("POST", self.check),
-            "/v1/flush": ("POST", self.flush),
-            "/v1/stop": ("POST", self.stop),
-            "/v1/keys": ("GET", self.keys),
-            **{f"/v1/keys/{action}": ("POST", partial(self.change_keys, action)) for action in actions},
-        }
+        return {path: (method, getattr(self, name)) for path, (method, name) in PATHS.items()}
 
     async def status(self, body: bytes, emit: Emit) -> Status:
-        """What is served, to whom, since when."""
+        """What is served, to whom, and since when."""
         server, image = self._server, self._image
         return Status(
             version=VERSION,
@@ -82,18 +84,29 @@ class Service:
         return Done()
 
     async def check(self, body: bytes, emit: Emit) -> CheckLine:
-        """Verify everything, telling of progress."""
+        """Verify everything: lines of progress, then the report."""
         return CheckLine(report=await check(self._the_image(), emit))
 
     async def keys(self, body: bytes, emit: Emit) -> KeyList:
         """The key slots in use."""
         return KeyList((await workers.run(_key_area, self._encrypted_image())).slots())
 
-    async def change_keys(self, action: Action, body: bytes, emit: Emit) -> KeyList:
-        """Add, remove or change a key."""
+    async def add_key(self, body: bytes, emit: Emit) -> KeyList:
+        """Let `new_secret` open the image too."""
+        return await self._change_keys("add", body)
+
+    async def remove_key(self, body: bytes, emit: Emit) -> KeyList:
+        """Free a slot: the given one, or that of `secret`."""
+        return await self._change_keys("remove", body)
+
+    async def change_key(self, body: bytes, emit: Emit) -> KeyList:
+        """Replace the secret of a slot by `new_secret`."""
+        return await self._change_keys("change", body)
+
+    async def _change_keys(self, action: Action, body: bytes) -> KeyList:
         image, request = self._encrypted_image(), _parse(body, KeyRequest)
         await image.update_keys(lambda area: apply(action, request, area, fresh()))
-        return await self.keys(b"", emit)
+        return KeyList((await workers.run(_key_area, image)).slots())
 
     def _the_image(self) -> Image:
         if self._image is None:

@@ -102,7 +102,7 @@ def create(
 @app.command()
 def serve(
     image: Annotated[
-        Path | None, typer.Argument(metavar="[IMAGE]", help="Path of the image.", show_default=False)
+        Path | None, typer.Argument(metavar="IMAGE", help="Path of the image.", show_default=False)
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")

@@ -32,6 +32,8 @@ def _call(arguments: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(app).main(list(arguments), prog_name="nbdvde", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.DONE
     except typer.TyperException as error:
         raise _usage(error) from None

@@ -52,7 +52,7 @@ class Plan:
         control = Path(options.server.control) if options.server.control else image and control_path(image)
         if options.server.control == "none":
             control = None
-        return cls(image, parse_disk_size(memory) if memory else 0, addresses, control, options)
+        return cls(image, 0 if memory is None else parse_disk_size(memory), addresses, control, options)
 
     def secret(self) -> Secret | None:
         """What opens the image; asks for it if need be."""

@@ -1,0 +1,127 @@
+"""docs/reference.md, made from the code: `python -m nbdvde.cli.reference > docs/reference.md`."""
+
+import ast
+import inspect
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from typer.testing import CliRunner
+
+from nbdvde.admin import service
+from nbdvde.cli.app import app
+from nbdvde.cli.output import size
+from nbdvde.config import Options
+from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES
+from nbdvde.errors import ExitCode
+from nbdvde.session import Limits
+
+INTRODUCTION = """# Reference
+
+Made from the code by `python -m nbdvde.cli.reference`; do not edit.
+
+**Sizes** are whole numbers with an optional K, M, G, T or P (powers of 1024). Sizes of disks are multiples of 512,
+at most 8 EiB - 512.
+**Key files** count as their exact bytes: 32 B to 8 KiB, mode 0600 or stricter, owned by the caller or root. Without one
+a passphrase is asked for on the terminal.
+**Errors** go to standard error as `nbdvde: WHAT: WHY (WHAT TO DO)`; with `--json` also to standard output as
+`{"error": {"code", "message", "hint"}}`, where `code` is the exit code.
+Commands that name an image work on it at rest, or through its control socket while it is served."""
+CONFIGURATION = """## Configuration of the server
+
+`serve --config FILE` reads TOML. Every key is also the environment variable `NBDVDE_TABLE_KEY` (lists separated by
+commas). The command line wins over the environment, which wins over the file. Unknown keys are errors."""
+CONTROL = """## Control socket
+
+HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image. One request a connection; the answer is
+one line of JSON, or several of which the last is the result. `POST /v1/check` sends
+`{"progress": {"done", "total"}}` and at the end `{"report": …}`. Closing the connection cancels. A failure is
+`{"error": {"code", "message", "hint"}}`.
+The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
+`{"kind": "passphrase" | "keyfile", "data": base64}`."""
+
+
+COMMANDS = ("create", "serve", "info", "check", "key list", "key add", "key remove", "key change")
+
+
+def reference() -> str:
+    """The whole document."""
+    commands = (f"### `nbdvde {command}`\n\n```\n{_help(command)}\n```" for command in COMMANDS)
+    tables = (_configuration(field) for field in msgspec.structs.fields(Options))
+    parts = ["## Commands", *commands, "## Exit codes", _exit_codes(), CONFIGURATION, *tables, CONTROL, _control()]
+    return "\n\n".join([INTRODUCTION, *parts]) + "\n"
+
+
+def _help(command: str) -> str:
+    arguments = [*command.split(), "--help"]
+    shown = CliRunner().invoke(app, arguments, prog_name="nbdvde", env={"COLUMNS": "80"}, color=False)
+    return shown.output.strip()
+
+
+def _exit_codes() -> str:
+    meanings = _docstrings(ExitCode)
+    return _table(("exit", "meaning"), [(str(int(code)), meanings[code.name]) for code in ExitCode])
+
+
+def _configuration(table: msgspec.structs.FieldInfo) -> str:
+    meanings = _docstrings(table.type)
+    rows = [
+        (f"`{field.name}`", meanings[field.name], _default(table.name, field))
+        for field in msgspec.structs.fields(table.type)
+    ]
+    title = f"### `[{table.name}]`\n\n{inspect.getdoc(table.type)}"
+    return f"{title}\n\n{_table(('key', 'meaning', 'default'), rows)}"
+
+
+def _default(table: str, field: msgspec.structs.FieldInfo) -> str:
+    """The default as TOML has it; those of limits and engine are kept where they are used."""
+    default = field.default
+    if table == "limits":
+        default = getattr(Limits(), field.name)
+    elif table == "engine":
+        default = {"cache_size": CACHE_BYTES, "write_buffer_size": BUFFER_BYTES}[field.name]
+    if field.name.endswith(("_size", "bytes_in_flight")):
+        default = size(default)
+    match default:
+        case None:
+            return ""
+        case tuple():
+            return f"`{list(default)}`".replace("'", '"')
+        case str():
+            return f'`"{default}"`'
+    return f"`{default}`".lower()
+
+
+def _control() -> str:
+    rows = [
+        (f"`{method} {path}`", inspect.getdoc(getattr(service.Service, name)) or "")
+        for path, (method, name) in service.PATHS.items()
+    ]
+    return _table(("request", "does"), rows)
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The string below each member of a class, which Python itself forgets."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for member, text in itertools.pairwise(body.body):
+        match member, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(words))),
+            ):
+                found[name] = words
+    return found
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

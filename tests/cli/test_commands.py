@@ -1,0 +1,153 @@
+"""What commands do when all is well, on images at rest."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import nbdvde
+from nbdvde import keysource
+from nbdvde.cli import output, reference
+from nbdvde.cli.images import ImageByPath
+from nbdvde.engine.keys import KeyFile, Passphrase
+from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, write_key
+
+
+def ok(command: Command, *words: object) -> Any:
+    """JSON that a successful command printed."""
+    result = command(*words, "--json")
+    assert (result.code, result.err) == (0, "")
+    return result.json
+
+
+def test_create_with_a_key_file(command: Command, key_file: Path) -> None:
+    options = ["--key-file", key_file, "--compression", "smallest", "--extent-size", "128K"]
+    assert command("create", "new.vde", "3M", *options) == Result(0, "", "")
+    info = ok(command, "info", "new.vde")
+    assert (info["encryption"], info["compression"], info["key_slots"]) == ("aes-256-gcm", "smallest", 1)
+    assert [(disk["name"], disk["size"]) for disk in info["disks"]] == [("disk", 3 << 20)]
+    assert Path("new.vde").stat().st_mode & 0o777 == 0o600
+    assert ok(command, "check", "new.vde", "--key-file", key_file)["ok"] is True
+
+
+def test_create_with_a_passphrase(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(prompt: str) -> Passphrase:
+        asked.append(prompt)
+        return Passphrase(b"typed")
+
+    monkeypatch.setattr(keysource, "_ask", ask)
+    assert command("create", "new.vde", "1M").code == 0
+    assert asked == ["New passphrase: ", "The same again: "]
+    assert ok(command, "key", "list", "new.vde")["slots"][0]["kind"] == "passphrase"
+    assert ok(command, "check", "new.vde")["ok"] is True
+
+
+def test_create_without_encryption_asks_nothing(command: Command) -> None:
+    assert command("create", "new.vde", "1M", "--encryption", "none", "--compression", "7").code == 0
+    info = ok(command, "info", "new.vde")
+    assert (info["encryption"], info["compression"], info["key_slots"]) == ("none", "7", 0)
+    assert ok(command, "check", "new.vde")["ok"] is True
+
+
+def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> None:
+    info = ok(command, "info", image)
+    assert set(info) == {
+        "format", "path", "uuid", "encryption", "compression", "capacity", "file_bytes", "disks", "key_slots",
+        "statistics",
+    }  # fmt: skip
+    assert info["disks"] == [{"name": "disk", "size": SIZE, "logical_bytes": 0, "stored_bytes": 0, "snapshots": []}]
+    assert (info["path"], info["format"], info["capacity"]) == (str(image), 1, None)
+
+
+async def test_info_with_the_key_tells_how_full_it_is(image: Path, key_file: Path) -> None:
+    async with nbdvde.open_image(image, key=KeyFile(KEY)) as opened:
+        await opened.disk().write(0, memoryview(os.urandom(65536)))
+    found = await trio.to_thread.run_sync(ImageByPath(image, key_file=key_file).info)
+    assert found.disks[0].logical_bytes == 65536
+    assert found.disks[0].stored_bytes >= 65536
+    assert found.statistics["bytes_in"] == 65536
+
+
+def test_info_as_text(command: Command, image: Path) -> None:
+    lines = command("info", image).out.splitlines()
+    assert "encryption   aes-256-gcm, 1 keys" in lines
+    assert "disk disk    1M" in lines
+
+
+def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:
+    data = bytearray(plain_image.read_bytes())
+    data[131072 + 20] ^= 1
+    plain_image.write_bytes(data)
+    result = command("check", plain_image, "--json")
+    assert (result.code, result.err) == (6, "")
+    assert set(result.json) == {"ok", "errors", "units_verified"}
+    assert result.json["ok"] is False
+    assert set(result.json["errors"][0]) == {"where", "what", "disk", "offset", "length"}
+    result = command("check", plain_image)
+    assert result.code == 6
+    assert result.out.splitlines()[-1].startswith(f"{plain_image}: 1 errors")
+
+
+def test_life_of_keys(command: Command, image: Path, key_file: Path) -> None:
+    two, three = (write_key(key_file.with_name(name), name.encode() * 8) for name in ("two.", "three"))
+    key = ["--key-file", key_file]
+
+    added = ok(command, "key", "add", image, *key, "--new-key-file", two, "--label", "spare", "--slot", 5)
+    assert [(slot["slot"], slot["label"]) for slot in added["slots"]] == [(0, ""), (5, "spare")]
+    assert command("check", image, "--key-file", two).code == 0
+
+    changed = ok(command, "key", "change", image, "--key-file", two, "--new-key-file", three)
+    assert [slot["slot"] for slot in changed["slots"]] == [0, 5]
+    assert command("check", image, "--key-file", two).code == 4
+    assert command("check", image, "--key-file", three).code == 0
+
+    left = ok(command, "key", "remove", image, "--key-file", three, "--slot", 0)
+    assert [slot["slot"] for slot in left["slots"]] == [5]
+    assert command("check", image, *key).code == 4
+    assert command("check", image, "--key-file", three).code == 0
+
+
+def test_remove_takes_the_given_key_away(command: Command, image: Path, key_file: Path) -> None:
+    two = write_key(key_file.with_name("two"), b"2" * 32)
+    add_cheaply(image, KeyFile(b"2" * 32))
+    assert [slot["slot"] for slot in ok(command, "key", "remove", image, "--key-file", two)["slots"]] == [0]
+
+
+def test_new_slots_cost_what_rfc_9106_recommends(command: Command, image: Path, key_file: Path) -> None:
+    new = write_key(key_file.with_name("new"), b"n" * 32)
+    listed = ok(command, "key", "add", image, "--key-file", key_file, "--new-key-file", new)["slots"]
+    costs = [(slot["memory_kib"], slot["iterations"], slot["lanes"]) for slot in listed]
+    assert costs == [(CHEAP.memory_kib, 1, 1), (65536, 3, 4)]
+
+
+def test_key_list_as_text_obeys_no_escape_sequences(command: Command, image: Path, key_file: Path) -> None:
+    new = write_key(key_file.with_name("new"), b"n" * 32)
+    label = "\x1b[2Jbad\nname"
+    listed = command("key", "add", image, "--key-file", key_file, "--new-key-file", new, "--label", label).out
+    assert "\x1b" not in listed
+    assert listed.splitlines()[2].endswith("\N{REPLACEMENT CHARACTER}[2Jbad\N{REPLACEMENT CHARACTER}name")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1K"), (1536, "1.5K"), (10 << 30, "10G"), (1 << 62, "4E")]
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert output.size(count) == text
+
+
+def test_reference_is_up_to_date() -> None:
+    path = Path(__file__).parent.parent.parent / "docs" / "reference.md"
+    assert path.read_text() == reference.reference(), "run: python -m nbdvde.cli.reference > docs/reference.md"
+
+
+def test_version_is_the_one_of_the_package(command: Command) -> None:
+    project = tomllib.loads((Path(__file__).parent.parent.parent / "pyproject.toml").read_text())["project"]
+    if "version" in project:
+        assert command("--version").out == f"nbdvde {project['version']}\n"
+    else:
+        assert project["dynamic"] == ["version"]

@@ -1,0 +1,112 @@
+"""How a command ends, whatever happens in it."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbdvde.cli import images
+from nbdvde.cli.progress import ProgressBar
+from nbdvde.errors import NetworkError
+from tests.cli.conftest import ENVIRONMENT, Command
+
+
+@pytest.fixture
+def failing(command: Command, monkeypatch: pytest.MonkeyPatch):
+    """Run a command whose work raises what is given."""
+
+    def run(error: BaseException):
+        def info(self: object) -> None:
+            raise error
+
+        monkeypatch.setattr(images.ImageByPath, "info", info)
+        return command("info", "x.vde")
+
+    return run
+
+
+def test_bug_is_one_line_and_a_log(failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    result = failing(ValueError("two\nlines"))
+    result.fails(1, "unexpected failure: ValueError: two lines", "bug")
+    (log,) = tmp_path.glob("nbdvde-*.log")
+    assert str(log) in result.err
+    assert "Traceback" in log.read_text()
+
+
+def test_interrupt(failing) -> None:
+    for error in (KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])):
+        result = failing(error)
+        assert (result.code, result.out, result.err) == (130, "", "nbdvde: interrupted\n")
+
+
+def test_error_of_a_nursery(failing) -> None:
+    failing(ExceptionGroup("", [ExceptionGroup("", [NetworkError("a", "b", "c")])])).fails(8, "nbdvde: a: b (c)\n")
+
+
+def test_bug_beside_an_error_is_told(failing) -> None:
+    failing(ExceptionGroup("", [NetworkError("a", "b"), ValueError("bug")])).fails(1, "unexpected failure")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 7),
+        (OSError(errno.EDQUOT, "Quota", "/x"), 7),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 3),
+    ],
+)
+def test_errors_of_the_host(failing, error: OSError, code: int) -> None:
+    failing(error).fails(code, "/x")
+
+
+def test_reader_that_goes_away(plain_image: Path) -> None:
+    script = '"$0" -m nbdvde info "$1" | :; echo "${PIPESTATUS[0]}"'
+    words = ["bash", "-c", script, sys.executable, str(plain_image)]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout in ("0\n", "1\n")
+
+
+def test_version_imports_little() -> None:
+    program = (
+        "import sys\nfrom nbdvde.cli.run import run\nassert run(['--version']) == 0\n"
+        "print([name for name in ('trio', 'numpy', 'rich', 'cryptography', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_shell_completion() -> None:
+    environment = {**ENVIRONMENT, "_NBDVDE_COMPLETE": "complete_bash", "COMP_WORDS": "nbdvde ch", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "nbdvde"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["check"]
+
+
+def test_progress_bar_waits_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("nbdvde.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with ProgressBar("checking") as bar:
+        bar(1, 10)
+        assert bar._bar is None
+        now[0] = 1.5
+        bar(5, 10)
+        assert bar._bar is not None
+        assert bar._bar.tasks[0].completed == 5
+    assert "checking" in capsys.readouterr().err
+
+
+def test_no_progress_bar_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbdvde.cli.progress.PATIENCE_S", 0)
+    with ProgressBar("checking") as bar:
+        bar(5, 10)
+    assert capsys.readouterr().err == ""
