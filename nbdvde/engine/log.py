@@ -187,13 +187,14 @@ class LogWriter:
         return entries
 
     def _seal(self, state: State, first: int, chunks: Sequence[Sequence[Buffer]]) -> list[bytes]:
-        def seal(numbered: tuple[int, Sequence[Buffer]]) -> tuple[bytes, bool]:
-            number, pages = numbered
+        def seal(number: int) -> tuple[bytes, bool]:
+            pages = chunks[number]
             plain = self._compressor.get().encode(pages)
             return state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(pages)), is_compressed(plain)
 
+        numbers = range(len(chunks))
         spread = sum(map(len, chunks)) >= PARALLEL_BLOCKS and len(chunks) > 1
-        results = workers.parallel(seal, enumerate(chunks)) if spread else list(map(seal, enumerate(chunks)))
+        results = workers.parallel(seal, numbers) if spread else [seal(number) for number in numbers]
         self.counters.extents_sealed += len(chunks)
         self.counters.extents_compressed += sum(packed for _, packed in results)
         return [sealed for sealed, _ in results]

@@ -1,5 +1,6 @@
 """From a map entry to the bytes of its frame: index, file, authentication, decompression, cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbdvde import workers
@@ -7,6 +8,7 @@ from nbdvde.disk import BLOCK, Piece
 from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import FRAME_BLOCKS, SLOT_SHIFT, UNIT_SHIFT, Kind
+from nbdvde.engine.sealing import Sealer
 from nbdvde.engine.segments import Segments
 from nbdvde.errors import DamageError
 
@@ -20,6 +22,18 @@ class Want:
 
     place: int
     entry: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the extent of a want lies, and how it is opened."""
+
+    want: Want
+    sealer: Sealer
+    unit: int
+    offset: int
+    length: int
     blocks: int
 
 
@@ -56,11 +70,19 @@ class Reader:
         return frame
 
     def fill(self, pieces: list[list[Piece]], wants: list[Want]) -> None:
-        """Put what is wanted into its places; for a worker thread. Raises DamageError."""
-        for want in wants:
-            pieces[want.place] = self._blocks(want)
+        """Put what is wanted into its places; for a worker thread. Raises DamageError.
 
-    def _blocks(self, want: Want) -> list[Piece]:
+        Extents that follow each other in the file are read in one go.
+        """
+        group: list[_Place] = []
+        for place in map(self._locate, wants):
+            if group and place.offset != group[-1].offset + group[-1].length:
+                self._fill_group(pieces, group)
+                group = []
+            group.append(place)
+        self._fill_group(pieces, group)
+
+    def _locate(self, want: Want) -> _Place:
         segments = self._segments
         state = segments.find(want.entry >> SLOT_SHIFT)
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
@@ -68,11 +90,17 @@ class Reader:
         place = segments.locate(state, unit)
         assert place is not None, "the index is in memory"
         position, length, blocks = place
-        first = want.entry & _BLOCK_MASK
-        _check(first + want.blocks <= blocks, want.entry)
-        sealed = segments.storage.read(state.segment.offset + position, length)
-        plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
-        return list(self._cut(plain, blocks, first, first + want.blocks))
+        _check((want.entry & _BLOCK_MASK) + want.blocks <= blocks, want.entry)
+        return _Place(want, state.sealer, unit, state.segment.offset + position, length, blocks)
+
+    def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Place]) -> None:
+        start = group[0].offset
+        data = memoryview(self._segments.storage.read(start, group[-1].offset + group[-1].length - start))
+        for place in group:
+            sealed = data[place.offset - start : place.offset - start + place.length]
+            plain = place.sealer.open(place.unit, Kind.EXTENT, sealed, blocks=place.blocks)
+            first = place.want.entry & _BLOCK_MASK
+            pieces[place.want.place] = self._cut(plain, place.blocks, first, first + place.want.blocks)
 
     def _cut(self, plain: bytes, blocks: int, first: int, stop: int) -> list[Piece]:
         """The blocks [first, stop) of an extent, frame by frame."""
