@@ -15,7 +15,7 @@ from nbdvde.engine.access import fresh
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
-from nbdvde.errors import RefusedError, UsageError
+from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 from nbdvde.server import Server
 from nbdvde.version import VERSION
 
@@ -149,17 +149,22 @@ class _Meter:
 
 
 async def check(image: Image, emit: Emit) -> CheckReport:
-    """Verify an image; a cancelled check ends at its next progress."""
+    """Verify an image; a cancelled check ends at its next progress. Raises NbdvdeError."""
     meter = _Meter()
+    result: CheckReport | NbdvdeError
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_tell, meter, emit)
         try:
-            report = await image.check(meter)
+            result = await image.check(meter)
+        except NbdvdeError as error:
+            result = error
         except _StoppedError:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise
         nursery.cancel_scope.cancel()
-    return report
+    if isinstance(result, NbdvdeError):
+        raise result
+    return result
 
 
 async def _tell(meter: _Meter, emit: Emit) -> None:

@@ -24,7 +24,7 @@ from nbdvde.disk import Disk
 from nbdvde.engine.access import open_image
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
-from nbdvde.errors import InUseError, UsageError
+from nbdvde.errors import InUseError, NetworkError, UsageError
 from nbdvde.memory import MemoryDisk
 from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
 from nbdvde.session import Exports, Limits
@@ -105,8 +105,11 @@ class _Serving:
             return None
         if connect(path):
             raise InUseError(str(self._plan.image or path), f"a server answers at {path}", "stop it first")
-        with _private():
-            return await self._bind(UnixAddress(path))
+        try:
+            with _private():
+                return await self._bind(UnixAddress(path))
+        except NetworkError as error:
+            raise NetworkError(error.what, error.why, "choose another place with --control, or none") from None
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Disk, Image | None]]:

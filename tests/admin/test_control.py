@@ -1,0 +1,283 @@
+"""The control socket of a served image, asked by the client that commands use."""
+
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+import nbdvde
+from nbdvde.admin import http, service
+from nbdvde.admin.client import ControlClient, connect, control_path
+from nbdvde.admin.messages import ErrorBody, KeyRequest, SecretBody
+from nbdvde.admin.service import Service
+from nbdvde.engine.access import fresh
+from nbdvde.engine.image import Image
+from nbdvde.engine.keys import Cost, KeyFile, MasterKey, Passphrase
+from nbdvde.engine.report import CheckReport
+from nbdvde.errors import DamageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
+from nbdvde.memory import MemoryDisk
+from nbdvde.server import Server, UnixAddress, open_listener
+from nbdvde.session import Exports
+
+MASTER = MasterKey(bytes(range(32)))
+FIRST, SECOND = KeyFile(b"first key file, thirty-two bytes"), Passphrase("geheim ä".encode())
+T = TypeVar("T")
+
+
+@pytest.fixture
+def image_path(tmp_path: Path) -> Path:
+    path = tmp_path / "image.vde"
+    nbdvde.create_image(path, 1 << 20, secret=MASTER)
+    nbdvde.update_keys(path, lambda area: area.with_slot(MASTER, FIRST, fresh(), cost=Cost(64, 1, 1)))
+    return path
+
+
+@dataclass
+class Served:
+    """A control socket, and whether it was told to stop."""
+
+    client: ControlClient
+    server: Server
+    stopped: list[bool] = field(default_factory=list)
+
+    async def ask(self, call: Callable[..., T], *arguments: object) -> T:
+        """Call the blocking client while the server runs."""
+        return await trio.to_thread.run_sync(lambda: call(*arguments))
+
+
+@asynccontextmanager
+async def serving(folder: Path, image: Any) -> AsyncIterator[Served]:
+    """The control interface of an image (or None) on a socket."""
+    path = folder / "ctl"
+    stopped: list[bool] = []
+    server = Server(Exports({"disk": MemoryDisk(4096)}, default="disk"))
+    listener = await open_listener(UnixAddress(path))
+    made = Service(
+        server, image, exports=["disk"], addresses=["nbd:x"], read_only=False, stop=lambda: stopped.append(True)
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(http.serve, listener.sockets[0], made.routes())
+        client = connect(path)
+        assert client is not None
+        try:
+            yield Served(client, server, stopped)
+        finally:
+            nursery.cancel_scope.cancel()
+            listener.close()
+
+
+@asynccontextmanager
+async def served(path: Path) -> AsyncIterator[tuple[Served, Image]]:
+    async with nbdvde.open_image(path, key=MASTER) as image, serving(path.parent, image) as control:
+        yield control, image
+
+
+async def test_status(image_path: Path) -> None:
+    async with served(image_path) as (control, _):
+        status = await control.ask(control.client.status)
+    assert (status.pid, status.image, status.exports, status.addresses) == (
+        os.getpid(), str(image_path), ["disk"], ["nbd:x"],
+    )  # fmt: skip
+    assert (status.clients, status.failure, status.read_only) == ([], None, False)
+    assert status.metrics["connections_total"] == 0
+
+
+async def test_info_check_and_flush(image_path: Path) -> None:
+    async with served(image_path) as (control, image):
+        await image.disk().write(0, memoryview(os.urandom(8192)))
+        await control.ask(control.client.flush)
+        info = await control.ask(control.client.info)
+        assert info.disks[0].logical_bytes == 8192
+        assert info.statistics
+        report = await control.ask(control.client.check, lambda done, total: None)
+    assert report.ok
+    assert report.units_verified > 1
+
+
+async def test_stop(image_path: Path) -> None:
+    async with served(image_path) as (control, _):
+        await control.ask(control.client.stop)
+        assert control.stopped == [True]
+
+
+async def test_keys(image_path: Path) -> None:
+    async with served(image_path) as (control, image):
+        client = control.client
+        assert [slot.slot for slot in (await control.ask(client.keys)).slots] == [0]
+        request = KeyRequest(SecretBody.of(FIRST), SecretBody.of(SECOND), slot=3, label="ä")
+        added = await control.ask(client.change_keys, "add", request)
+        assert [(slot.slot, slot.kind, slot.label) for slot in added.slots] == [
+            (0, "keyfile", ""),
+            (3, "passphrase", "ä"),
+        ]
+        assert image.key_area.unlock(SECOND) == MASTER
+        left = await control.ask(client.change_keys, "remove", KeyRequest(SecretBody.of(SECOND), slot=0))
+        assert [slot.slot for slot in left.slots] == [3]
+        changed = KeyRequest(SecretBody.of(SECOND), SecretBody.of(FIRST))
+        await control.ask(client.change_keys, "change", changed)
+        assert image.key_area.open(FIRST) == (MASTER, 3)
+    assert nbdvde.read_key_area(image_path).unlock(FIRST) == MASTER
+
+
+@pytest.mark.parametrize(
+    ("action", "request_", "error"),
+    [
+        ("add", KeyRequest(SecretBody.of(SECOND), SecretBody.of(SECOND)), KeyFailure),
+        ("remove", KeyRequest(SecretBody.of(FIRST)), RefusedError),
+        ("remove", KeyRequest(SecretBody.of(FIRST), slot=99), UsageError),
+        ("add", KeyRequest(SecretBody.of(FIRST)), UsageError),
+        ("add", KeyRequest(SecretBody.of(FIRST), SecretBody.of(SECOND), slot=0), RefusedError),
+    ],
+)
+async def test_errors_arrive_as_they_left(
+    image_path: Path, action: Any, request_: KeyRequest, error: type[NbdvdeError], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    async with served(image_path) as (control, image):
+        before = image.key_area
+        with pytest.raises(error):
+            await control.ask(control.client.change_keys, action, request_)
+        assert image.key_area == before
+    for secret in (FIRST, SECOND):
+        assert msgspec.json.encode(secret.data).decode() not in caplog.text
+        assert secret.data.decode() not in caplog.text
+
+
+async def test_malformed_requests(image_path: Path) -> None:
+    async with served(image_path) as (control, _):
+        for body in (
+            b"",
+            b"{}",
+            b'{"secret": 1}',
+            b'{"secret":{"kind":"x","data":""}}',
+            b"[",
+            b'{"secret":null,"x":1}',
+        ):
+            with pytest.raises(UsageError, match="request"):
+                await control.ask(control.client._call, "POST", "/v1/keys/remove", msgspec.Raw, body)
+
+
+async def test_unencrypted_image_has_no_keys(tmp_path: Path) -> None:
+    nbdvde.create_image(tmp_path / "plain.vde", 1 << 20, secret=None)
+    async with nbdvde.open_image(tmp_path / "plain.vde") as image, serving(tmp_path, image) as control:
+        with pytest.raises(RefusedError, match="not encrypted"):
+            await control.ask(control.client.keys)
+
+
+async def test_disk_in_memory(tmp_path: Path) -> None:
+    async with serving(tmp_path, None) as control:
+        assert (await control.ask(control.client.status)).image is None
+        await control.ask(control.client.flush)
+        for call in (control.client.info, control.client.keys):
+            with pytest.raises(RefusedError, match="in memory"):
+                await control.ask(call)
+
+
+class SlowImage:
+    """A check that goes on until somebody stops it."""
+
+    def __init__(self) -> None:
+        self.step, self.ended = threading.Event(), threading.Event()
+
+    async def check(self, progress: Callable[[int, int], None]) -> CheckReport:
+        return await trio.to_thread.run_sync(self._check, progress)
+
+    def _check(self, progress: Callable[[int, int], None]) -> CheckReport:
+        try:
+            for done in range(1000):
+                progress(done, 1000)
+                self.step.wait(0.01)
+            raise AssertionError("nobody stopped it")
+        finally:
+            self.ended.set()
+
+
+async def test_check_tells_of_progress_and_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PROGRESS_S", 0)
+    image, seen = SlowImage(), []
+
+    def enough(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise KeyboardInterrupt
+
+    async with serving(tmp_path, image) as control:
+        with pytest.raises(KeyboardInterrupt):
+            await control.ask(control.client.check, enough)
+        await trio.to_thread.run_sync(image.ended.wait, 30)
+        assert image.ended.is_set()
+    assert seen[0][1] == 1000
+
+
+async def test_damage_found_by_a_check_of_a_served_image(tmp_path: Path) -> None:
+    class Damaged:
+        async def check(self, progress: object) -> CheckReport:
+            raise DamageError("a", "b", "c")
+
+    async with serving(tmp_path, Damaged()) as control:
+        with pytest.raises(DamageError, match="a: b"):
+            await control.ask(control.client.check, lambda done, total: None)
+
+
+def test_every_error_keeps_its_class() -> None:
+    for kind in (UsageError, KeyFailure, DamageError, RefusedError, NetworkError):
+        again = ErrorBody.of(kind("what", "why", "hint")).exception()
+        assert (type(again), str(again)) == (kind, "what: why (hint)")
+
+
+def test_secrets_in_requests_do_not_show() -> None:
+    assert "geheim" not in repr(KeyRequest(SecretBody.of(SECOND), SecretBody.of(FIRST)))
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    assert connect(tmp_path / "none.ctl") is None
+    assert connect(tmp_path / ("x" * 200)) is None
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.ctl"))
+    assert connect(tmp_path / "dead.ctl") is None
+    assert control_path(tmp_path / "a.vde") == tmp_path / "a.vde.ctl"
+
+
+@contextmanager
+def answering(path: Path, answer: bytes):
+    """A server that answers once, with these bytes, and goes away."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as client:
+                client.recv(65536)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield ControlClient(path)
+        thread.join(30)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense",
+        b"HTTP/1.1 200 \r\nContent-Length: 99\r\n\r\n{}",
+        b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\n{}\n",
+        b'HTTP/1.1 200 \r\nContent-Length: 11\r\n\r\n{"error":1}',
+    ],
+)
+def test_strange_answers(tmp_path: Path, answer: bytes) -> None:
+    for call in (ControlClient.status, lambda client: client.check(lambda done, total: None)):
+        path = tmp_path / f"{call.__name__}.ctl"
+        with answering(path, answer) as client, pytest.raises(NetworkError) as caught:
+            call(client)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,170 @@
+"""The HTTP of the control socket, over streams in memory."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from nbdvde.admin import http
+from nbdvde.admin.http import Emit, Routes
+from nbdvde.errors import InUseError, KeyFailure, NoSpaceError, RefusedError, UsageError
+
+
+async def echo(body: bytes, emit: Emit) -> object:
+    return {"echo": body.decode()}
+
+
+async def count(body: bytes, emit: Emit) -> object:
+    for number in range(2):
+        await emit({"number": number})
+    return {"end": True}
+
+
+ROUTES: Routes = {"/v1/echo": ("POST", echo), "/v1/count": ("GET", count)}
+
+
+async def ask(request: bytes, routes: Routes = ROUTES) -> tuple[int, list[Any]]:
+    """Status and decoded lines of the answer to raw bytes; no status when there is no answer."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, routes, far)
+        await near.send_all(request)
+        answer = b"".join([chunk async for chunk in near])
+        await near.aclose()
+    if not answer:
+        return 0, []
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    lines = [msgspec.json.decode(line) for line in body.split(b"\n") if line.startswith(b"{")]
+    return int(head.split()[1]), lines
+
+
+def post(path: str, body: bytes = b"") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def test_one_answer() -> None:
+    assert await ask(post("/v1/echo", b"hello")) == (200, [{"echo": "hello"}])
+
+
+async def test_lines_and_a_result() -> None:
+    answer = await ask(b"GET /v1/count HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer == (200, [{"number": 0}, {"number": 1}, {"end": True}])
+
+
+async def test_request_in_pieces() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, ROUTES, far)
+        for byte in post("/v1/echo", b"abc"):
+            await near.send_all(bytes([byte]))
+        assert b'{"echo":"abc"}' in b"".join([chunk async for chunk in near])
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (post("/v1/none"), 404),
+        (post("/"), 404),
+        (post("/v1/count"), 405),
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /v1/count HTTP/1.1\r\n\r\n", 400),
+        (b"x" * 100_000, 431),
+        (post("/v1/echo", b"x" * (http.MAX_BODY_BYTES + 1)), 413),
+    ],
+)
+async def test_bad_requests(request_bytes: bytes, status: int) -> None:
+    answered, (line,) = await ask(request_bytes)
+    assert answered == status
+    assert line["error"]["code"] == 2
+
+
+async def test_body_up_to_the_limit() -> None:
+    assert (await ask(post("/v1/echo", b"x" * http.MAX_BODY_BYTES)))[0] == 200
+
+
+async def test_slow_request(autojump_clock: trio.testing.MockClock) -> None:
+    assert (await ask(b"GET /v1/count HT"))[0] == 408
+    assert trio.current_time() == http.REQUEST_S
+
+
+async def test_client_that_leaves_without_asking() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, ROUTES, far)
+        await near.aclose()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("a", "b", "c"), 400),
+        (KeyFailure("a", "b", "c"), 403),
+        (InUseError("a", "b", "c"), 409),
+        (RefusedError("a", "b", "c"), 409),
+        (NoSpaceError("a", "b", "c"), 507),
+    ],
+)
+async def test_errors_of_handlers(error: UsageError, status: int) -> None:
+    async def fail(body: bytes, emit: Emit) -> object:
+        raise error
+
+    answer = await ask(post("/v1/fail"), {"/v1/fail": ("POST", fail)})
+    assert answer == (status, [{"error": {"code": int(error.exit_code), "message": "a: b", "hint": "c"}}])
+
+
+async def test_bug_of_a_handler_is_logged_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(body: bytes, emit: Emit) -> object:
+        raise ValueError("oh")
+
+    status, (line,) = await ask(post("/v1/fail"), {"/v1/fail": ("POST", fail)})
+    assert (status, line["error"]["code"]) == (500, 1)
+    assert "oh" not in line["error"]["message"]
+    assert "ValueError: oh" in caplog.text
+
+
+async def test_error_after_the_first_line() -> None:
+    async def fail(body: bytes, emit: Emit) -> object:
+        await emit({"number": 0})
+        raise KeyFailure("a")
+
+    status, lines = await ask(post("/v1/fail"), {"/v1/fail": ("POST", fail)})
+    assert status == 200
+    assert lines[0] == {"number": 0}
+    assert lines[1]["error"]["code"] == 4
+
+
+async def test_leaving_cancels() -> None:
+    cancelled = trio.Event()
+
+    async def work(body: bytes, emit: Emit) -> object:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, {"/v1/work": ("POST", work)}, far)
+        await near.send_all(post("/v1/work"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not cancelled.is_set()
+        await near.aclose()
+    assert cancelled.is_set()
+
+
+async def test_what_stops_the_server_is_still_answered() -> None:
+    """The answer of /v1/stop was lost when the handler's own stop cancelled it."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        async def stop(body: bytes, emit: Emit) -> object:
+            nursery.cancel_scope.cancel()
+            return {"done": True}
+
+        nursery.start_soon(http._client, {"/v1/stop": ("POST", stop)}, far)
+        await near.send_all(post("/v1/stop"))
+        await trio.sleep_forever()
+    assert b'{"done":true}' in b"".join([chunk async for chunk in near])
