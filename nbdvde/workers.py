@@ -13,6 +13,9 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 _CORES = min(4, os.cpu_count() or 1)
+Lock = threading.Lock
+"""For what two worker threads must not do at once."""
+
 _pool = ThreadPoolExecutor(max_workers=max(1, _CORES - 1), thread_name_prefix="nbdvde")
 
 

@@ -30,6 +30,7 @@ from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
 
 T = TypeVar("T")
+Sync = Callable[[], None]
 
 _TABLE_ENTRIES = 8192
 """Segment table entries in a unit."""
@@ -151,8 +152,8 @@ class _MetaWriter:
             self._pending = []
 
 
-def write(segments: Segments, plan: Plan, mac_key: bytes) -> Result:
-    """Write and sync the checkpoint, then the superblock. Blocks; raises OSError."""
+def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
+    """Write and sync the checkpoint, then the superblock. Blocks; raises OSError and what `sync` raises."""
     writer = _MetaWriter(segments, plan.meta)
     garbage = Counter(ref.slot for ref in plan.garbage)
     volumes = [_write_volume(segments, writer, volume, garbage) for volume in plan.volumes]
@@ -172,21 +173,23 @@ def write(segments: Segments, plan: Plan, mac_key: bytes) -> Result:
     root_length = _write_root(segments, plan, entries, catalogue)
     if tail := segments.shrink(plan.root, plan.root.used):
         tails.append(tail)
-    segments.storage.sync()
+    sync()
     superblock = replace(
         plan.superblock, root=plan.root.segment, root_length=root_length, log=plan.log,
         disks=tuple((v.name, v.size) for v in plan.volumes),
     )  # fmt: skip
-    written = write_superblocks(segments.storage, superblock, mac_key, both=plan.both)
+    written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
     return Result(written, volumes, indexes, garbage, tails)
 
 
-def write_superblocks(storage: Storage, superblock: Superblock, mac_key: bytes, *, both: bool) -> Superblock:
+def write_superblocks(
+    storage: Storage, superblock: Superblock, mac_key: bytes, sync: Sync, *, both: bool
+) -> Superblock:  # fmt: skip
     """Write the superblock to the place of the older one, or to both in turn, each time synced; answers the last."""
     for _ in range(2 if both else 1):
         superblock = replace(superblock, sequence=superblock.sequence + 1)
         storage.write(SUPERBLOCKS[superblock.sequence % 2], [superblock.pack(mac_key)])
-        storage.sync()
+        sync()
     return superblock
 
 

@@ -230,16 +230,17 @@ class Image:
 
     async def _prepare(self, log: LogWriter, payload: int) -> None:
         """Allocate segments until the log has room for `payload` bytes of blocks. Raises NoSpaceError."""
-        async with self._preparing:
-            added: list[State] = []
-            try:
-                while log.worst(payload) > log.room() + _usable(log, added):
-                    added.append(await self._allocate(KIND_LOG))
-                if added:
-                    # A link may name a segment only once its space is durable.
-                    await self._run_poisoning(log, self.segments.storage.sync)
-            finally:
-                log.ready.extend(added)
+        with trio.CancelScope(shield=True):
+            async with self._preparing:
+                added: list[State] = []
+                try:
+                    while log.worst(payload) > log.room() + _usable(log, added):
+                        added.append(await self._allocate(KIND_LOG))
+                finally:
+                    if added:
+                        # A link may name a segment only once its space is durable.
+                        await workers.run(log.sync_storage)
+                        log.ready.extend(added)
 
     async def _allocate(self, kind: int, length: int | None = None) -> State:
         """A fresh segment with its space reserved on the host. Raises NoSpaceError."""
@@ -250,12 +251,6 @@ class Image:
             self._abandon(state)
             raise NoSpaceError("image", f"cannot grow: {error.strerror}", "free space on the host") from None
         return state
-
-    async def _run_poisoning(self, log: LogWriter, function: Callable[[], None]) -> None:
-        try:
-            await workers.run(function)
-        except OSError as error:
-            log.poison(f"syncing failed: {error.strerror}")
 
     # Commits
 
@@ -356,15 +351,15 @@ class Image:
         with trio.CancelScope(shield=True):
             async with self._checkpoint_lock:
                 async with self._commit_lock:
+                    self._writable()  # what a failed commit left behind must not get into a plan
                     plan = self._plan(log, state, both=both)
                     removed = self._remove_dead(plan)
+                await self._reserve(log, plan)
                 try:
-                    result = await workers.run(self._write_checkpoint, plan)
-                except OSError as error:
-                    self._undo(plan)
-                    if error.errno in _NO_SPACE:
-                        raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
-                    log.poison(f"writing a checkpoint failed: {error.strerror}")
+                    result = await workers.run(write, self.segments, plan, self._mac_key, log.sync_storage)
+                except Exception as error:
+                    # What reached the disk is unknown: a sync that fails for lack of space loses data too.
+                    log.poison(f"writing a checkpoint failed: {error}")
                     raise
                 self._install(plan, result, removed)
                 await workers.run(self._punch, self._release_old(both))
@@ -403,11 +398,16 @@ class Image:
                 plan.garbage.append(state.index_ref)
         return dead
 
-    def _write_checkpoint(self, plan: Plan) -> Result:
-        storage = self.segments.storage
-        for state in (*plan.meta, plan.root):
-            storage.allocate(state.segment.offset, state.segment.length)
-        return write(self.segments, plan, self._mac_key)
+    async def _reserve(self, log: LogWriter, plan: Plan) -> None:
+        """Have the host reserve the space of a checkpoint. Raises NoSpaceError; nothing is changed then."""
+        try:
+            for state in (*plan.meta, plan.root):
+                await workers.run(self.segments.storage.allocate, state.segment.offset, state.segment.length)
+        except OSError as error:
+            self._undo(plan)
+            if error.errno in _NO_SPACE:
+                raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
+            log.poison(f"reserving space failed: {error.strerror}")
 
     def _undo(self, plan: Plan) -> None:
         for volume in plan.volumes:

@@ -104,6 +104,7 @@ class LogWriter:
         """Allocated, durable segments to go on in."""
         self.counters = Counters()
         self.poisoned: str | None = None
+        self._syncing = workers.Lock()
 
     @property
     def point(self) -> LogPoint:
@@ -218,13 +219,21 @@ class LogWriter:
 
     def sync(self) -> None:
         """Make everything appended durable."""
-        self._refuse_if_poisoned()
         sequence = self._sequence
-        try:
-            self._storage.sync()
-        except OSError as error:
-            self.poison(f"syncing failed: {error.strerror}")
+        self.sync_storage()
         self._synced = sequence
+
+    def sync_storage(self) -> None:
+        """Make everything written to the image durable.
+
+        Syncs take turns: the host reports lost data to one of them only, and none may succeed after that one.
+        """
+        with self._syncing:
+            self._refuse_if_poisoned()
+            try:
+                self._storage.sync()
+            except OSError as error:
+                self.poison(f"syncing failed: {error.strerror}")
 
     def poison(self, why: str) -> None:
         """Refuse everything from now on, and raise."""

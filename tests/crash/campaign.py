@@ -10,9 +10,9 @@ from tests.crash.states import Crash, crashes
 
 PROFILES = {
     "small": Profile(),
-    "unflushed": Profile(weights={"write": 20, "zero": 4, "flush": 1}, stop=False),
+    "unflushed": Profile(weights={"write": 20, "zero": 4, "flush": 1}, stop=False, buffer_bytes=384 << 10),
     "synchronous": Profile(weights={"write": 8, "zero": 2, "flush": 10, "checkpoint": 1}, steps=30),
-    "big": Profile(largest=200 << 10, buffer_bytes=256 << 10, steps=10, weights={"write": 8, "flush": 3}),
+    "big": Profile(largest=200 << 10, buffer_bytes=512 << 10, steps=10, weights={"write": 8, "flush": 3}),
     "rolling": Profile(
         largest=60 << 10, level=0, buffer_bytes=128 << 10, weights={"write": 10, "flush": 4, "checkpoint": 1}
     ),
@@ -21,6 +21,8 @@ PROFILES = {
     "odd": Profile(size=(300 << 10) + 512, extent_bytes=4096),
     "plain": Profile(encrypted=False, level=0),
     "stopping": Profile(steps=3, weights={"write": 4, "flush": 1, "zero": 1}),
+    "failed sync": Profile(fault="sync", weights={"write": 10, "flush": 3, "checkpoint": 3}, steps=40),
+    "failed write": Profile(fault="write", weights={"write": 10, "flush": 2, "checkpoint": 2}, steps=40),
     "full": Profile(
         limit=700 << 10, weights={"write": 10, "flush": 3, "checkpoint": 2, "trim": 1}, steps=40, largest=40 << 10
     ),

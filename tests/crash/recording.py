@@ -4,8 +4,10 @@ Fault model. After a crash everything before the last completed sync is there. O
 any subset is there, whatever the order: writes, allocations, truncations and punched holes. A write that is
 there may be torn: at the granularity of 512 or of 4096 bytes any part of it (a prefix, a suffix, a scatter of
 sectors) may be missing and still hold what was there before. A file is as long as its longest part that
-survived; what lies in between and was never written reads as zeroes. What was synced does not decay: that is
-the business of the damage tests.
+survived; what lies in between and was never written reads as zeroes. A sync that fails makes nothing durable,
+and what it should have made durable stays in doubt for ever: a later sync that succeeds does not save it (Linux
+reports a failed write-back once, and drops the pages). What was synced does not decay: that is the business of
+the damage tests.
 """
 
 import errno
@@ -79,6 +81,11 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedSync:
+    """A sync that answered with an error."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """What the workload knows at this point: versions `low` to `high` of the disk may be found after a crash."""
 
@@ -87,7 +94,7 @@ class Mark:
 
 
 Change = Write | Allocate | Punch | Truncate
-Event = Change | Sync | Mark
+Event = Change | Sync | FailedSync | Mark
 
 
 def _extend(image: bytearray, size: int) -> None:
@@ -179,11 +186,20 @@ class RecordingStorage(Storage):
         return bytes(self.image[offset : offset + length])
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        self._enter("write")
-        self._record(Write(offset, b"".join(buffers)))
+        data = b"".join(buffers)
+        try:
+            self._enter("write")
+        except OSError:
+            self._record(Write(offset, data[: len(data) // 2]))
+            raise
+        self._record(Write(offset, data))
 
     def sync(self) -> None:
-        self._enter("sync")
+        try:
+            self._enter("sync")
+        except OSError:
+            self.events.append(FailedSync())
+            raise
         self.events.append(Sync())
 
     def allocate(self, offset: int, length: int) -> None:

@@ -5,6 +5,7 @@ marks in the record of the storage which versions a crash may leave: none older 
 FLUSH, none that was not yet submitted.
 """
 
+import errno
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class Profile:
     """End with a clean stop, instead of just ceasing."""
     limit: int | None = None
     """Longest the file may get."""
+    fault: str | None = None
+    """An operation of the storage that fails once, at a random time, after the image was opened."""
     overlap: bool = True
     """Flushes and checkpoints run beside the requests that follow them."""
 
@@ -165,7 +168,20 @@ class Session:
             self.refused += 1
             return None
         image._checkpoint_log_bytes = 256 << 10
+        if self.profile.fault:
+            self._inject(self.profile.fault)
         return image
+
+    def _inject(self, operation: str) -> None:
+        countdown = self._rng.randrange(20)
+        number = self._rng.choice((errno.EIO, errno.ENOSPC))
+
+        def fault(asked: str) -> int | None:
+            nonlocal countdown
+            countdown -= asked == operation
+            return number if asked == operation and countdown == -1 else None
+
+        self.storage.fault = fault
 
     async def _close(self, image: Image) -> None:
         version = self._accepted
@@ -177,7 +193,7 @@ class Session:
         try:
             await action()
         except (NoSpaceError, PoisonedError):
-            if self.profile.limit is None:
+            if self.profile.limit is None and self.profile.fault is None:
                 raise
             self.refused += 1
             return False

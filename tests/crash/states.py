@@ -5,14 +5,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.crash.recording import SECTOR, Change, Event, Mark, Sync, Write, applied
+from tests.crash.recording import SECTOR, Change, Event, FailedSync, Mark, Sync, Write, applied
 
 Window = tuple[int, int]
 
 
 @dataclass
 class Epoch:
-    """What was done between two syncs."""
+    """What was done between two syncs, after what failed syncs left in doubt."""
 
     base: bytes
     """The image at the earlier sync."""
@@ -38,15 +38,19 @@ class Crash:
 def epochs(base: bytes, events: Sequence[Event]) -> Iterator[Epoch]:
     """Split a record at its syncs. The first event is a mark."""
     window = (0, 0)
-    epoch = Epoch(base, [], [[]])
+    epoch, doubtful = Epoch(base, [], [[]]), 0
     for event in events:
         match event:
             case Mark(low, high):
                 window = (low, high)
                 epoch.windows[-1].append(window)
+            case FailedSync():
+                doubtful = len(epoch.changes)
             case Sync():
                 yield epoch
-                epoch = Epoch(applied(epoch.base, epoch.changes), [], [[window]])
+                kept = epoch.changes[:doubtful]
+                done = [[] for _ in kept]
+                epoch = Epoch(applied(epoch.base, epoch.changes[doubtful:]), kept, [*done, [window]])
             case _:
                 epoch.changes.append(event)
                 epoch.windows.append([window])

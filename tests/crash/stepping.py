@@ -64,6 +64,21 @@ def pause() -> None:
         job.pause()
 
 
+class _Lock:
+    """A lock between jobs: who waits for it lets others run."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> None:
+        while self._held:
+            pause()
+        self._held = True
+
+    def __exit__(self, *exception: object) -> None:
+        self._held = False
+
+
 def _stepped(rng: random.Random) -> Callable[..., Any]:
     async def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -95,6 +110,7 @@ def deterministic(seed: int) -> Iterator[None]:
     with (
         mock.patch.object(workers, "run", _stepped(rng)),
         mock.patch.object(workers, "parallel", _inline),
+        mock.patch.object(workers, "Lock", _Lock),
         mock.patch.object(os, "urandom", rng.randbytes),
         mock.patch.object(log, "time", clock),
         mock.patch.object(access, "time", clock),

@@ -1,0 +1,190 @@
+"""Deliberate faults in the engine, as replaced text of its functions; the tests must notice each.
+
+A mutant names a function, a piece of its source that occurs in it once, and what stands there instead.
+"""
+
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One changed function."""
+
+    where: str
+    """`module:qualified name` below nbdvde.engine."""
+    old: str
+    new: str
+
+    def apply(self, stack: ExitStack) -> None:
+        """Put the changed function everywhere the engine has the original."""
+        module_name, path = self.where.split(":")
+        module = importlib.import_module(f"nbdvde.engine.{module_name}")
+        *owners, name = path.split(".")
+        owner: Any = module
+        for part in owners:
+            owner = getattr(owner, part)
+        original = getattr(owner, name)
+        changed = self._changed(original, vars(module), name)
+        stack.enter_context(mock.patch.object(owner, name, changed))
+        for other in list(sys.modules.values()):
+            if getattr(other, "__name__", "").startswith("nbdvde.") and vars(other).get(name) is original:
+                stack.enter_context(mock.patch.object(other, name, changed))
+
+    def _changed(self, function: Any, scope: dict[str, Any], name: str) -> Any:
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.old) == 1, f"the text {self.old!r} is not in {self.where} exactly once"
+        created: dict[str, Any] = {}
+        exec(compile(source.replace(self.old, self.new), f"<{self.where}, changed>", "exec"), scope, created)
+        return created[name]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault. `found_by` is the detector that must notice it (test_mutants.DETECTORS)."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    found_by: str = "crash"
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The engine with the fault."""
+        with ExitStack() as stack:
+            for edit in self.edits:
+                edit.apply(stack)
+            yield
+
+
+def mutant(name: str, where: str, old: str, new: str, found_by: str = "crash") -> Mutant:
+    """A fault of one edit."""
+    return Mutant(name, (Edit(where, old, new),), found_by)
+
+
+MUTANTS = [
+    mutant("a commit is not synced", "log:LogWriter.sync", "self._storage.sync()", "pass"),
+    mutant(
+        "flush is answered before the sync",
+        "image:Image._commit",
+        "_write, log, frozen, sync)",
+        "_write, log, frozen, False)",
+    ),
+    mutant(
+        "the sync comes before the write",
+        "image:_write",
+        "changes = [log",
+        "sync and log.sync()\n    sync = False\n    changes = [log",
+    ),
+    mutant(
+        "flush forgets what was committed without a sync",
+        "image:Image.flush",
+        "if self._durable < target or self._unsynced:",
+        "if any(volume.active for volume in self.volumes):",
+    ),
+    mutant(
+        "no sync before the superblock",
+        "checkpoint:write",
+        "segments.storage.sync()",
+        "pass",
+    ),
+    Mutant(
+        "the superblock before the root",
+        (
+            Edit(
+                "checkpoint:_write_root",
+                "segments.storage.write(plan.root.segment.offset, [first, *tables])",
+                "_write_root.late = plan.root.segment.offset, [first, *tables]",
+            ),
+            Edit(
+                "checkpoint:write",
+                "return Result",
+                "segments.storage.write(*_write_root.late)\n    return Result",
+            ),
+        ),
+    ),
+    mutant("superblocks are not synced", "checkpoint:write_superblocks", "storage.sync()", "pass"),
+    mutant(
+        "one place for both superblocks",
+        "checkpoint:write_superblocks",
+        "SUPERBLOCKS[superblock.sequence % 2]",
+        "SUPERBLOCKS[0]",
+    ),
+    mutant(
+        "a link to a segment that is not durable",
+        "image:Image._prepare",
+        "await self._run_poisoning(log, self.segments.storage.sync)",
+        "pass",
+    ),
+    mutant("half a transaction is applied", "replay:Replay.transactions", "if group.record.final:", "if True:"),
+    mutant(
+        "extents are not verified at recovery",
+        "replay:Replay._open_group",
+        "state.sealer.open(unit, Kind.EXTENT, self._data[at : at + length], blocks=blocks)",
+        "pass",
+    ),
+    mutant(
+        "a torn tail is called damage",
+        "replay:Replay._refuse_damage",
+        "synced > self._sequence",
+        "synced >= self._sequence",
+    ),
+    mutant(
+        "the end is cut off before the clean stop is durable",
+        "image:Image._stop",
+        "await self._checkpoint(STATE_CLEAN, both=True)\n    await workers.run(self._give_back)",
+        "await workers.run(self._give_back)\n    await self._checkpoint(STATE_CLEAN, both=True)",
+    ),
+    mutant("a new image is not synced", "access:format_storage", "storage.sync()\n    superblock", "superblock"),
+    mutant(
+        "dead segments go before the checkpoint is durable",
+        "image:Image._checkpoint",
+        "result = await",
+        "self._punch([state.segment for state in removed])\n                result = await",
+    ),
+    mutant(
+        "the log is not replayed after a crash",
+        "recovery:load",
+        "if replay and superblock.state != STATE_CLEAN",
+        "if False",
+    ),
+    mutant("a stop does not flush", "image:Image._stop", "await self.flush()", "pass"),
+    mutant(
+        "the log point is that of the checkpoint before",
+        "image:Image._plan",
+        "else log.point",
+        "else self.superblock.log if self._checkpoints > 1 else log.point",
+    ),
+    mutant(
+        "space is free one checkpoint too early",
+        "image:Image._release_old",
+        "self._checkpoints - (0 if both else 1)",
+        "self._checkpoints",
+        "either superblock",
+    ),
+    mutant(
+        "one superblock only at open",
+        "checkpoint:write_superblocks",
+        "2 if both else 1",
+        "1",
+        "either superblock",
+    ),
+    mutant(
+        "a failed sync is forgotten", "log:LogWriter.sync", 'self.poison(f"syncing failed: {error.strerror}")', "pass"
+    ),
+    mutant(
+        "a failed write is forgotten",
+        "log:LogWriter._write",
+        'self.poison(f"writing failed: {error.strerror}")',
+        "pass",
+    ),
+]
+
+EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
+"""No fault: either superblock is enough to open. With it the crash tests see that."""
