@@ -39,6 +39,7 @@ MAX_OPTIONS = 256
 """Options in one connection; nbdkit takes 32, and more when there are many exports to ask for."""
 ALLOCATION = "base:allocation"
 _CONTEXTS = (ALLOCATION,)
+_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 _ZEROES = bytes(124)
 
 
@@ -111,7 +112,7 @@ class Handshake:
         if len(self._buffer) < wire.CLIENT_FLAGS.size:
             return None
         flags: int = wire.CLIENT_FLAGS.unpack(self._take(wire.CLIENT_FLAGS.size))[0]
-        if flags & ~(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES):
+        if flags & ~_CLIENT_FLAGS:
             raise ProtocolError("client flags", f"unknown bits in {flags:#x}")
         self._no_zeroes = bool(flags & ClientFlag.NO_ZEROES)
         self.phase = Phase.OPTIONS

@@ -1,0 +1,274 @@
+"""Requests from bytes: whole, byte by byte, in a small buffer, and from anybody's random bytes."""
+
+import struct
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdvde.errors import NbdErrno
+from nbdvde.protocol.connection import LARGE_PAYLOAD, Batch, RequestParser
+from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
+from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError, Request
+from tests.protocol.client import request
+
+SIZE = 1 << 30
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (int(flag) for flag in CommandFlag)
+
+
+def parser(
+    *,
+    size: int = SIZE,
+    read_only: bool = False,
+    structured: bool = True,
+    contexts: tuple[str, ...] = ("base:allocation",),
+    buffer: int = 1 << 20,
+    batch: Batch | None = None,
+) -> RequestParser:
+    negotiated = Negotiated(ExportInfo("disk", size, read_only), structured, contexts)
+    return RequestParser(negotiated, memoryview(bytearray(buffer)), batch or Batch())
+
+
+def receive(machine: RequestParser, data: bytes) -> int:
+    """Put as much of `data` where the parser wants it as fits; how much that was."""
+    done = 0
+    for target in machine.targets():
+        part = data[done : done + len(target)]
+        target[: len(part)] = part
+        done += len(part)
+    machine.received(done)
+    return done
+
+
+def plain(found: Request) -> tuple[object, ...]:
+    """A request whose payload no longer depends on the receive buffer."""
+    payload = found[5]
+    return (*found[:5], None if payload is None else bytes(payload), found[6])
+
+
+def feed(machine: RequestParser, data: bytes) -> list[tuple[object, ...]]:
+    requests: list[tuple[object, ...]] = []
+    while True:
+        while found := machine.parse():
+            requests += map(plain, found)
+        if not data:
+            return requests
+        count = receive(machine, data)
+        assert count > 0
+        data = data[count:]
+
+
+def feed_in(machine: RequestParser, parts: Iterable[bytes]) -> list[tuple[object, ...]]:
+    return [found for part in parts for found in feed(machine, part)]
+
+
+def refused(machine: RequestParser, data: bytes) -> int | None:
+    """The error of the only request in `data`, None when the disk is to be asked."""
+    (found,) = feed(machine, data)
+    return refusal_of(found)
+
+
+def refusal_of(found: tuple[object, ...]) -> int | None:
+    refusal = found[6]
+    if refusal is None:
+        return None
+    assert isinstance(refusal, tuple)
+    errno, message = refusal
+    assert isinstance(errno, int)
+    assert not errno or message
+    return errno
+
+
+OK: list[tuple[int, int, int, int]] = [
+    (Command.READ, 0, 0, 1),
+    (Command.READ, 0, SIZE - 512, 512),
+    (Command.READ, 0, 0, MAX_PAYLOAD),
+    (Command.READ, FUA | DF, 0, 65536),
+    (Command.FLUSH, FUA, 0, 0),
+    (Command.TRIM, FUA, 0, SIZE),
+    (Command.CACHE, FUA, 0, SIZE),
+    (Command.WRITE_ZEROES, FUA | NO_HOLE | FAST_ZERO, 0, SIZE),
+    (Command.BLOCK_STATUS, FUA | REQ_ONE, 0, SIZE),
+    (Command.DISC, 0, 0, 0),
+    (Command.DISC, 0xFFFF, 7, 7),
+]
+EINVAL, ENOSPC, EPERM, EOVERFLOW = NbdErrno.EINVAL, NbdErrno.ENOSPC, NbdErrno.EPERM, NbdErrno.EOVERFLOW
+REFUSED: list[tuple[int, int, int, int, int]] = [
+    (Command.READ, 0, SIZE - 1, 2, EINVAL),
+    (Command.READ, 0, (1 << 64) - 512, 1024, EINVAL),
+    (Command.READ, 0, 0, MAX_PAYLOAD + 1, EOVERFLOW),
+    (Command.READ, 0, 5, 0, 0),
+    (Command.READ, 0, SIZE + 1, 0, EINVAL),
+    (Command.READ, NO_HOLE, 0, 1, EINVAL),
+    (Command.READ, 1 << 15, 0, 1, EINVAL),
+    (Command.FLUSH, 0, 0, 1, EINVAL),
+    (Command.FLUSH, 0, 1, 0, EINVAL),
+    (Command.TRIM, 0, 1, SIZE, EINVAL),
+    (Command.TRIM, NO_HOLE, 0, 1, EINVAL),
+    (Command.TRIM, 0, 0, 0, 0),
+    (Command.CACHE, 0, 1, SIZE, EINVAL),
+    (Command.CACHE, DF, 0, 1, EINVAL),
+    (Command.WRITE_ZEROES, 0, 1, SIZE, ENOSPC),
+    (Command.WRITE_ZEROES, 1 << 5, 0, 1, EINVAL),
+    (Command.BLOCK_STATUS, 0, 1, SIZE, EINVAL),
+    (Command.BLOCK_STATUS, 0, 0, 0, EINVAL),
+    (8, 0, 4096, 0, EINVAL),
+    (0xFFFF, 0, 0, 1, EINVAL),
+]
+
+
+@pytest.mark.parametrize(("command", "flags", "offset", "length"), OK)
+def test_valid_requests_reach_the_disk(command: int, flags: int, offset: int, length: int) -> None:
+    (found,) = feed(parser(), request(command, offset, length, cookie=(1 << 64) - 1, flags=flags))
+    assert found == (command, flags, (1 << 64) - 1, offset, length, None, None)
+
+
+@pytest.mark.parametrize(("command", "flags", "offset", "length", "error"), REFUSED)
+def test_invalid_requests_do_not(command: int, flags: int, offset: int, length: int, error: int) -> None:
+    assert refused(parser(), request(command, offset, length, flags=flags)) == error
+
+
+def test_refusals_that_depend_on_the_handshake() -> None:
+    assert refused(parser(structured=False), request(Command.READ, 0, 1, flags=DF)) == EINVAL
+    assert refused(parser(structured=False), request(Command.READ, 0, MAX_PAYLOAD + 1)) == EINVAL
+    assert refused(parser(contexts=()), request(Command.BLOCK_STATUS, 0, 1)) == EINVAL
+    for command in (Command.TRIM, Command.WRITE_ZEROES):
+        assert refused(parser(read_only=True), request(command, 0, 1)) == EPERM
+    assert refused(parser(read_only=True), request(Command.READ, 0, 1)) is None
+    assert refused(parser(read_only=True), request(Command.FLUSH)) is None
+
+
+WRITES = [
+    pytest.param(b"", 0, 0, id="empty"),
+    pytest.param(b"x", 0, None, id="one byte"),
+    pytest.param(b"x" * 4096, SIZE - 4096, None, id="at the end"),
+    pytest.param(b"x" * 4096, SIZE - 4095, ENOSPC, id="past the end"),
+    pytest.param(b"x" * 4096, (1 << 64) - 1, ENOSPC, id="far past the end"),
+    pytest.param(bytes(range(256)) * 256, 0, None, id="large"),
+    pytest.param(bytes(range(255)) * 300, 0, None, id="larger"),
+    pytest.param(bytes(LARGE_PAYLOAD), SIZE, ENOSPC, id="large past the end"),
+]
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 1 << 22])
+@pytest.mark.parametrize("buffer", [64, 5000, 1 << 20])
+@pytest.mark.parametrize(("payload", "offset", "error"), WRITES)
+def test_a_payload_is_consumed_on_every_path(
+    piece: int, buffer: int, payload: bytes, offset: int, error: int | None
+) -> None:
+    if piece == 1 and len(payload) > 10000:
+        payload = payload[: LARGE_PAYLOAD + 1]
+    data = request(Command.WRITE, offset, payload=payload, cookie=7) * 2 + request(Command.READ, 0, 1, cookie=8)
+    found = feed_in(parser(buffer=buffer), (data[start : start + piece] for start in range(0, len(data), piece)))
+    assert [entry[:5] for entry in found] == [(1, 0, 7, offset, len(payload))] * 2 + [(0, 0, 8, 0, 1)]
+    for write in found[:2]:
+        if error is None:
+            assert write[5:] == (payload, None)
+        else:
+            assert write[5] is None
+            assert refusal_of(write) == error
+
+
+def test_writes_refused_by_the_handshake_lose_their_payload_too() -> None:
+    data = request(Command.WRITE, 0, payload=b"x" * 5000) + request(Command.WRITE, 0, payload=b"y" * 100000, flags=FUA)
+    found = feed(parser(read_only=True), data + request(Command.FLUSH))
+    assert [entry[0] for entry in found] == [1, 1, 3]
+    assert [refusal_of(entry) for entry in found] == [EPERM, EPERM, None]
+
+
+@pytest.mark.parametrize("length", [MAX_PAYLOAD + 1, (1 << 32) - 1])
+def test_an_absurd_payload_is_refused_at_once_and_never_kept(length: int) -> None:
+    machine = parser(size=1 << 40)
+    header = request(Command.WRITE, 0, payload=b"")[:-4] + struct.pack(">I", length)
+    assert refused(machine, header) == EINVAL
+    for _ in range(3):
+        (target,) = machine.targets()
+        machine.received(len(target))
+        assert machine.parse() == []
+
+
+def test_a_payload_of_the_advertised_maximum_is_received_in_place() -> None:
+    machine = parser(buffer=4096)
+    receive(machine, request(Command.WRITE, 0, payload=bytes(MAX_PAYLOAD))[: 28 + 100])
+    assert machine.parse() == []
+    payload, _ = machine.targets()
+    assert len(payload) == MAX_PAYLOAD - 100
+    payload[-1] = 7
+    machine.received(len(payload))
+    ((_, _, _, _, length, data, refusal),) = machine.parse()
+    assert (length, refusal) == (MAX_PAYLOAD, None)
+    assert data is not None
+    assert data[-1] == 7
+
+
+def test_large_payloads_stay_when_the_buffer_is_used_again() -> None:
+    machine = parser()
+    first = b"a" * LARGE_PAYLOAD
+    receive(machine, request(Command.WRITE, 0, payload=first))
+    ((*_, payload, _),) = machine.parse()
+    feed(machine, request(Command.WRITE, 0, payload=b"b" * LARGE_PAYLOAD))
+    assert payload is not None
+    assert payload.tobytes() == first
+    assert not payload.readonly
+
+
+def test_a_batch_ends_at_its_limits() -> None:
+    machine = parser(batch=Batch(requests=3, read_bytes=8192))
+    assert receive(machine, request(Command.TRIM, 0, 1) * 4 + request(Command.READ, 0, 4096) * 5) == 9 * 28
+    assert [len(machine.parse()) for _ in range(5)] == [3, 3, 2, 1, 0]
+
+
+def test_requests_before_a_violation_are_handed_out_first() -> None:
+    machine = parser()
+    receive(machine, request(Command.READ, 0, 1) + b"\x12\x56\x09\x53" + bytes(24))
+    assert len(machine.parse()) == 1
+    with pytest.raises(ProtocolError):
+        machine.parse()
+
+
+REQUESTS = st.one_of(
+    st.builds(
+        request,
+        st.integers(0, 9),
+        st.one_of(st.integers(0, 1 << 17), st.integers(0, (1 << 64) - 1)),
+        st.integers(0, 1 << 18),
+        cookie=st.integers(0, (1 << 64) - 1),
+        flags=st.sampled_from([0, 0, 0, 1, 2, 4, 8, 16, 32, 0xFFFF]),
+    ).filter(lambda data: data[6:8] != b"\0\1"),
+    st.builds(
+        lambda offset, size, fill, flags: request(1, offset, payload=bytes([fill]) * size, flags=flags),
+        st.integers(0, 1 << 18),
+        st.one_of(st.integers(0, 200), st.integers(0, 3 * LARGE_PAYLOAD)),
+        st.integers(0, 255),
+        st.sampled_from([0, 0, 1, 2]),
+    ),
+)
+
+
+@given(st.lists(REQUESTS, max_size=8), st.integers(64, 200000), st.lists(st.integers(1, 100000), max_size=30))
+def test_neither_segmentation_nor_the_buffer_matters(requests: list[bytes], buffer: int, cuts: list[int]) -> None:
+    data = b"".join(requests)
+    expected = feed(parser(size=1 << 18), data)
+    assert len(expected) == len(requests)
+    parts, rest = [], data
+    for cut in cuts:
+        parts.append(rest[:cut])
+        rest = rest[cut:]
+    assert feed_in(parser(size=1 << 18, buffer=buffer), [*parts, rest]) == expected
+
+
+@given(st.binary(max_size=400), st.booleans(), st.integers(64, 300))
+def test_random_bytes_raise_nothing_but_the_protocol_error(data: bytes, magic: bool, buffer: int) -> None:
+    machine = parser(buffer=buffer)
+    with_magic = b"".join(b"\x25\x60\x95\x13" + data[i : i + 24] for i in range(0, len(data), 24))
+    try:
+        found = feed(machine, with_magic if magic else data)
+    except ProtocolError:
+        return
+    for command, flags, cookie, offset, length, payload, refusal in found:
+        assert isinstance(cookie, int)
+        assert refusal is not None or command in (0, 2, 3) or length
+        assert payload is None or (command, refusal) == (1, None)
+        assert isinstance(flags, int)
+        assert isinstance(offset, int)

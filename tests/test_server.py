@@ -1,0 +1,385 @@
+"""Listeners and clients over real sockets."""
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from nbdvde.disk import Disk
+from nbdvde.errors import ExitCode, NetworkError, UsageError
+from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.constants import Command, Option
+from nbdvde.protocol.messages import ExportInfo
+from nbdvde.server import (
+    Address,
+    Listener,
+    Server,
+    TcpAddress,
+    UnixAddress,
+    open_listener,
+    parse_listen,
+)
+from nbdvde.session import Exports, Limits
+from tests.protocol.client import Client, info_data
+from tests.test_session import SlowDisk
+
+READ, WRITE, DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> UnixAddress:
+    return UnixAddress(tmp_path / "nbd.sock")
+
+
+class Connect:
+    """Makes clients, and closes them when the test is over."""
+
+    def __init__(self) -> None:
+        self.clients: list[Client] = []
+
+    def __call__(self, address: Address) -> Client:
+        if isinstance(address, UnixAddress):
+            family, where = socket.AF_UNIX, str(address.path)
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            where = (address.host, address.port)  # type: ignore[assignment]
+        sock = socket.socket(family)
+        try:
+            sock.connect(where)
+        except OSError:
+            sock.close()
+            raise
+        self.clients.append(Client(sock))
+        return self.clients[-1]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    made = Connect()
+    yield made
+    for client in made.clients:
+        client.stream.socket.close()
+
+
+@asynccontextmanager
+async def running(server: Server, *listeners: Listener) -> AsyncIterator[trio.Event]:
+    """The server in the background; the event tells when it ended."""
+    ended = trio.Event()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await server.run(listeners, task_status=task_status)
+        ended.set()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            yield ended
+            server.stop()
+
+
+IMPATIENT = Limits(linger_s=0)
+
+
+def server_of(disk: Disk | None = None, limits: Limits = IMPATIENT) -> Server:
+    return Server(Exports({"disk": disk or MemoryDisk(1 << 20)}, default="disk"), limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unix:/run/nbd.sock", UnixAddress(Path("/run/nbd.sock"))),
+        ("unix:a:b", UnixAddress(Path("a:b"))),
+        ("localhost:10809", TcpAddress("localhost", 10809)),
+        ("127.0.0.1:0", TcpAddress("127.0.0.1", 0)),
+        ("[::1]:10809", TcpAddress("::1", 10809)),
+        ("[fe80::1%eth0]:1", TcpAddress("fe80::1%eth0", 1)),
+    ],
+)
+def test_listen_addresses(text: str, expected: Address) -> None:
+    assert parse_listen(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "unix:", "unix:a\0b", "localhost", "localhost:", ":1", "[]:1", "::1:1", "a:65536", "a:-1", "a:b", "a:²"],
+)
+def test_bad_listen_addresses(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_listen(text)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_unix_socket_from_first_client_to_stop(address: UnixAddress, connect: Connect) -> None:
+    listener = await open_listener(address)
+    assert listener.bound == [address]
+    server = server_of()
+    async with running(server, listener) as ended:
+        client = connect(address)
+        await client.go("disk", contexts=True)
+        assert (await client.ask(WRITE, 0, payload=b"hello")).error == 0
+        (connection,) = server.connections
+        assert (connection.number, connection.peer, connection.export) == (1, "unix", "disk")
+        assert server.metrics.connections == 1
+        await client.send(DISC)
+        assert await client.at_end()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == []
+        server.stop()
+        await ended.wait()
+    assert not address.path.exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_tcp(host: str, connect: Connect) -> None:
+    listener = await open_listener(TcpAddress(host, 0))
+    server = server_of()
+    places: list[Address] = []
+    async with running(server, listener):
+        for bound in listener.bound:
+            client = connect(bound)
+            await client.go("", structured=False)
+            assert (await client.ask(READ, 0, 5)).bytes == bytes(5)
+            assert isinstance(bound, TcpAddress)
+            assert server.connections[-1].peer.startswith(("127.0.0.1:", "[::1]:"))
+            places.append(bound)
+    for bound in places:
+        with pytest.raises(ConnectionRefusedError):
+            connect(bound)
+
+
+async def test_nagle_is_off(connect: Connect) -> None:
+    listener = await open_listener(TcpAddress("127.0.0.1", 0))
+    server = server_of()
+    async with running(server, listener):
+        await connect(listener.bound[0]).go()
+        (connection,) = server.connections
+        assert connection.transport is not None
+        assert connection.transport._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connection.transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_two_servers_cannot_have_one_port() -> None:
+    listener = await open_listener(TcpAddress("127.0.0.1", 0))
+    with pytest.raises(NetworkError) as caught:
+        await open_listener(listener.bound[0])
+    assert caught.value.exit_code == ExitCode.NETWORK
+    assert "address already in use" in str(caught.value)
+    assert caught.value.hint
+    listener.close()
+
+
+async def test_a_live_unix_socket_is_refused_and_stays(address: UnixAddress) -> None:
+    listener = await open_listener(address)
+    with pytest.raises(NetworkError, match="address already in use"):
+        await open_listener(address)
+    assert address.path.exists()
+    listener.close()
+
+
+async def test_a_stale_unix_socket_is_replaced(address: UnixAddress, connect: Connect) -> None:
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(address.path))
+    listener = await open_listener(address)
+    async with running(server_of(), listener):
+        await connect(address).go()
+
+
+async def test_a_file_in_the_way_is_refused_and_stays(address: UnixAddress) -> None:
+    address.path.write_text("precious")
+    with pytest.raises(NetworkError, match="not a socket"):
+        await open_listener(address)
+    assert address.path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["unix:/no/such/directory/x", "256.0.0.1:1", "192.0.2.1:1", "unix:/" + "x" * 200])
+async def test_what_cannot_be_listened_on_is_one_line(text: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        await open_listener(parse_listen(text))
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_socket_another_server_took_over_is_left_alone(address: UnixAddress) -> None:
+    first = await open_listener(address)
+    address.path.unlink()
+    second = await open_listener(address)
+    first.close()
+    assert stat.S_ISSOCK(address.path.lstat().st_mode)
+    second.close()
+    assert not address.path.exists()
+
+
+async def test_clients_above_the_limit_are_sent_away(address: UnixAddress, connect: Connect) -> None:
+    server = server_of(limits=replace(IMPATIENT, connections=2))
+    async with running(server, await open_listener(address)):
+        clients = [connect(address) for _ in range(2)]
+        for client in clients:
+            await client.go()
+        assert await connect(address).at_end()
+        assert server.metrics.connections_refused == 1
+        await clients[0].stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        await connect(address).go()
+
+
+async def test_a_stalled_handshake_ends_at_its_deadline(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    server = server_of()
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        assert await client.at_end()
+        assert trio.current_time() - start == pytest.approx(10)
+
+
+async def test_transmission_has_no_deadline(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    async with running(server_of(), await open_listener(address)):
+        client = connect(address)
+        await client.go()
+        with trio.move_on_after(15):
+            await trio.sleep(11)
+        assert (await client.ask(READ, 0, 1)).bytes == b"\0"
+
+
+async def test_stop_does_not_wait_for_stalled_strangers(address: UnixAddress, connect: Connect) -> None:
+    server = server_of(limits=replace(IMPATIENT, handshake_s=1000, stop_s=1000))
+    async with running(server, await open_listener(address)) as ended:
+        for _ in range(300):
+            stranger = connect(address)
+            await stranger.exactly(18)
+        assert len(server.connections) == 300
+        server.stop()
+        await ended.wait()
+        assert server.connections == []
+
+
+async def test_stop_answers_what_is_in_flight_and_then_closes(address: UnixAddress, connect: Connect) -> None:
+    disk = SlowDisk(1 << 20)
+    server = server_of(disk)
+    async with running(server, await open_listener(address)) as ended:
+        client = connect(address)
+        await client.go()
+        await client.send(WRITE, 0, payload=b"x", cookie=9)
+        await trio.testing.wait_all_tasks_blocked()
+        server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended.is_set()
+        assert not address.path.exists()
+        disk.go.set()
+        reply = await client.reply()
+        assert (reply.cookie, reply.error) == (9, 0)
+        assert await client.at_end()
+        await client.stream.aclose()
+        await ended.wait()
+
+
+async def test_a_client_that_keeps_its_side_open_does_not_hold_up_the_stop(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    server = server_of(limits=Limits())
+    async with running(server, await open_listener(address)) as ended:
+        client = connect(address)
+        await client.go()
+        start = trio.current_time()
+        server.stop()
+        await ended.wait()
+        assert trio.current_time() - start == pytest.approx(1)
+
+
+async def test_a_stop_that_cannot_finish_breaks_off(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    server = server_of(SlowDisk(1 << 20))
+    async with running(server, await open_listener(address)) as ended:
+        client = connect(address)
+        await client.go()
+        await client.send(READ, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        server.stop()
+        await ended.wait()
+        assert trio.current_time() - start == pytest.approx(10)
+
+
+async def test_bad_clients_end_alone(address: UnixAddress, connect: Connect) -> None:
+    server = server_of()
+    async with running(server, await open_listener(address)):
+        good = connect(address)
+        await good.go()
+        for junk in (b"", b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x80" * 10, b"\0\0\0\3" + b"\xff" * 100):
+            bad = connect(address)
+            await bad.stream.send_all(junk)
+            await bad.stream.send_eof()
+            with pytest.raises((trio.BrokenResourceError, EOFError)):
+                await bad.exactly(1000)
+            await bad.stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.metrics.protocol_errors == 3
+        assert (await good.ask(READ, 0, 1)).bytes == b"\0"
+
+
+async def test_a_bug_met_by_one_client_ends_only_that_client(
+    address: UnixAddress, caplog: pytest.LogCaptureFixture, connect: Connect
+) -> None:
+    class Buggy(Exports):
+        def listing(self) -> Iterator[ExportInfo]:
+            raise ZeroDivisionError
+
+    server = Server(Buggy({"disk": MemoryDisk(512)}), limits=IMPATIENT)
+    async with running(server, await open_listener(address)):
+        bad, good = connect(address), connect(address)
+        await good.go("disk")
+        await bad.greet()
+        with pytest.raises(EOFError):
+            await bad.option(Option.LIST)
+        assert (await good.ask(READ, 0, 1)).bytes == b"\0"
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+async def test_running_out_of_descriptors_is_a_pause(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, connect: Connect
+) -> None:
+    listener = await open_listener(address)
+
+    class Exhausted(socket.socket):
+        failures = 3
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "too many open files")
+            return super().accept()
+
+    exhausted = Exhausted(fileno=os.dup(listener.sockets[0].fileno()))
+    exhausted.setblocking(False)
+    for sock in listener.sockets:
+        sock.close()
+    listener.sockets = (exhausted,)
+    async with running(server_of(), listener):
+        start = trio.current_time()
+        await connect(address).go()
+        assert trio.current_time() - start == pytest.approx(0.3)
+    assert len(caplog.records) == 3
+
+
+async def test_no_export_no_transmission(address: UnixAddress, connect: Connect) -> None:
+    async with running(server_of(), await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        assert (await client.option(Option.GO, info_data("other")))[-1][0] >> 31
+        assert (await client.option(Option.GO, info_data("")))[-1] == (1, b"")
+        assert (await client.ask(READ, 0, 1)).bytes == b"\0"
