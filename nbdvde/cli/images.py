@@ -5,15 +5,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-import trio
-
 import nbdvde
 from nbdvde import keysource
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import KeyList, KeyRequest, SecretBody
 from nbdvde.cli.progress import ProgressBar
-from nbdvde.engine.access import fresh
 from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import InUseError
@@ -46,6 +43,8 @@ class ImageByPath:
             return info
 
     def _opened_info(self) -> ImageInfo:
+        import trio
+
         async def ask() -> ImageInfo:
             async with nbdvde.open_image(self._path, key=secret, read_only=True) as image:
                 return image.info()
@@ -80,6 +79,8 @@ class ImageByPath:
         return self._change_at_rest(action, request)
 
     def _change_at_rest(self, action: Action, request: KeyRequest) -> KeyList:
+        from nbdvde.engine.access import fresh
+
         def change(area: KeyArea) -> KeyArea:
             return apply(action, request, area, fresh())
 

@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from json import dumps
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,12 +30,12 @@ def note(text: str) -> None:
 
 def clean(text: str) -> str:
     """The text with everything replaced that a terminal might obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def json(value: object) -> None:
-    """One line of JSON on standard output."""
-    print(msgspec.json.encode(value).decode())
+    """One line of JSON on standard output, in ASCII: names of files need not be valid text."""
+    print(dumps(msgspec.to_builtins(value)), flush=True)
 
 
 def failure(error: NbdvdeError, *, as_json: bool) -> int:

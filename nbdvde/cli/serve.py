@@ -26,6 +26,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NetworkError, UsageError
 from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
 from nbdvde.session import Exports, Limits
 
@@ -48,6 +49,7 @@ class Plan:
         """Raises UsageError."""
         if (image is None) == (memory is None):
             raise UsageError("nbdvde serve", "takes either an image or --memory", "see nbdvde serve --help")
+        _check_export(options.server.export)
         addresses = tuple(map(parse_listen, options.server.listen))
         control = Path(options.server.control) if options.server.control else image and control_path(image)
         if options.server.control == "none":
@@ -147,6 +149,15 @@ class _Serving:
             _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
             if self._plan.options.server.print_uri:
                 output.line(uri)
+
+
+def _check_export(name: str | None) -> None:
+    try:
+        raw = (name or "").encode()
+    except UnicodeEncodeError:
+        raise UsageError("export name", "is not valid UTF-8", "choose another") from None
+    if len(raw) > MAX_STRING or b"\0" in raw:
+        raise UsageError("export name", f"is longer than {MAX_STRING} bytes, or holds a zero byte", "choose another")
 
 
 def uris_of(listener: Listener) -> list[str]:

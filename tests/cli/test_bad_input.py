@@ -199,6 +199,11 @@ def test_usage(command: Command, words: str) -> None:
     assert not Path("new.vde").exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 4097, "\udcff"])
+def test_bad_export_names(command: Command, name: str) -> None:
+    command("serve", "--memory", "1M", "--listen", "unix:s", "--export", name).fails(2, "export name")
+
+
 def test_image_without_keys(command: Command, plain_image: Path, key_file: Path) -> None:
     command("key", "list", plain_image).fails(9, "not encrypted")
     command("key", "add", plain_image, "--key-file", key_file).fails(9, "not encrypted")
