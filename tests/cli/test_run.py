@@ -14,8 +14,9 @@ from tests.cli.conftest import ENVIRONMENT, Command
 
 
 @pytest.fixture
-def failing(command: Command, monkeypatch: pytest.MonkeyPatch):
-    """Run a command whose work raises what is given."""
+def failing(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run a command whose work raises what is given; logs of bugs go to `tmp_path`."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def run(error: BaseException):
         def info(self: object) -> None:
@@ -27,8 +28,7 @@ def failing(command: Command, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_bug_is_one_line_and_a_log(failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_bug_is_one_line_and_a_log(failing, tmp_path: Path) -> None:
     result = failing(ValueError("two\nlines"))
     result.fails(1, "unexpected failure: ValueError: two lines", "bug")
     (log,) = tmp_path.glob("nbdvde-*.log")
