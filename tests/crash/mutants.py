@@ -35,7 +35,7 @@ class Edit:
         changed = self._changed(original, vars(module), name)
         stack.enter_context(mock.patch.object(owner, name, changed))
         for other in list(sys.modules.values()):
-            if getattr(other, "__name__", "").startswith("nbdvde.") and vars(other).get(name) is original:
+            if getattr(other, "__name__", "").startswith(("nbdvde.", "tests.")) and vars(other).get(name) is original:
                 stack.enter_context(mock.patch.object(other, name, changed))
 
     def _changed(self, function: Any, scope: dict[str, Any], name: str) -> Any:
@@ -69,7 +69,7 @@ def mutant(name: str, where: str, old: str, new: str, found_by: str = "crash") -
 
 
 MUTANTS = [
-    mutant("a commit is not synced", "log:LogWriter.sync", "self._storage.sync()", "pass"),
+    mutant("a commit is not synced", "log:LogWriter.sync", "self.sync_storage()", "pass"),
     mutant(
         "flush is answered before the sync",
         "image:Image._commit",
@@ -88,12 +88,7 @@ MUTANTS = [
         "if self._durable < target or self._unsynced:",
         "if any(volume.active for volume in self.volumes):",
     ),
-    mutant(
-        "no sync before the superblock",
-        "checkpoint:write",
-        "segments.storage.sync()",
-        "pass",
-    ),
+    mutant("no sync before the superblock", "checkpoint:write", "\n    sync()\n", "\n"),
     Mutant(
         "the superblock before the root",
         (
@@ -109,7 +104,7 @@ MUTANTS = [
             ),
         ),
     ),
-    mutant("superblocks are not synced", "checkpoint:write_superblocks", "storage.sync()", "pass"),
+    mutant("superblocks are not synced", "checkpoint:write_superblocks", "\n        sync()\n", "\n"),
     mutant(
         "one place for both superblocks",
         "checkpoint:write_superblocks",
@@ -119,7 +114,7 @@ MUTANTS = [
     mutant(
         "a link to a segment that is not durable",
         "image:Image._prepare",
-        "await self._run_poisoning(log, self.segments.storage.sync)",
+        "await workers.run(log.sync_storage)",
         "pass",
     ),
     mutant("half a transaction is applied", "replay:Replay.transactions", "if group.record.final:", "if True:"),
@@ -176,7 +171,10 @@ MUTANTS = [
         "either superblock",
     ),
     mutant(
-        "a failed sync is forgotten", "log:LogWriter.sync", 'self.poison(f"syncing failed: {error.strerror}")', "pass"
+        "a failed sync is forgotten",
+        "log:LogWriter.sync_storage",
+        'self.poison(f"syncing failed: {error.strerror}")',
+        "pass",
     ),
     mutant(
         "a failed write is forgotten",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.crash.campaign import PROFILES, Effort, Failure, Tally, run_seed
+from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, Mutant
 
 
@@ -27,5 +27,13 @@ DETECTORS: dict[str, Callable[[], None]] = {"crash": crash, "either superblock":
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_is_noticed(mutant: Mutant) -> None:
-    with mutant.applied(), pytest.raises((Failure, AssertionError)):
-        DETECTORS[mutant.found_by]()
+    with mutant.applied():
+        assert _fails(DETECTORS[mutant.found_by]), f"{mutant.found_by} noticed nothing"
+
+
+def _fails(detector: Callable[[], None]) -> bool:
+    try:
+        detector()
+    except Exception:  # the mutated engine may fail in any way
+        return True
+    return False
