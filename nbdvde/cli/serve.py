@@ -29,6 +29,7 @@ from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
 from nbdvde.session import Exports, Limits
+from nbdvde.tuning import tune_process
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Plan:
 def serve(plan: Plan) -> None:
     """Serve until a signal or the control socket ends it. Raises NbdvdeError."""
     configure_logging(plan.options.server.log_format)
+    tune_process()
     trio.run(_Serving(plan, plan.secret()).run)
 
 

@@ -9,13 +9,14 @@ up to the root. Pure: loading is the caller's (`leaf_ref`, `install_leaf`, `inst
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from nbdvde.engine.layout import HOLE, NO_REF, UnitRef
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, NO_REF, UnitRef
 from nbdvde.errors import DamageError
 
 LEAF_BLOCKS = 512
@@ -70,7 +71,7 @@ class Node:
         return not any(self.data)
 
 
-class Missing(Exception):  # noqa: N818 - a signal, not an error
+class Missing(Exception):
     """A node has to be loaded before the answer is known."""
 
     def __init__(self, level: int, index: int, ref: UnitRef) -> None:
@@ -150,20 +151,26 @@ class LbaMap:
         return leaf
 
     def assign(self, blocks: Sequence[int], entries: Sequence[int]) -> list[int]:
-        """Map each block to its entry; answers the entries replaced. Their leaves are in memory.
+        """Map each block to the entry of an extent; answers the entries replaced. Their leaves are in memory.
 
-        The blocks are distinct and ascending. About 0.15 µs a block.
+        The blocks are distinct and ascending; a run inside a leaf is copied as one.
         """
-        replaced = []
-        number, leaf = -1, new_leaf()
-        for block, entry in zip(blocks, entries, strict=True):
-            if block >> LEAF_SHIFT != number:
-                number = block >> LEAF_SHIFT
-                leaf = self._writable(number)
-            at = block & (LEAF_BLOCKS - 1)
-            replaced.append(leaf[at])
-            leaf[at] = entry
-        self.mapped += sum(e > 1 for e in entries) - sum(e > 1 for e in replaced)
+        replaced: list[int] = []
+        at = 0
+        while at < len(blocks):
+            first = blocks[at]
+            stop = bisect_left(blocks, (first >> LEAF_SHIFT) + 1 << LEAF_SHIFT, at)
+            leaf = self._writable(first >> LEAF_SHIFT)
+            if blocks[stop - 1] - first == stop - at - 1:
+                low = first & (LEAF_BLOCKS - 1)
+                replaced += leaf[low : low + stop - at]
+                leaf[low : low + stop - at] = array("Q", entries[at:stop])
+            else:
+                for block, entry in zip(blocks[at:stop], entries[at:stop], strict=True):
+                    replaced.append(leaf[block & (LEAF_BLOCKS - 1)])
+                    leaf[block & (LEAF_BLOCKS - 1)] = entry
+            at = stop
+        self.mapped += len(entries) - sum(entry > ALLOCATED_ZERO for entry in replaced)
         return replaced
 
     def fill(self, start: int, stop: int, value: int) -> Entries:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from blake3 import blake3
 
 from nbdvde import workers
@@ -67,17 +68,15 @@ class Change:
 
 def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
     """(first, count) of the consecutive runs in ascending block numbers."""
-    runs: list[tuple[int, int]] = []
-    start = previous = -2
-    for block in blocks:
-        if block != previous + 1:
-            if start >= 0:
-                runs.append((start, previous - start + 1))
-            start = block
-        previous = block
-    if start >= 0:
-        runs.append((start, previous - start + 1))
-    return runs
+    if not blocks:
+        return []
+    if blocks[-1] - blocks[0] == len(blocks) - 1:
+        return [(blocks[0], len(blocks))]
+    numbers = np.array(blocks, np.uint64)
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    stops = [*breaks.tolist(), len(blocks)]
+    return [(blocks[start], stop - start) for start, stop in zip(starts, stops, strict=True)]
 
 
 def worst_group(blocks: int, extents: int, zeroes: int) -> int:

