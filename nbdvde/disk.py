@@ -49,7 +49,8 @@ class Disk(abc.ABC):
     def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
         """Write `data`; False when it has to wait (nothing is changed then).
 
-        With `owned` the disk may keep views of `data` (the caller never changes it again); otherwise it copies.
+        With `owned` the disk may keep views of `data`, and change it later: the caller has given it away. Otherwise
+        it copies.
         """
 
     @abc.abstractmethod

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from nbdvde.disk import Disk, Piece, Status
 
-CHUNK = 1 << 16
+_SHIFT = 16
+CHUNK = 1 << _SHIFT
 """Bytes allocated at a time."""
+_WITHIN = CHUNK - 1
 _ZEROES = memoryview(bytes(CHUNK))
 
 
@@ -28,11 +30,11 @@ class MemoryDisk(Disk):
 
     def read_nowait(self, offset: int, length: int) -> Sequence[Piece]:
         """See `Disk`."""
-        index, start = divmod(offset, CHUNK)
+        start = offset & _WITHIN
         end = start + length
         if end > CHUNK:
             return self._read_chunks(offset, length)
-        chunk = self._chunks.get(index)
+        chunk = self._chunks.get(offset >> _SHIFT)
         return (length,) if chunk is None else (chunk[start:end],)
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
@@ -41,14 +43,14 @@ class MemoryDisk(Disk):
 
     def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
         """See `Disk`."""
-        index, start = divmod(offset, CHUNK)
+        start = offset & _WITHIN
         end = start + len(data)
         if end > CHUNK:
             self._write_chunks(offset, data, owned)
             return True
-        chunk = self._chunks.get(index)
+        chunk = self._chunks.get(offset >> _SHIFT)
         if chunk is None or chunk.readonly:
-            chunk = self._writable(index)
+            chunk = self._writable(offset >> _SHIFT)
         chunk[start:end] = data
         return True
 

@@ -102,8 +102,10 @@ class RequestParser:
         self._start += self._skipped(self._start)
         buffer, position, end = self._buffer, self._start, self._end
         size, last_plain, unpack = self._size, _READ if self._read_only else _WRITE, wire.REQUEST.unpack_from
-        room, budget = self._batch.requests, self._batch.read_bytes
-        while end - position >= _HEADER and room > 0 and budget > 0:
+        last, budget = end - _HEADER, self._batch.read_bytes
+        for _ in range(self._batch.requests):
+            if position > last or budget <= 0:
+                break
             magic, flags, command, cookie, offset, length = unpack(buffer, position)
             if magic != REQUEST_MAGIC:
                 if requests:
@@ -131,7 +133,6 @@ class RequestParser:
                 body += self._skipped(body)
             requests.append((command, flags, cookie, offset, length, payload, refused))
             position = body
-            room -= 1
         self._start = position
         if requests:
             self._large_before = requests[-1][0] == _WRITE and requests[-1][4] >= LARGE_PAYLOAD

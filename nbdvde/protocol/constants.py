@@ -17,8 +17,6 @@ MIN_BLOCK = 1
 PREFERRED_BLOCK = 4096
 MAX_PAYLOAD = 1 << 25
 """Bytes in the payload of a request or of a simple reply; every server should take them (spec, "Size constraints")."""
-MAX_STATUS_EXTENTS = 1 << 20
-"""Extents in one block status chunk (spec, "Structured reply types")."""
 
 
 class HandshakeFlag(enum.IntFlag):

@@ -69,8 +69,7 @@ class StructuredReplies:
         if len(pieces) == 1:
             piece = pieces[0]
             if not isinstance(piece, int):
-                out.append(_pack_data(STRUCTURED_REPLY_MAGIC, _DONE, _DATA, cookie, 8 + len(piece), offset))
-                out.append(piece)
+                out += (_pack_data(STRUCTURED_REPLY_MAGIC, _DONE, _DATA, cookie, 8 + len(piece), offset), piece)
                 return
         if not pieces:
             out.append(wire.CHUNK.pack(STRUCTURED_REPLY_MAGIC, _DONE, Chunk.NONE, cookie, 0))

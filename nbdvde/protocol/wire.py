@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Iterable
 
-from nbdvde.disk import Buffer
 from nbdvde.protocol.constants import (
     MAX_PAYLOAD,
     MAX_STRING,
@@ -143,8 +142,3 @@ def infos(export: ExportInfo, flags: int, wanted: Iterable[int]) -> list[bytes]:
     if not export.description:
         asked.discard(Info.DESCRIPTION)
     return [INFO_EXPORT.pack(Info.EXPORT, export.size, flags), *(known[info] for info in known if info in asked)]
-
-
-def total_bytes(buffers: Iterable[Buffer]) -> int:
-    """Length of all buffers together."""
-    return sum(map(len, buffers))
