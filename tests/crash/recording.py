@@ -113,7 +113,7 @@ def applied(base: bytes, changes: Iterable[Change]) -> bytes:
 class FrozenStorage(Storage):
     """An image that is only read."""
 
-    def __init__(self, image: bytes) -> None:
+    def __init__(self, image: bytes | bytearray) -> None:
         self._image = image
 
     def size(self) -> int:

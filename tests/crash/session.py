@@ -160,14 +160,16 @@ class Session:
     async def _open(self) -> Image | None:
         try:
             image = await open_storage(
-                self.storage, KEY if self.profile.encrypted else None, buffer_bytes=self.profile.buffer_bytes
+                self.storage,
+                KEY if self.profile.encrypted else None,
+                buffer_bytes=self.profile.buffer_bytes,
+                checkpoint_bytes=256 << 10,
             )
         except NoSpaceError:
             if self.profile.limit is None:
                 raise
             self.refused += 1
             return None
-        image._checkpoint_log_bytes = 256 << 10
         if self.profile.fault:
             self._inject(self.profile.fault)
         return image

@@ -18,7 +18,7 @@ from unittest import mock
 import trio
 
 from nbdvde import workers
-from nbdvde.engine import access, image, log
+from nbdvde.engine import access, log, writer
 
 _current = threading.local()
 
@@ -115,6 +115,6 @@ def deterministic(seed: int) -> Iterator[None]:
         mock.patch.object(log, "time", clock),
         mock.patch.object(access, "time", clock),
         mock.patch.object(core, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-        mock.patch.object(image, "COMMIT_BYTES", 24 << 10),
+        mock.patch.object(writer, "COMMIT_BYTES", 24 << 10),
     ):
         yield
