@@ -95,9 +95,7 @@ class RequestParser:
         Raises `ProtocolError`, once the requests before have been handed out.
         """
         requests: list[Request] = []
-        if self._end - self._start < _HEADER and self._payload is None:
-            return requests
-        if not self._end_payload(requests):
+        if not self._end_payload(requests) or self._end - self._start < _HEADER:
             return requests
         self._start += self._skipped(self._start)
         buffer, position, end = self._buffer, self._start, self._end
@@ -111,21 +109,19 @@ class RequestParser:
                 if requests:
                     break
                 raise ProtocolError("request", f"magic {magic:#x}")
-            refused = None
+            body, payload, refused = position + _HEADER, None, None
             if flags or command > last_plain or not 0 < length <= MAX_PAYLOAD or offset + length > size:
                 refused = self._refusal(command, flags, offset, length)
-            body = position + _HEADER
-            payload = None
             if command == _READ:
                 budget -= length
             elif command == _WRITE and refused is None:
-                if body + length > end or length >= LARGE_PAYLOAD:
-                    if length < self._own_from:
-                        break
+                if length >= self._own_from:
                     position = self._begin_payload(body, (flags, cookie, offset), length)
-                    if not self._end_payload(requests):
-                        break
-                    continue
+                    if self._end_payload(requests):
+                        continue
+                    break
+                if body + length > end:
+                    break
                 payload = buffer[body : body + length]
                 body += length
             elif command == _WRITE:
@@ -135,7 +131,7 @@ class RequestParser:
             position = body
         self._start = position
         if requests:
-            self._large_before = requests[-1][0] == _WRITE and requests[-1][4] >= LARGE_PAYLOAD
+            self._large_before = self._payload is not None or _is_large(requests[-1])
         return requests
 
     def _make_room(self) -> None:
@@ -157,6 +153,7 @@ class RequestParser:
         """Give a large payload its own pages; where the next request begins."""
         self._payload = np.empty(length, np.uint8).data  # not cleared first: 10 µs less a MiB
         self._payload_of = header
+        self._large_before = True
         self._payload_end = have = min(length, self._end - position)
         self._payload[:have] = self._buffer[position : position + have]
         return position + have
@@ -199,3 +196,7 @@ class RequestParser:
             errno = NbdErrno.EOVERFLOW if command == Command.READ and self._structured else NbdErrno.EINVAL
             return refusal(errno, f"more than {MAX_PAYLOAD} bytes of payload")
         return None if length else NOTHING_TO_DO
+
+
+def _is_large(request: Request) -> bool:
+    return request[5] is not None and request[4] >= LARGE_PAYLOAD

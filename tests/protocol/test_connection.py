@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.errors import NbdErrno
-from nbdvde.protocol.connection import LARGE_PAYLOAD, Batch, RequestParser
+from nbdvde.protocol.connection import LARGE_PAYLOAD, OVER_READ, Batch, RequestParser
 from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError, Request
 from tests.protocol.client import request
@@ -200,6 +200,21 @@ def test_a_payload_of_the_advertised_maximum_is_received_in_place() -> None:
     assert (length, refusal) == (MAX_PAYLOAD, None)
     assert data is not None
     assert data[-1] == 7
+
+
+def test_little_is_received_beyond_a_large_payload_and_after_it() -> None:
+    machine = parser()
+    data = request(Command.WRITE, 0, payload=bytes(LARGE_PAYLOAD))
+    assert len(machine.targets()[0]) == 1 << 20
+    receive(machine, data[:28])
+    assert machine.parse() == []
+    assert [len(target) for target in machine.targets()] == [LARGE_PAYLOAD, OVER_READ]
+    receive(machine, data[28:])
+    assert len(machine.parse()) == 1
+    assert [len(target) for target in machine.targets()] == [OVER_READ]
+    receive(machine, request(Command.FLUSH))
+    assert len(machine.parse()) == 1
+    assert len(machine.targets()[0]) == 1 << 20
 
 
 def test_large_payloads_stay_when_the_buffer_is_used_again() -> None:
