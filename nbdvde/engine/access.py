@@ -16,6 +16,7 @@ from nbdvde import workers
 from nbdvde.engine import keys
 from nbdvde.engine.check import Progress, check_storage
 from nbdvde.engine.checkpoint import write_superblocks
+from nbdvde.engine.checkpointer import LOG_BYTES
 from nbdvde.engine.describe import clear_info, file_bytes
 from nbdvde.engine.extent import LEVELS
 from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES, Image
@@ -215,12 +216,15 @@ async def open_image(
 
 async def open_storage(
     storage: Storage, key: Secret | None, *, read_only: bool = False, cache_bytes: int = CACHE_BYTES,
-    buffer_bytes: int = BUFFER_BYTES, path: str = "image",
+    buffer_bytes: int = BUFFER_BYTES, checkpoint_bytes: int = LOG_BYTES, path: str = "image",
 ) -> Image:  # fmt: skip
     """Open what is in a storage; it belongs to the image from then on, and is closed on failure."""
     try:
         loaded = await workers.run(load, storage, lambda superblock: master_key(storage, superblock, key))
-        image = Image(loaded, path=path, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes)
+        image = Image(
+            loaded, path=path, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes,
+            checkpoint_bytes=checkpoint_bytes,
+        )  # fmt: skip
         with trio.CancelScope(shield=True):
             await image.start()
     except BaseException:

@@ -41,6 +41,7 @@ def height_for(blocks: int) -> int:
 
 
 def new_leaf() -> Leaf:
+    """A leaf of holes."""
     return array("Q", _EMPTY_LEAF)
 
 

@@ -121,6 +121,10 @@ class Segments:
         if segment.slot:
             self._slots.append(segment.slot)
 
+    def abandon(self, state: State) -> None:
+        """Undo `new`: nothing points at the segment."""
+        self.release(self.remove(state.segment.slot))
+
     def shrink(self, state: State, length: int) -> Segment | None:
         """Cut a segment's unused end off; answers that end as a range to free, if there is any."""
         segment = state.segment

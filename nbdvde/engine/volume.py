@@ -1,6 +1,7 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,12 +13,16 @@ from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, Kind
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, new_leaf, parse_leaf
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
+from nbdvde.engine.segments import Segments
+from nbdvde.errors import RefusedError
 
 if TYPE_CHECKING:
-    from nbdvde.engine.image import Image
+    from nbdvde.engine.writer import Writer
 
 _INLINE_BLOCKS = 32
 """Reads up to 128 KiB are decoded on the event loop when the page cache has them; longer ones in a thread."""
+_LEAVES_MAX = 16384
+"""Leaves in memory: 64 MiB map 32 GiB of scattered data."""
 _SHIFT = 12
 _MASK = BLOCK - 1
 
@@ -25,10 +30,14 @@ _MASK = BLOCK - 1
 class Volume(Disk):
     """A disk of an open image."""
 
-    def __init__(self, image: "Image", number: int, name: str, size: int, lbamap: LbaMap, reader: Reader) -> None:
-        self._image, self.number, self.name, self.size, self.map = image, number, name, size, lbamap
-        self._reader = reader
-        self.read_only = image.read_only
+    def __init__(
+        self, number: int, name: str, size: int, lbamap: LbaMap, reader: Reader, segments: Segments,
+        reading: Callable[[], AbstractContextManager[None]], read_only: bool,
+    ) -> None:  # fmt: skip
+        """`reading` keeps segments from being freed. Writes need a `writer`."""
+        self.number, self.name, self.size, self.map, self.read_only = number, name, size, lbamap, read_only
+        self._reader, self._segments, self._reading = reader, segments, reading
+        self.writer: Writer | None = None
         self.active = Generation()
         self.frozen: Generation | None = None
         self._lock = RangeLock()
@@ -47,7 +56,7 @@ class Volume(Disk):
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
         first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
-        with self._image.reading():
+        with self._reading():
             await self._load_leaves(range(first >> LEAF_SHIFT, ((stop - 1) >> LEAF_SHIFT) + 1))
             # No await from here to the plan: the leaves cannot be evicted in between.
             pieces, wants = self._plan(first, stop)
@@ -130,7 +139,7 @@ class Volume(Disk):
 
     def _leaf_nowait(self, number: int) -> Leaf | None:
         """A leaf that is not in memory, if that takes no waiting."""
-        segments = self._image.segments
+        segments = self._segments
         while True:
             try:
                 ref = self.map.leaf_ref(number)
@@ -154,7 +163,7 @@ class Volume(Disk):
                     await self._load_leaf(number)
 
     async def _load_leaf(self, number: int) -> None:
-        segments = self._image.segments
+        segments = self._segments
         try:
             ref = self.map.leaf_ref(number)
         except Missing as node:
@@ -166,7 +175,9 @@ class Volume(Disk):
             self._keep_leaf(number, parse_leaf(data))
 
     def _keep_leaf(self, number: int, leaf: Leaf) -> Leaf:
-        self._image.bound_leaves(self.map)
+        """Keep a loaded leaf, and the leaves in memory within bounds; those of a commit in flight stay."""
+        if len(self.map.leaves) > _LEAVES_MAX and self.frozen is None:
+            self.map.evict(_LEAVES_MAX * 7 // 8)
         return self.map.install_leaf(number, leaf)
 
     async def load_for(self, frozen: Generation) -> None:
@@ -178,7 +189,7 @@ class Volume(Disk):
                     first, last = start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT
                     numbers.update(range(first, last + 1) if allocated else self.map.leaves_present(first, last))
             except Missing as node:
-                data = await workers.run(self._image.segments.read_unit, node.ref, Kind.NODE)
+                data = await workers.run(self._segments.read_unit, node.ref, Kind.NODE)
                 self.map.install_node(node.level, node.index, data)
                 continue
             return await self._load_leaves(sorted(numbers))
@@ -190,7 +201,8 @@ class Volume(Disk):
         first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
         if self._lock and not self._lock.is_free(first, stop):
             return False
-        if not self._image.admit_nowait((stop - first) * BLOCK):
+        writer = self.writer
+        if writer is None or not writer.admit_nowait((stop - first) * BLOCK):
             return False
         if length == BLOCK and not offset & _MASK:
             self.active.blocks[first] = bytes(data)
@@ -199,7 +211,7 @@ class Volume(Disk):
         else:
             edges = self._edges_nowait(offset, length, first, stop)
             if edges is None:
-                self._image.withdraw((stop - first) * BLOCK)
+                writer.withdraw((stop - first) * BLOCK)
                 return False
             self._put_merged(offset, data, first, edges)
         self.active.payload += (stop - first) * BLOCK
@@ -210,7 +222,7 @@ class Volume(Disk):
         claim = await self._claim(first, stop)
         try:
             edges = await self._edges(offset, len(data), first, stop)
-            await self._image.admit((stop - first) * BLOCK)
+            await self._writable().admit((stop - first) * BLOCK)
             if edges:
                 self._put_merged(offset, data, first, edges)
             else:
@@ -218,6 +230,11 @@ class Volume(Disk):
             self.active.payload += (stop - first) * BLOCK
         finally:
             self._lock.release(claim)
+
+    def _writable(self) -> "Writer":
+        if self.writer is None:
+            raise RefusedError(f"disk {self.name}", "is open for reading only", "open it for writing")
+        return self.writer
 
     def _put_aligned(self, first: int, data: memoryview) -> None:
         pages = (data[at : at + BLOCK] for at in range(0, len(data), BLOCK))
@@ -272,7 +289,7 @@ class Volume(Disk):
         first, stop = offset >> _SHIFT, -(-(offset + length) // BLOCK)
         if offset & _MASK or (self._lock and not self._lock.is_free(first, stop)):
             return False
-        if not self._image.admit_nowait(BLOCK):
+        if self.writer is None or not self.writer.admit_nowait(BLOCK):
             return False
         self.active.zero(first, stop, allocate)
         return True
@@ -286,13 +303,14 @@ class Volume(Disk):
         if first < stop:
             claim = await self._claim(first, stop)
             try:
-                await self._image.admit(BLOCK)
+                await self._writable().admit(BLOCK)
                 self.active.zero(first, stop, allocate)
             finally:
                 self._lock.release(claim)
 
     async def flush(self) -> None:
-        await self._image.flush()
+        if self.writer is not None:
+            await self.writer.flush()
 
     # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
 

@@ -1,0 +1,37 @@
+"""Work that no request waits for, as system tasks of trio: an open image needs no nursery around it."""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+
+class Background:
+    """Runs jobs on their own, and waits for them at the end."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._idle = trio.Event()
+
+    def __bool__(self) -> bool:
+        """Whether any job runs."""
+        return bool(self._running)
+
+    def start(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Begin a job. It must not raise: nobody would see it."""
+        self._running += 1
+        trio.lowlevel.spawn_system_task(self._run, job)
+
+    async def _run(self, job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await job()
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def finish(self) -> None:
+        """Wait until no job runs."""
+        while self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()

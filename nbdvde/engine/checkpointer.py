@@ -1,0 +1,186 @@
+"""When checkpoints happen, what they contain, and when the space they make free is used again."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import trio
+
+from nbdvde import workers
+from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
+from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
+from nbdvde.engine.recovery import empty_segment
+from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.volume import Volume
+from nbdvde.engine.writer import Writer
+from nbdvde.errors import NbdvdeError, NoSpaceError
+
+LOG_BYTES = 512 << 20
+"""Log between checkpoints: replaying it takes about a second, rewriting the leaves costs 6 % of it at most."""
+DIRTY_LEAVES_MAX = 8192
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Checkpointer:
+    """Writes checkpoints of an open image."""
+
+    def __init__(
+        self, segments: Segments, superblock: Superblock, mac_key: bytes, volumes: Sequence[Volume],
+        statistics: Callable[[], tuple[int, ...]], forget: Callable[[int], None], log_bytes: int,
+    ) -> None:  # fmt: skip
+        """`forget` is called with each slot before it is used again; `log_bytes` of log make a checkpoint due."""
+        self.superblock = superblock
+        self.lock = trio.Lock()
+        """While it is held, no segment is freed."""
+        self._segments, self._mac_key, self._volumes = segments, mac_key, volumes
+        self._statistics, self._forget, self._log_bytes = statistics, forget, log_bytes
+        self._root: Segment = superblock.root
+        self._count = 0
+        self._logged = 0
+        """Bytes of log when the last checkpoint was made."""
+        self._removed: list[tuple[int, Segment]] = []
+        """Segments left out of a checkpoint, with its number."""
+        self._readers: Counter[int] = Counter()
+        """Readers under way, by the number of the last checkpoint when they began."""
+
+    def is_due(self, writer: Writer) -> bool:
+        """Whether the log or the changed part of the maps has grown enough."""
+        if self.lock.locked():
+            return False
+        dirty = max(len(volume.map.dirty) for volume in self._volumes)
+        return writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX
+
+    async def run_in_background(self, writer: Writer) -> None:
+        """A checkpoint that nobody waits for; what goes wrong is told to whoever writes next."""
+        try:
+            await self.run(writer, STATE_OPEN)
+        except NbdvdeError:
+            return
+
+    async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
+        """Write a checkpoint and a superblock in the given state, or both superblocks.
+
+        Raises NoSpaceError (nothing has changed then) and PoisonedError.
+        """
+        with trio.CancelScope(shield=True):
+            async with self.lock:
+                async with writer.commit_lock:
+                    writer.refuse_if_poisoned()  # what a failed commit left behind must not get into a plan
+                    plan = self._plan(writer, state, both=both)
+                    removed = self._leave_out_dead(plan)
+                await self._reserve(writer, plan)
+                try:
+                    result = await workers.run(write, self._segments, plan, self._mac_key, writer.log.sync_storage)
+                except Exception as error:
+                    # What reached the disk is unknown: a sync that fails for lack of space loses data too.
+                    writer.log.poison(f"writing a checkpoint failed: {error}")
+                    raise
+                self._install(plan, result, removed)
+                self._logged = writer.log.counters.bytes_stored
+                await workers.run(self._punch, self._release(everything=both))
+
+    def _plan(self, writer: Writer, state: int, *, both: bool) -> Plan:
+        point = writer.log.point
+        if state == STATE_CLEAN:
+            point = LogPoint(empty_segment(), 0, 0, point.sequence, point.chain)
+        volumes = [VolumePlan(v.number, v.name, v.size, v.map.mapped, v.map, v.map.freeze()) for v in self._volumes]
+        states = {slot: s for slot, s in self._segments.states.items() if s.linked}
+        indexes = {
+            slot: s.index.tobytes()
+            for slot, s in states.items()
+            if s.kind == KIND_LOG and s.index is not None and s.indexed != s.units
+        }
+        entries = {slot: s.entry() for slot, s in states.items()}
+        meta = [
+            self._segments.new(KIND_META, size, os.urandom(32))
+            for size in meta_sizes(volumes, indexes, self._segments.segment_bytes)
+        ]
+        root = self._segments.new_root(root_bytes(len(entries) + len(meta), len(volumes)), os.urandom(32))
+        return Plan(
+            replace(self.superblock, state=state), point, volumes, indexes, entries, self._segments.next_sequence,
+            self._statistics(), meta, root, [], both,
+        )  # fmt: skip
+
+    def _leave_out_dead(self, plan: Plan) -> list[State]:
+        """Leave segments out of the checkpoint in which nothing lives."""
+        states, open_slot = self._segments.states, plan.log.segment.slot
+        dead = [states[slot] for slot, entry in plan.entries.items() if entry.live == 0 and slot != open_slot]
+        for state in dead:
+            del plan.entries[state.segment.slot]
+            plan.indexes.pop(state.segment.slot, None)
+            if state.index_ref:
+                plan.garbage.append(state.index_ref)
+        return dead
+
+    async def _reserve(self, writer: Writer, plan: Plan) -> None:
+        """Have the host reserve the space of a checkpoint. Raises NoSpaceError; nothing is changed then."""
+        try:
+            for state in (*plan.meta, plan.root):
+                await workers.run(self._segments.storage.allocate, state.segment.offset, state.segment.length)
+        except OSError as error:
+            self._undo(plan)
+            if error.errno in _NO_SPACE:
+                raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
+            writer.log.poison(f"reserving space failed: {error.strerror}")
+
+    def _undo(self, plan: Plan) -> None:
+        for volume in plan.volumes:
+            volume.map.unfreeze(volume.leaves)
+        for state in plan.meta:
+            self._segments.abandon(state)
+        self._segments.release(plan.root.segment)
+
+    def _install(self, plan: Plan, result: Result, removed: list[State]) -> None:
+        """Take over what a durable checkpoint wrote."""
+        segments = self._segments
+        for volume, written in zip(plan.volumes, result.volumes, strict=True):
+            volume.map.thaw(written.root, written.nodes)
+        for slot, ref in result.indexes.items():
+            segments.states[slot].index_ref = ref
+            segments.states[slot].indexed = len(plan.indexes[slot]) // 8
+        for state in plan.meta:
+            state.live = state.units
+        for slot, units in result.garbage.items():
+            segments.states[slot].live -= units
+        self._count += 1
+        self._removed += [(self._count, segments.remove(state.segment.slot)) for state in removed]
+        self._removed.append((self._count, self._root))
+        for state in plan.meta:
+            if not state.units:
+                segments.abandon(state)
+        for tail in result.tails:
+            segments.release(tail)
+        self.superblock, self._root = result.superblock, plan.root.segment
+
+    def _release(self, *, everything: bool) -> list[Segment]:
+        """Free the space that no superblock leads to any more, and that no reader is in.
+
+        The older superblock still leads to what the last checkpoint left out, unless both were just written.
+        """
+        last = min(self._count - (not everything), min(self._readers, default=self._count))
+        free = [segment for number, segment in self._removed if number <= last]
+        self._removed = [(number, segment) for number, segment in self._removed if number > last]
+        for segment in free:
+            if segment.slot:
+                self._forget(segment.slot)
+            self._segments.release(segment)
+        return free
+
+    def _punch(self, freed: list[Segment]) -> None:
+        for segment in freed:
+            self._segments.storage.punch(segment.offset, segment.length)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the segments that are in use now until the reader is done."""
+        begun = self._count
+        self._readers[begun] += 1
+        try:
+            yield
+        finally:
+            self._readers[begun] -= 1
+            if not self._readers[begun]:
+                del self._readers[begun]

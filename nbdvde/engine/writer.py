@@ -1,0 +1,183 @@
+"""The way of writes into the log: admission, group commit, and segments made ready in time.
+
+A write is admitted when the buffer has room for it and the log has allocated space for everything buffered;
+only then is it acknowledged. A commit freezes what was written so far on every disk, appends it in a worker
+thread and then changes the maps. FLUSH waits for a commit that covers it and for the sync behind it; whoever
+flushes first commits for all who wait.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import trio
+
+from nbdvde import workers
+from nbdvde.engine.background import Background
+from nbdvde.engine.buffer import Generation
+from nbdvde.engine.changes import apply
+from nbdvde.engine.layout import KIND_LOG
+from nbdvde.engine.log import Change, LogWriter
+from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import NbdvdeError, NoSpaceError, PoisonedError
+
+COMMIT_BYTES = 2 << 20
+"""Buffered bytes that start a commit nobody waits for."""
+
+
+class Writer:
+    """Admits writes and commits them. `committed` is called after each commit, and must not wait."""
+
+    def __init__(
+        self, segments: Segments, log: LogWriter, volumes: Sequence[Volume], background: Background,
+        buffer_bytes: int, committed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.log = log
+        self.commit_lock = trio.Lock()
+        self._segments, self._volumes, self._background = segments, volumes, background
+        self._buffer_bytes, self._notify = buffer_bytes, committed
+        self._admitted = 0
+        """Bytes in the write buffer, those of a commit in flight included."""
+        self._waiting = 0
+        self._admission = trio.Lock()
+        self._committed = trio.Event()
+        """Set, and replaced, whenever a commit has ended."""
+        self._preparing = trio.Lock()
+        self._generation = 0
+        """Number of the last commit that has begun."""
+        self._durable = 0
+        """Number of the last commit that was synced."""
+
+    # Admission
+
+    def admit_nowait(self, payload: int) -> bool:
+        """Reserve memory and log space for `payload` bytes of blocks; False when that takes waiting."""
+        if self._waiting or self.log.poisoned or not self._fits(payload):
+            return False
+        self._take(payload)
+        return True
+
+    async def admit(self, payload: int) -> None:
+        """As `admit_nowait`, waiting for commits and for segments. Raises NoSpaceError, PoisonedError."""
+        self._waiting += 1
+        try:
+            async with self._admission:
+                self.refuse_if_poisoned()
+                while not self._fits(payload):
+                    await self._make_room(payload)
+                    self.refuse_if_poisoned()
+                self._take(payload)
+        finally:
+            self._waiting -= 1
+
+    def withdraw(self, payload: int) -> None:
+        """Give a reservation back that was not used."""
+        self._admitted -= payload
+
+    def _take(self, payload: int) -> None:
+        self._admitted += payload
+        if self._admitted >= COMMIT_BYTES and not self.commit_lock.locked() and not self._background:
+            self._background.start(self._commit_in_background)
+
+    def _fits(self, payload: int) -> bool:
+        total = self._admitted + payload
+        return (total <= self._buffer_bytes or not self._admitted) and self.log.worst(total) <= self.log.room()
+
+    async def _make_room(self, payload: int) -> None:
+        if self.log.worst(self._admitted + payload) > self.log.room():
+            try:
+                await self._prepare(self._admitted + payload)
+            except NoSpaceError:
+                if not self._admitted:
+                    raise
+                await self._commit_now()
+        elif self.commit_lock.locked():
+            await self._committed.wait()
+        else:
+            await self._commit_now()
+
+    def refuse_if_poisoned(self) -> None:
+        """Raise PoisonedError after a failure of the device."""
+        if self.log.poisoned:
+            raise PoisonedError("image", self.log.poisoned, "it takes no more writes: mend the device and reopen it")
+
+    # Segments
+
+    async def _prepare(self, payload: int) -> None:
+        """Allocate segments until the log has room for `payload` bytes of blocks. Raises NoSpaceError."""
+        log = self.log
+        with trio.CancelScope(shield=True):
+            async with self._preparing:
+                added: list[State] = []
+                try:
+                    while log.worst(payload) > log.room() + sum(map(log.usable, added)):
+                        added.append(await allocate(self._segments))
+                finally:
+                    if added:
+                        # A link may name a segment only once its space is durable.
+                        await workers.run(log.sync_storage)
+                        log.ready.extend(added)
+
+    # Commits
+
+    async def flush(self) -> None:
+        """Make everything accepted so far durable. Raises PoisonedError."""
+        target = self._generation + any(volume.active for volume in self._volumes)
+        async with self.commit_lock:
+            self.refuse_if_poisoned()
+            if self._durable < target:
+                await self._commit(sync=True)
+
+    async def _commit_now(self) -> None:
+        async with self.commit_lock:
+            await self._commit(sync=False)
+
+    async def _commit_in_background(self) -> None:
+        try:
+            while self._admitted >= COMMIT_BYTES:
+                await self._commit_now()
+                await self._prepare(self._buffer_bytes)
+        except NbdvdeError:
+            return  # whoever writes next is told
+
+    async def _commit(self, *, sync: bool) -> None:
+        """Write what is buffered, and sync. The commit lock is held; not to be cancelled half-way."""
+        self.refuse_if_poisoned()
+        with trio.CancelScope(shield=True):
+            frozen = [(volume, g) for volume in self._volumes if (g := volume.freeze())]
+            self._generation += bool(frozen)
+            try:
+                changes = await workers.run(_append, self.log, frozen, sync)
+                for (volume, generation), change in zip(frozen, changes, strict=True):
+                    await volume.load_for(generation)
+                    apply(self._segments, volume.map, change)
+                    volume.thaw()
+            except BaseException as error:
+                # The frozen blocks stay readable; nothing is written after this.
+                self.log.poisoned = self.log.poisoned or f"a commit failed: {error!r}"
+                raise
+            finally:
+                event, self._committed = self._committed, trio.Event()
+                event.set()
+            self._admitted -= sum(generation.payload for _, generation in frozen)
+            if sync:
+                self._durable = self._generation
+        self._notify()
+
+
+async def allocate(segments: Segments) -> State:
+    """A fresh log segment with its space reserved on the host. Raises NoSpaceError."""
+    state = segments.new(KIND_LOG, segments.segment_bytes, os.urandom(32))
+    try:
+        await workers.run(segments.storage.allocate, state.segment.offset, state.segment.length)
+    except OSError as error:
+        segments.abandon(state)
+        raise NoSpaceError("image", f"cannot grow: {error.strerror}", "free space on the host") from None
+    return state
+
+
+def _append(log: LogWriter, frozen: list[tuple[Volume, Generation]], sync: bool) -> list[Change]:
+    changes = [log.append(volume.number, g.blocks, list(g.zeroes)) for volume, g in frozen]
+    if sync:
+        log.sync()
+    return changes
