@@ -1,4 +1,4 @@
-"""The tutorial's commands do what the tutorial says."""
+"""The commands of the tutorial and of the how-to pages do what the pages say."""
 
 import os
 import re
@@ -14,7 +14,8 @@ import pytest
 from tests.interop.harness import need
 from tests.interop.test_filesystems import need_mounts
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).parents[2] / "docs"
+HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 MARK = "\x1e"
 LIMIT_S = 100
 
@@ -79,14 +80,25 @@ def clean_up(folder: Path) -> None:
             subprocess.run(["umount", "--lazy", where], check=False)
 
 
-@pytest.mark.mount
-def test_every_command(tmp_path: Path) -> None:
-    need("nbdinfo", "nbdcopy", "qemu-io", "debugfs")
-    need_mounts("mkfs.ext4", "e2fsck")
-    steps = steps_of(DOCUMENT.read_text())
-    assert len(steps) > 30
-    done = run_steps(steps, tmp_path)
+def follow(document: Path, folder: Path) -> int:
+    """Run a page's commands in an empty folder and compare what they print; gives their number."""
+    steps = steps_of(document.read_text())
+    done = run_steps(steps, folder)
     for step, (output, code) in zip(steps, done, strict=False):
         assert code == "0", f"{step.command}: {code}: {output}"
         assert is_like(step.output, output) or not step.output, f"{step.command}: {output}"
     assert len(done) == len(steps)
+    return len(steps)
+
+
+@pytest.mark.mount
+def test_tutorial(tmp_path: Path) -> None:
+    need("nbdinfo", "nbdcopy", "qemu-io", "debugfs")
+    need_mounts("mkfs.ext4", "e2fsck")
+    assert follow(DOCS / "tutorial.md", tmp_path) > 30
+
+
+@pytest.mark.parametrize("document", HOW_TO, ids=lambda document: document.stem)
+def test_how_to(document: Path, tmp_path: Path) -> None:
+    need("nbdinfo", "nbdcopy", "qemu-img", "qemu-io")
+    assert follow(document, tmp_path)
