@@ -2,8 +2,11 @@
 
 import ctypes
 import gc
+import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_SWITCH_S = 0.0005
+"""A worker thread in Python code keeps the event loop waiting for so long at most; the default is 5 ms."""
 _KEEP_BYTES = 64 << 20
 _MMAP_BYTES = 8 << 20
 
@@ -15,6 +18,7 @@ def tune_process() -> None:
     17 % of the event loop's time (1 MiB writes, perf). The collector went through the views of buffered blocks
     again and again: 7 %.
     """
+    sys.setswitchinterval(_SWITCH_S)
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -9,6 +9,7 @@ frames, only the blocks.
 
 import struct
 from collections.abc import Sequence
+from itertools import accumulate
 
 import zstandard
 
@@ -21,6 +22,8 @@ _HEAD = struct.Struct("<BBH")
 FRAME_BYTES = FRAME_BLOCKS * BLOCK
 _KEEP_BELOW = 0.95
 """A result of 95 % of the input or more is not worth decompressing (REQUIREMENTS.md, B4)."""
+_MANY = 8
+"""Frames from which on one call for all is faster than a call for each."""
 LEVELS = {"fastest": 1, "optimal": 3, "smallest": 19, "none": 0}
 
 
@@ -30,22 +33,37 @@ class Compressor:
     def __init__(self, level: int) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=False) if level else None
 
-    def encode(self, pages: Sequence[Buffer]) -> bytes:
-        """Plaintext of an extent of the given 4096-byte blocks."""
-        data = b"".join(pages)
+    def encode(self, extents: Sequence[Sequence[Buffer]]) -> list[bytes]:
+        """Plaintext of each of the given extents, lists of 4096-byte blocks."""
         if self._zstd is None:
-            return _stored(data)
-        frames, ends, end = [], [], 0
-        for start in range(0, len(data), FRAME_BYTES):
-            raw = data[start : start + FRAME_BYTES]
-            packed = self._zstd.compress(raw)
-            frame = packed if len(packed) < len(raw) * _KEEP_BELOW else raw
-            end += len(frame)
-            frames.append(frame)
-            ends.append(end)
-        if end >= len(data) * _KEEP_BELOW:
-            return _stored(data)
-        return b"".join((_HEAD.pack(ZSTD, 0, 0), struct.pack(f"<{len(ends)}I", *ends), *frames))
+            return [_stored(b"".join(pages)) for pages in extents]
+        frames = [
+            b"".join(pages[i : i + FRAME_BLOCKS]) for pages in extents for i in range(0, len(pages), FRAME_BLOCKS)
+        ]
+        packed = self._compress(frames)
+        plaintexts, at = [], 0
+        for pages in extents:
+            count = (len(pages) + FRAME_BLOCKS - 1) // FRAME_BLOCKS
+            plaintexts.append(_assemble(frames[at : at + count], packed[at : at + count]))
+            at += count
+        return plaintexts
+
+    def _compress(self, frames: list[bytes]) -> list[bytes]:
+        """Many at once in one call: released for 13 µs at a time, the interpreter lock never reaches another thread."""
+        assert self._zstd is not None, "the level is not none"
+        if len(frames) < _MANY:
+            return [self._zstd.compress(frame) for frame in frames]
+        segments = self._zstd.multi_compress_to_buffer(frames)
+        return [segments[number].tobytes() for number in range(len(frames))]
+
+
+def _assemble(frames: Sequence[bytes], packed: Sequence[bytes]) -> bytes:
+    """One extent of its frames, each as it is or compressed, whichever pays."""
+    kept = [small if len(small) < len(raw) * _KEEP_BELOW else raw for raw, small in zip(frames, packed, strict=True)]
+    ends = list(accumulate(map(len, kept)))
+    if ends[-1] >= sum(map(len, frames)) * _KEEP_BELOW:
+        return _stored(b"".join(frames))
+    return b"".join((_HEAD.pack(ZSTD, 0, 0), struct.pack(f"<{len(ends)}I", *ends), *kept))
 
 
 def _stored(data: bytes) -> bytes:
@@ -73,12 +91,14 @@ class Decoder:
         codec = plain[0]
         if codec == STORED:
             start = _HEAD.size + first * BLOCK
-            return plain[start : start + length]
+            return _checked(plain[start : start + length], length)
         if codec != ZSTD:
             raise DamageError("extent", f"has the unknown codec {codec}", "use a newer nbdvde")
-        table = _ENDS[(blocks + FRAME_BLOCKS - 1) // FRAME_BLOCKS]
-        ends = table.unpack_from(plain, _HEAD.size)
+        table = _ENDS.get((blocks + FRAME_BLOCKS - 1) // FRAME_BLOCKS)
+        if table is None or len(plain) < _HEAD.size + table.size:
+            raise DamageError("extent", "is shorter than its table", "run nbdvde check")
         base = _HEAD.size + table.size
+        ends = table.unpack_from(plain, _HEAD.size)
         return self._inflate(plain[base + (ends[frame - 1] if frame else 0) : base + ends[frame]], length)
 
     def frames(self, plain: bytes, blocks: int) -> list[bytes]:
@@ -88,7 +108,15 @@ class Decoder:
     def _inflate(self, frame: bytes, length: int) -> bytes:
         if len(frame) == length:
             return frame
-        data = self._zstd.decompress(frame)
-        if len(data) != length:
-            raise DamageError("extent", "a frame has the wrong length", "run nbdvde check")
-        return data
+        try:
+            if zstandard.frame_content_size(frame) == length:  # or it might fill the memory
+                return _checked(self._zstd.decompress(frame), length)
+        except zstandard.ZstdError:
+            pass
+        raise DamageError("extent", "a frame cannot be decompressed", "run nbdvde check")
+
+
+def _checked(data: bytes, length: int) -> bytes:
+    if len(data) != length:
+        raise DamageError("extent", "a frame has the wrong length", "run nbdvde check")
+    return data

@@ -41,6 +41,10 @@ PARALLEL_BLOCKS = 32
 """From here on sealing is spread over threads: below 64 KiB for each they cost more than they give (DESIGN.md, 3)."""
 _EXTENT_OVERHEAD = 4 + TAG_BYTES
 _ZERO_PAGE = bytes(BLOCK)
+_SMALL_GROUP = 32 << 10
+_ZEROES_AHEAD = 256 << 10
+"""About forty commits of one block: what they save pays for writing it."""
+_ZEROES = bytes(_ZEROES_AHEAD)
 
 
 @dataclass(slots=True)
@@ -104,6 +108,8 @@ class LogWriter:
         self.counters = Counters()
         self.poisoned: str | None = None
         self._syncing = workers.Lock()
+        self._zeroed = 0
+        """Up to here the open segment was written with zeroes ahead of the log."""
 
     @property
     def point(self) -> LogPoint:
@@ -177,6 +183,7 @@ class LogWriter:
             state.sealer.seal(state.used // BLOCK, Kind.HEADER, header.pack(), domain=Domain.HEADER),
             state.sealer.seal(first, Kind.RECORD, record),
             *extents,
+            *self._zeroes_ahead(state, length),
         ])  # fmt: skip
         entries = _index(state, first, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
         state.used += length
@@ -187,17 +194,35 @@ class LogWriter:
         return entries
 
     def _seal(self, state: State, first: int, chunks: Sequence[Sequence[Buffer]]) -> list[bytes]:
-        def seal(number: int) -> tuple[bytes, bool]:
-            pages = chunks[number]
-            plain = self._compressor.get().encode(pages)
-            return state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(pages)), is_compressed(plain)
+        def seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
+            plaintexts = self._compressor.get().encode([chunks[number] for number in numbers])
+            return [
+                (
+                    state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(chunks[number])),
+                    is_compressed(plain),
+                )
+                for number, plain in zip(numbers, plaintexts, strict=True)
+            ]
 
         numbers = range(len(chunks))
         spread = sum(map(len, chunks)) >= PARALLEL_BLOCKS and len(chunks) > 1
-        results = workers.parallel(seal, numbers) if spread else [seal(number) for number in numbers]
+        results = workers.parallel(seal, numbers) if spread else seal(numbers)
         self.counters.extents_sealed += len(chunks)
         self.counters.extents_compressed += sum(packed for _, packed in results)
         return [sealed for sealed, _ in results]
+
+    def _zeroes_ahead(self, state: State, length: int) -> list[bytes]:
+        """Zeroes to write behind a small group, so that the next ones overwrite what the host has written already.
+
+        Syncing the first write to allocated space changes the host's metadata as well: 238 µs against 118 for an
+        overwrite (4 KiB, ext4).
+        """
+        end = state.used + length
+        if length > _SMALL_GROUP or end <= self._zeroed:
+            return []
+        ahead = min(_ZEROES_AHEAD, log_room(state.segment) - end)
+        self._zeroed = end + ahead
+        return [_ZEROES[:ahead]]
 
     def _roll(self) -> None:
         """Link the open segment to the next ready one and go on there."""
@@ -207,7 +232,7 @@ class LogWriter:
         sealed = state.sealer.seal(0, Kind.LINK, link.pack(), domain=Domain.LINK)
         self._write(state, [sealed, sealed], at=state.segment.length - LINK_BYTES)
         following.linked = True
-        self.state = following
+        self.state, self._zeroed = following, 0
 
     def _write(self, state: State, buffers: list[bytes], at: int | None = None) -> None:
         position = state.used if at is None else at

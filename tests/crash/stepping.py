@@ -95,8 +95,8 @@ def _stepped(rng: random.Random) -> Callable[..., Any]:
     return run
 
 
-def _inline(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    return [function(item) for item in items]
+def _inline(function: Callable[[Any], Any], items: Any) -> Any:
+    return function(items)
 
 
 @contextmanager
