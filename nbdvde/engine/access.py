@@ -186,9 +186,11 @@ def _named(path: PathLike, error: NbdvdeError) -> NbdvdeError:
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Name the image in the errors that its parts raise."""
+    """Name the image in the errors that its parts and its device raise."""
     try:
         yield
+    except OSError as error:
+        raise _host_error(path, error) from None
     except NbdvdeError as error:
         raise _named(path, error) from None
 

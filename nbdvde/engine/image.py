@@ -1,6 +1,7 @@
 """An open image: its disks, from recovery to a clean stop, and what there is to know of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
@@ -99,7 +100,8 @@ class Image:
         for offset, length in space.gaps():
             storage.punch(offset, length)
         if storage.size() > space.end:
-            storage.truncate(space.end)
+            with suppress(OSError):  # the stop is durable already; a longer file does no harm
+                storage.truncate(space.end)
 
     def _maybe_checkpoint(self) -> None:
         writer = self._writer

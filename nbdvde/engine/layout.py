@@ -6,7 +6,7 @@ the start of the file. Parsers check what can be checked without context and rai
 
 import struct
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from blake3 import blake3
 
@@ -51,6 +51,20 @@ class Domain:
     """First four bytes of a nonce: units are counted; headers and links are numbered by the block they lie in."""
 
     UNIT, HEADER, LINK = range(3)
+
+
+def _fields(structure: struct.Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+    try:
+        return structure.unpack_from(data, offset)
+    except struct.error:
+        raise DamageError("stored structure", "is too short", "run nbdvde check") from None
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise DamageError("disk name", "is not ASCII", "run nbdvde check") from None
 
 
 _REF = struct.Struct("<IIII")
@@ -99,7 +113,7 @@ class Segment:
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        segment = cls(*_SEGMENT.unpack_from(data, offset))
+        segment = cls(*_fields(_SEGMENT, data, offset))
         if segment.offset % BLOCK or segment.length % BLOCK or segment.offset + segment.length > 1 << 63:
             raise DamageError("segment", "lies at an impossible place", "run nbdvde check")
         return segment
@@ -135,7 +149,7 @@ class TableEntry:
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        segment, index, used, units, live, kind = _TABLE_ENTRY.unpack_from(data, offset)
+        segment, index, used, units, live, kind = _fields(_TABLE_ENTRY, data, offset)
         return cls(Segment.unpack(segment), UnitRef.unpack(index), used, units, live, kind)
 
 
@@ -159,7 +173,7 @@ class LogPoint:
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        segment, position, unit, sequence, chain = _LOG_POINT.unpack_from(data, offset)
+        segment, position, unit, sequence, chain = _fields(_LOG_POINT, data, offset)
         return cls(Segment.unpack(segment), position, unit, sequence, chain)
 
 
@@ -225,7 +239,7 @@ class Superblock:
             return None
         if blake3(data[:_CHECKSUM_AT]).digest() != data[_CHECKSUM_AT:_MAC_AT]:
             return None
-        values = _SUPER.unpack_from(data)
+        values = _fields(_SUPER, data)
         _, version, _, incompatible, compatible, _, uuid, sequence, epoch, encryption, compression = values[:11]
         if version != VERSION:
             raise ImageError("image", f"has format version {version}, this program reads {VERSION}", "use a newer one")
@@ -248,9 +262,9 @@ def _parse_disks(data: bytes, count: int) -> tuple[tuple[str, int], ...]:
     disks = []
     offset = _SUPER.size
     for _ in range(count):
-        size, length = _DISK.unpack_from(data, offset)
+        size, length = _fields(_DISK, data, offset)
         offset += _DISK.size
-        disks.append((data[offset : offset + length].decode("ascii"), size))
+        disks.append((_text(data[offset : offset + length]), size))
         offset += length
     return tuple(disks)
 
@@ -324,7 +338,7 @@ class Record:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        sequence, epoch, volume, flags, extents, zeroes, runs, _, previous = _RECORD.unpack_from(data)
+        sequence, epoch, volume, flags, extents, zeroes, runs, _, previous = _fields(_RECORD, data)
         if cls.packed_bytes(extents, zeroes, runs) > len(data):
             raise DamageError("log record", "is shorter than its tables", "run nbdvde check")
         at = _RECORD.size
@@ -362,7 +376,7 @@ class Link:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        position, unit, sequence, synced, chain, segment = _LINK.unpack_from(data)
+        position, unit, sequence, synced, chain, segment = _fields(_LINK, data)
         return cls(position, unit, sequence, synced, chain, Segment.unpack(segment))
 
 
@@ -421,8 +435,8 @@ class VolumeEntry:
 
     @classmethod
     def unpack(cls, data: bytes, offset: int) -> Self:
-        volume, height, size, mapped, root, length, raw = _VOLUME.unpack_from(data, offset)
-        return cls(volume, raw[:length].decode("ascii"), size, height, mapped, UnitRef.unpack(root))
+        volume, height, size, mapped, root, length, raw = _fields(_VOLUME, data, offset)
+        return cls(volume, _text(raw[:length]), size, height, mapped, UnitRef.unpack(root))
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +459,7 @@ class Root:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        volumes, tables, _, _, next_sequence, _, *counters = _ROOT.unpack_from(data)
+        volumes, tables, _, _, next_sequence, _, *counters = _fields(_ROOT, data)
         at = _ROOT.size + volumes * VolumeEntry.SIZE
         if at + tables * 4 > len(data):
             raise DamageError("root", "is shorter than its tables", "run nbdvde check")

@@ -14,7 +14,10 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(frame: bytes) -> bytes:
-    """What `deflate` was given."""
-    if zstandard.frame_content_size(frame) > UNIT_MAX:
-        raise DamageError("metadata unit", "is too large", "run nbdvde check")
-    return zstandard.ZstdDecompressor().decompress(frame)
+    """What `deflate` was given. Raises DamageError."""
+    try:
+        if zstandard.frame_content_size(frame) > UNIT_MAX:
+            raise DamageError("metadata unit", "is too large", "run nbdvde check")
+        return zstandard.ZstdDecompressor().decompress(frame)
+    except zstandard.ZstdError:
+        raise DamageError("metadata unit", "cannot be decompressed", "run nbdvde check") from None

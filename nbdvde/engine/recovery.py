@@ -123,8 +123,12 @@ def _checked_segment_bytes(superblock: Superblock) -> int:
 
 def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tuple[Root, Iterable[TableEntry]]:
     segment, sealer = superblock.root, keyring.sealer(superblock.root)
+    if superblock.root_length > segment.length:
+        raise DamageError("superblock", "has a root that is longer than its segment", "run nbdvde check")
     first = sealer.open(0, Kind.ROOT, storage.read(segment.offset, superblock.root_length))
     root = Root.unpack(inflate(first))
+    if superblock.root_length + sum(root.tables) > segment.length:
+        raise DamageError("root", "has tables that are longer than its segment", "run nbdvde check")
     entries: list[TableEntry] = []
     offset = segment.offset + superblock.root_length
     for number, length in enumerate(root.tables, 1):

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from nbdvde.engine.layout import (
     BLOCK,
+    EXTENT_BLOCKS_MAX,
     HEADER_BYTES,
     KIND_LOG,
     LINK_BYTES,
@@ -113,15 +114,17 @@ class Replay:
         at += header.record_length
         items: list[int] = [0]
         entries: list[int] = []
+        if sum(count for _, count in record.runs) != sum(blocks for _, blocks in record.extents):
+            raise DamageError("log record", "places another number of blocks than it holds", "run nbdvde check")
         for unit, (length, blocks) in enumerate(record.extents, header.unit + 1):
+            if blocks > EXTENT_BLOCKS_MAX:
+                raise DamageError("log record", "has an extent that is too large", "run nbdvde check")
             state.sealer.open(unit, Kind.EXTENT, self._data[at : at + length], blocks=blocks)
             items.append(pack_index(at, length, blocks))
             base = pack_entry(state.segment.slot, unit, 0)
             entries.extend(range(base, base + blocks))
             at += length
         places = [block for start, count in record.runs for block in range(start, start + count)]
-        if len(places) != len(entries):
-            raise DamageError("log record", "places another number of blocks than it holds", "run nbdvde check")
         self._accept(state, header, items, raw)
         return Group(record, Change(record.zeroes, places, entries))
 

@@ -13,7 +13,6 @@ from nbdvde.engine.layout import (
     Segment,
     TableEntry,
     UnitRef,
-    unpack_index,
 )
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.sealing import Keyring, Sealer
@@ -143,28 +142,31 @@ class Segments:
             raise DamageError("map", f"points at segment slot {slot}, which is not in use", "run nbdvde check")
         return state
 
+    def _holder(self, ref: UnitRef) -> State:
+        state = self.find(ref.slot)
+        if ref.position + ref.length > state.segment.length:
+            raise DamageError("map", f"points past the end of segment slot {ref.slot}", "run nbdvde check")
+        return state
+
     def read_unit(self, ref: UnitRef, kind: int) -> bytes:
         """Plaintext of a metadata unit; blocks."""
-        state = self.find(ref.slot)
+        state = self._holder(ref)
         sealed = self.storage.read(state.segment.offset + ref.position, ref.length)
         return inflate(state.sealer.open(ref.unit, kind, sealed))
 
     def read_unit_nowait(self, ref: UnitRef, kind: int) -> bytes | None:
         """Plaintext of a metadata unit, or None when it has to be waited for."""
-        state = self.find(ref.slot)
+        state = self._holder(ref)
         sealed = self.storage.read_nowait(state.segment.offset + ref.position, ref.length)
         return None if sealed is None else inflate(state.sealer.open(ref.unit, kind, sealed))
 
-    def locate(self, state: State, unit: int) -> tuple[int, int, int] | None:
-        """(position, sealed bytes, blocks) of an extent, or None while the index is not loaded."""
+    def locate(self, state: State, unit: int) -> tuple[int, int, int]:
+        """(position, sealed bytes, blocks) of an extent; the index is in memory."""
         index = state.index
-        if index is None:
-            return None
-        if unit >= len(index) or not index[unit]:
-            raise DamageError(
-                "map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check"
-            )
-        return unpack_index(index[unit])
+        assert index is not None, "the index is in memory"
+        if unit < len(index) and (entry := index[unit]):
+            return entry & 0xFFFFFF, entry >> 24 & 0xFFFFFF, entry >> 48
+        raise DamageError("map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check")
 
     def load_index(self, state: State) -> None:
         """Read the index of a closed segment; blocks."""

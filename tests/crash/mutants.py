@@ -184,5 +184,49 @@ MUTANTS = [
     ),
 ]
 
+MUTANTS += [
+    mutant(
+        "the log goes on in a segment from before the crash",
+        "image:Image.start",
+        "await allocate(self.segments)",
+        "next((s for s in self.segments.states.values() if s.kind == KIND_LOG and 0 < s.used < 20000 and s.index),"
+        " None) or await allocate(self.segments)",
+        "nonces",
+    ),
+    mutant("segments are not salted", "writer:allocate", "os.urandom(32)", "bytes(32)", "nonces"),
+    mutant(
+        "damage passes for a torn tail",
+        "replay:Replay._refuse_damage",
+        "synced > self._sequence",
+        "False",
+        "damage",
+    ),
+    mutant(
+        "space is taken only when it is needed",
+        "writer:Writer._fits",
+        "and self.log.worst(total) <= self.log.room()",
+        "",
+        "no space",
+    ),
+    mutant(
+        "a checkpoint that finds no space forgets the changes",
+        "checkpointer:Checkpointer._undo",
+        "volume.map.unfreeze(volume.leaves)",
+        "volume.map.frozen = set()",
+        "no space",
+    ),
+]
+
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
 """No fault: either superblock is enough to open. With it the crash tests see that."""
+
+REDUNDANT = [
+    mutant(
+        "the chain of records is not checked", "replay:Replay._open_group", "record.previous) !=", "self._chain) !="
+    ),
+    mutant("the epoch is not checked", "replay:Replay._open_group", "record.epoch, record", "self._epoch, record"),
+]
+"""Checks that no crash, damage or replacement can reach: a segment has its own key and one history, so a record
+that opens at its place is the one that was written there. They guard against a log written by two processes that
+share the state of one (a virtual machine resumed twice), which docs/security.md excludes; test_replay calls them.
+"""

@@ -1,4 +1,4 @@
-"""A ledger of everything that was ever sealed under an image's keys, and lives of an image that may tempt it to repeat."""
+"""A ledger of everything that was sealed under an image's keys, and lives of an image that may make it repeat."""
 
 import random
 from collections.abc import Iterator

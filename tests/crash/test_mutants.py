@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.crash import test_damage, test_faults
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, Mutant
+from tests.crash.nonces import Ledger, lives
 
 
 def crash() -> None:
@@ -22,7 +24,22 @@ def either_superblock() -> None:
         crash()
 
 
-DETECTORS: dict[str, Callable[[], None]] = {"crash": crash, "either superblock": either_superblock}
+def nonces() -> None:
+    """Lives of an image, with every nonce noted."""
+    for seed in range(6):
+        ledger = Ledger()
+        with ledger.watching():
+            lives(seed, 8)
+        assert ledger.repeats == []
+
+
+DETECTORS: dict[str, Callable[[], None]] = {
+    "crash": crash,
+    "either superblock": either_superblock,
+    "nonces": nonces,
+    "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
+    "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
+}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
