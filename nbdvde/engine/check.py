@@ -192,9 +192,7 @@ class _Checker:
         state = self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT))
         self._segments.load_index(state)
         unit = key & 0xFFFFFF
-        place = self._segments.locate(state, unit)
-        assert place is not None, "the index was loaded"
-        position, length, blocks = place
+        position, length, blocks = self._segments.locate(state, unit)
         if last_block >= blocks:
             raise DamageError("extent", f"has {blocks} blocks, the map points at block {last_block}")
         sealed = self._segments.storage.read(state.segment.offset + position, length)

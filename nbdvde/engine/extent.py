@@ -8,13 +8,13 @@ frames, only the blocks.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import zstandard
 
 from nbdvde.disk import BLOCK, Buffer
-from nbdvde.engine.layout import FRAME_BLOCKS
+from nbdvde.engine.layout import EXTENT_BLOCKS_MAX, FRAME_BLOCKS
 from nbdvde.errors import DamageError
 
 STORED, ZSTD = 0, 1
@@ -70,7 +70,13 @@ def _stored(data: bytes) -> bytes:
     return _HEAD.pack(STORED, 0, 0) + data
 
 
-_ENDS = {frames: struct.Struct(f"<{frames}I") for frames in range(1, 65)}
+def _tables() -> list[tuple[Callable[[bytes, int], tuple[int, ...]], int]]:
+    """For each number of blocks: what reads the ends, and where the frames begin."""
+    formats = [struct.Struct(f"<{-(-blocks // FRAME_BLOCKS)}I") for blocks in range(EXTENT_BLOCKS_MAX + 1)]
+    return [(table.unpack_from, _HEAD.size + table.size) for table in formats]
+
+
+_TABLES = _tables()
 
 
 def is_compressed(plain: bytes) -> bool:
@@ -86,20 +92,18 @@ class Decoder:
 
     def frame(self, plain: bytes, blocks: int, frame: int) -> bytes:
         """The blocks of one frame, joined."""
-        first = frame * FRAME_BLOCKS
-        length = min(FRAME_BLOCKS, blocks - first) * BLOCK
-        codec = plain[0]
-        if codec == STORED:
-            start = _HEAD.size + first * BLOCK
-            return _checked(plain[start : start + length], length)
-        if codec != ZSTD:
-            raise DamageError("extent", f"has the unknown codec {codec}", "use a newer nbdvde")
-        table = _ENDS.get((blocks + FRAME_BLOCKS - 1) // FRAME_BLOCKS)
-        if table is None or len(plain) < _HEAD.size + table.size:
-            raise DamageError("extent", "is shorter than its table", "run nbdvde check")
-        base = _HEAD.size + table.size
-        ends = table.unpack_from(plain, _HEAD.size)
-        return self._inflate(plain[base + (ends[frame - 1] if frame else 0) : base + ends[frame]], length)
+        left = blocks - frame * FRAME_BLOCKS
+        length = FRAME_BYTES if left >= FRAME_BLOCKS else left * BLOCK
+        if plain[0] == ZSTD:
+            unpack_ends, base = _TABLES[blocks]
+            if len(plain) < base:
+                raise DamageError("extent", "is shorter than its table", "run nbdvde check")
+            ends = unpack_ends(plain, _HEAD.size)
+            return self._inflate(plain[base + ends[frame - 1] if frame else base : base + ends[frame]], length)
+        if plain[0] != STORED:
+            raise DamageError("extent", f"has the unknown codec {plain[0]}", "use a newer nbdvde")
+        start = _HEAD.size + frame * FRAME_BYTES
+        return _checked(plain[start : start + length], length)
 
     def frames(self, plain: bytes, blocks: int) -> list[bytes]:
         """All frames in order."""

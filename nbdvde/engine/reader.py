@@ -52,15 +52,14 @@ class Reader:
         if frame is not None:
             return frame
         segments = self._segments
-        state = segments.find(entry >> SLOT_SHIFT)
+        state = segments.states.get(entry >> SLOT_SHIFT) or segments.find(entry >> SLOT_SHIFT)
         unit = entry >> UNIT_SHIFT & _UNIT_MASK
         if state.index is None and not segments.load_index_nowait(state):
             return None
-        place = segments.locate(state, unit)
-        assert place is not None, "the index is in memory"
-        position, length, blocks = place
+        position, length, blocks = segments.locate(state, unit)
         block = entry & _BLOCK_MASK
-        _check(block < blocks, entry)
+        if block >= blocks:
+            raise _past_the_end(entry)
         sealed = segments.storage.read_nowait(state.segment.offset + position, length)
         if sealed is None:
             return None
@@ -87,10 +86,9 @@ class Reader:
         state = segments.find(want.entry >> SLOT_SHIFT)
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
         segments.load_index(state)
-        place = segments.locate(state, unit)
-        assert place is not None, "the index is in memory"
-        position, length, blocks = place
-        _check((want.entry & _BLOCK_MASK) + want.blocks <= blocks, want.entry)
+        position, length, blocks = segments.locate(state, unit)
+        if (want.entry & _BLOCK_MASK) + want.blocks > blocks:
+            raise _past_the_end(want.entry)
         return _Place(want, state.sealer, unit, state.segment.offset + position, length, blocks)
 
     def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Place]) -> None:
@@ -114,6 +112,5 @@ class Reader:
         return pieces
 
 
-def _check(sound: bool, entry: int) -> None:
-    if not sound:
-        raise DamageError("map", f"points past the end of an extent (entry {entry:#x})", "run nbdvde check")
+def _past_the_end(entry: int) -> DamageError:
+    return DamageError("map", f"points past the end of an extent (entry {entry:#x})", "run nbdvde check")

@@ -27,6 +27,7 @@ from nbdvde.errors import DamageError
 _NONCE = struct.Struct("<IQ")
 _IDENTITY = struct.Struct("<16sIQ")
 _AAD = struct.Struct("<QBBHI")
+_pack_nonce, _pack_aad = _NONCE.pack, _AAD.pack
 
 
 class Aead(Protocol):
@@ -73,19 +74,16 @@ class Sealer:
     def __init__(self, cipher: Aead, identity: bytes) -> None:
         self._cipher, self._identity = cipher, identity
 
-    def _parameters(self, domain: int, number: int, kind: int, blocks: int, sealed: int) -> tuple[bytes, bytes]:
-        return _NONCE.pack(domain, number), self._identity + _AAD.pack(number, domain, kind, blocks, sealed)
-
     def seal(self, number: int, kind: int, data: Buffer, *, blocks: int = 0, domain: int = Domain.UNIT) -> bytes:
         """`data` sealed, 16 bytes longer. A number must never be used twice with different data."""
-        nonce, aad = self._parameters(domain, number, kind, blocks, len(data) + TAG_BYTES)
-        return self._cipher.encrypt(nonce, data, aad)
+        aad = self._identity + _pack_aad(number, domain, kind, blocks, len(data) + TAG_BYTES)
+        return self._cipher.encrypt(_pack_nonce(domain, number), data, aad)
 
     def open(self, number: int, kind: int, sealed: Buffer, *, blocks: int = 0, domain: int = Domain.UNIT) -> bytes:
         """What was sealed; DamageError when one bit of it, or of what it is bound to, differs."""
-        nonce, aad = self._parameters(domain, number, kind, blocks, len(sealed))
+        aad = self._identity + _pack_aad(number, domain, kind, blocks, len(sealed))
         try:
-            return self._cipher.decrypt(nonce, sealed, aad)
+            return self._cipher.decrypt(_pack_nonce(domain, number), sealed, aad)
         except InvalidTag:
             raise DamageError("stored data", "fails its authentication", "run nbdvde check") from None
 

@@ -13,6 +13,7 @@ from nbdvde.engine.layout import (
     Segment,
     TableEntry,
     UnitRef,
+    unpack_index,
 )
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.sealing import Keyring, Sealer
@@ -165,7 +166,7 @@ class Segments:
         index = state.index
         assert index is not None, "the index is in memory"
         if unit < len(index) and (entry := index[unit]):
-            return entry & 0xFFFFFF, entry >> 24 & 0xFFFFFF, entry >> 48
+            return unpack_index(entry)
         raise DamageError("map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check")
 
     def load_index(self, state: State) -> None:
