@@ -109,7 +109,7 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     }),
     "volume": (layout._VOLUME.format, VOLUME.pack(), _fields(VOLUME) | {"name_length": 4, "name": b"disk"}),
     "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY)),
-    "extent": ("<BxH", extent.Compressor(1).encode([bytes(4096)])[:4], {"codec": 1, "dictionary": 0}),
+    "extent": ("<BxH", extent.Compressor(1).encode([[bytes(4096)]])[0][:4], {"codec": 1, "dictionary": 0}),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIII4x32s", RECORD.pack()[:72], _header(RECORD)),
     "extent-item": (layout.EXTENT_ITEM.format, RECORD_ITEMS[:8], {"length": 1, "blocks": 2}),
