@@ -123,10 +123,16 @@ class Writer:
     async def flush(self) -> None:
         """Make everything accepted so far durable. Raises PoisonedError."""
         target = self._generation + any(volume.active for volume in self._volumes)
-        async with self.commit_lock:
+        try:
+            self.commit_lock.acquire_nowait()  # a round of the event loop faster than `async with`
+        except trio.WouldBlock:
+            await self.commit_lock.acquire()
+        try:
             self.refuse_if_poisoned()
             if self._durable < target:
                 await self._commit(sync=True)
+        finally:
+            self.commit_lock.release()
 
     async def _commit_now(self) -> None:
         async with self.commit_lock:
