@@ -37,7 +37,7 @@ class Compressor:
         """Plaintext of each of the given extents, lists of 4096-byte blocks."""
         if self._zstd is None:
             return [_stored(b"".join(pages)) for pages in extents]
-        frames = [
+        frames: list[Buffer] = [
             b"".join(pages[i : i + FRAME_BLOCKS]) for pages in extents for i in range(0, len(pages), FRAME_BLOCKS)
         ]
         packed = self._compress(frames)

@@ -256,7 +256,7 @@ class Session:
         offset, length = self._range()
         allocate = self._rng.random() < 0.4
         steps = [self._pages]
-        for low, high in _zero_parts(offset, length, disk.size):
+        for low, high in zero_parts(offset, length, disk.size):
             steps.append(zeroed(steps[-1], low, high - low))
         await self._request(steps[1:], lambda: disk.zero(offset, length, allocate=allocate))
 
@@ -278,7 +278,7 @@ class Session:
         self._accepted = len(self.versions) - 1
 
 
-def _zero_parts(offset: int, length: int, size: int) -> list[tuple[int, int]]:
+def zero_parts(offset: int, length: int, size: int) -> list[tuple[int, int]]:
     """Byte ranges in the order in which an unaligned zeroing takes effect: the edges, then the whole blocks."""
     end = offset + length
     first, stop = -(-offset // BLOCK) * BLOCK, end if end == size else end // BLOCK * BLOCK
