@@ -1,7 +1,4 @@
-"""A second reader of images, written from docs/format.md alone: it shares no code with nbdvde.
-
-Slow and simple. It opens an image with a master key, a key file or a passphrase, replays the log, and reads disks.
-"""
+"""A second reader of images, written from docs/format.md alone, slow and simple: it shares no code with nbdvde."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +15,6 @@ from zstandard import decompress
 BLOCK, TAG = 4096, 16
 HEADER, RECORD, EXTENT, LEAF, NODE, INDEX, ROOT, TABLE, LINK = range(1, 10)
 Ref = tuple[int, int, int, int]
-
-
 Group = tuple[int, bytes, list[int]]
 
 
@@ -101,8 +96,9 @@ class Image:
         memory, iterations, lanes = unpack_from("<III", slot, 4)
         kdf = Argon2id(salt=slot[32:64], length=32, iterations=iterations, lanes=lanes, memory_cost=memory)
         try:
-            aad = uuid + pack("<I", number) + slot[:128]
-            return AESGCM(kdf.derive(secret)).decrypt(slot[128:140], slot[140:188], aad)
+            return AESGCM(kdf.derive(secret)).decrypt(
+                slot[128:140], slot[140:188], uuid + pack("<I", number) + slot[:128]
+            )
         except InvalidTag:
             return None
 
@@ -123,10 +119,8 @@ class Image:
         return self.file[segment.offset + position : segment.offset + position + length]
 
     def _metadata(self, ref: Ref, kind: int) -> bytes:
-        slot, unit, position, length = ref
-        return decompress(
-            self._open(self.segments[slot], kind, unit, self._read(self.segments[slot], position, length))
-        )
+        segment = self.segments[ref[0]]
+        return decompress(self._open(segment, kind, ref[1], self._read(segment, *ref[2:])))
 
     def _load_root(self, segment: Segment, length: int) -> None:
         root = decompress(self._open(segment, ROOT, 0, self._read(segment, 0, length)))
@@ -188,8 +182,7 @@ class Image:
             waiting.append((record, entries))
             while record[20] & 1 and waiting:
                 self._apply(*waiting.pop(0))
-            position, unit = position + length, segment.units
-            sequence, chain = sequence + 1, blake3(record).digest()
+            position, unit, sequence, chain = position + length, segment.units, sequence + 1, blake3(record).digest()
         if any(synced > sequence for synced in self._witnesses(segment, position)):
             raise ReaderError(f"record {sequence} is damaged")
 
@@ -200,11 +193,10 @@ class Image:
         if (first, number) != (unit, sequence) or length % BLOCK or position + length > segment.length - 8192:
             raise ReaderError("not the next group")
         record = self._open(segment, RECORD, unit, self._read(segment, position + 48, sealed))
-        (extents,) = unpack_from("<I", record, 24)
         if unpack_from("<QQ", record) != (sequence, self.epoch) or record[40:72] != chain:
             raise ReaderError("a record of another history")
         at, index, entries = position + 48 + sealed, [0], []
-        for size, blocks in iter_unpack("<II", record[72 : 72 + 8 * extents]):
+        for size, blocks in iter_unpack("<II", record[72:][: 8 * unpack_from("<I", record, 24)[0]]):
             number = unit + len(index)
             self._open(segment, EXTENT, number, self._read(segment, at, size), blocks=blocks)
             entries += [segment.slot << 40 | number << 16 | block for block in range(blocks)]
@@ -249,9 +241,8 @@ def _block_of(plain: bytes, blocks: int, block: int) -> bytes:
     """A block of an extent's plaintext (section "Extent")."""
     if plain[0] == 0:
         return plain[4 + BLOCK * block :][:BLOCK]
-    frames = (blocks + 3) // 4
-    ends = (0, *unpack_from(f"<{frames}I", plain, 4))
-    number, base = block // 4, 4 + 4 * frames
+    frames, number = (blocks + 3) // 4, block // 4
+    ends, base = (0, *unpack_from(f"<{frames}I", plain, 4)), 4 + 4 * frames
     frame = plain[base + ends[number] : base + ends[number + 1]]
     if len(frame) != BLOCK * min(4, blocks - 4 * number):
         frame = decompress(frame)
