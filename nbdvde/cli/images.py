@@ -90,7 +90,7 @@ class ImageByPath:
 
     def secret(self) -> Secret | None:
         """What opens the image; None when it is not encrypted."""
-        if nbdvde.read_info(self._path).encryption == "none":
+        if not self._key_file and nbdvde.read_info(self._path).encryption == "none":
             return None
         return keysource.secret(self._key_file)
 

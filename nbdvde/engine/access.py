@@ -238,6 +238,8 @@ async def open_storage(
 def master_key(storage: Storage, superblock: Superblock, secret: Secret | None) -> bytes:
     """The master key of an image. Raises KeyFailure."""
     if superblock.encryption == ENCRYPTION_NONE:
+        if secret is not None:  # or an image could be exchanged for a plain one unnoticed
+            raise KeyFailure("image", "is not encrypted, and a key was given", "leave the key out if that is expected")
         return public_master(superblock.uuid)
     if secret is None:
         raise KeyFailure("image", "is encrypted", "give its key with --key-file")

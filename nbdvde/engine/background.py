@@ -6,9 +6,10 @@ import trio
 
 
 class Background:
-    """Runs jobs on their own, and waits for them at the end."""
+    """Runs jobs on their own, and waits for them at the end. An exception of one is told to `failed`."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        self._failed = failed
         self._running = 0
         self._idle = trio.Event()
 
@@ -17,7 +18,7 @@ class Background:
         return bool(self._running)
 
     def start(self, job: Callable[[], Awaitable[None]]) -> None:
-        """Begin a job. It must not raise: nobody would see it."""
+        """Begin a job."""
         self._running += 1
         trio.lowlevel.spawn_system_task(self._run, job)
 
@@ -25,6 +26,8 @@ class Background:
         try:
             with trio.CancelScope(shield=True):
                 await job()
+        except Exception as error:  # noqa: BLE001 - in a system task it would end the process
+            self._failed(error)
         finally:
             self._running -= 1
             if not self._running:

@@ -163,7 +163,7 @@ class _Checker:
         slot = state.index_ref.slot
         self._live[slot] = self._live.get(slot, 0) + 1
         try:
-            self._segments.load_index(state)
+            self._segments.index(state)
             self.units += 1
         except DamageError as error:
             self._report(f"index of segment {state.segment.sequence}", error.why)
@@ -190,9 +190,8 @@ class _Checker:
 
     def _extent(self, key: int, last_block: int) -> None:
         state = self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT))
-        self._segments.load_index(state)
         unit = key & 0xFFFFFF
-        position, length, blocks = self._segments.locate(state, unit)
+        position, length, blocks = self._segments.locate(state, self._segments.index(state), unit)
         if last_block >= blocks:
             raise DamageError("extent", f"has {blocks} blocks, the map points at block {last_block}")
         sealed = self._segments.storage.read(state.segment.offset + position, length)

@@ -11,12 +11,12 @@ import trio
 
 from nbdvde import workers
 from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
-from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
+from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
-from nbdvde.errors import NbdvdeError, NoSpaceError
+from nbdvde.errors import NoSpaceError
 
 LOG_BYTES = 512 << 20
 """Log between checkpoints: replaying it takes about a second, rewriting the leaves costs 6 % of it at most."""
@@ -53,13 +53,6 @@ class Checkpointer:
         dirty = max(len(volume.map.dirty) for volume in self._volumes)
         return writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX
 
-    async def run_in_background(self, writer: Writer) -> None:
-        """A checkpoint that nobody waits for; what goes wrong is told to whoever writes next."""
-        try:
-            await self.run(writer, STATE_OPEN)
-        except NbdvdeError:
-            return
-
     async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
 
@@ -80,7 +73,7 @@ class Checkpointer:
                     raise
                 self._install(plan, result, removed)
                 self._logged = writer.log.counters.bytes_stored
-                await workers.run(self._punch, self._release(everything=both))
+                await self._release(everything=both)
 
     def _plan(self, writer: Writer, state: int, *, both: bool) -> Plan:
         point = writer.log.point
@@ -155,7 +148,7 @@ class Checkpointer:
             segments.release(tail)
         self.superblock, self._root = result.superblock, plan.root.segment
 
-    def _release(self, *, everything: bool) -> list[Segment]:
+    async def _release(self, *, everything: bool) -> None:
         """Free the space that no superblock leads to any more, and that no reader is in.
 
         The older superblock still leads to what the last checkpoint left out, unless both were just written.
@@ -163,11 +156,11 @@ class Checkpointer:
         last = min(self._count - (not everything), min(self._readers, default=self._count))
         free = [segment for number, segment in self._removed if number <= last]
         self._removed = [(number, segment) for number, segment in self._removed if number > last]
+        await workers.run(self._punch, free)
         for segment in free:
             if segment.slot:
                 self._forget(segment.slot)
             self._segments.release(segment)
-        return free
 
     def _punch(self, freed: list[Segment]) -> None:
         for segment in freed:

@@ -1,5 +1,6 @@
 """An open image: its disks, from recovery to a clean stop, and what there is to know of it."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,8 +23,9 @@ from nbdvde.engine.recovery import Loaded
 from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer, allocate
-from nbdvde.errors import RefusedError, UsageError
+from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 
+_log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
 BUFFER_BYTES = 32 << 20
 
@@ -39,7 +41,7 @@ class Image:
         self.segments, self._buffer_bytes = loaded.segments, buffer_bytes
         self.cache = FrameCache(cache_bytes)
         reader = Reader(self.segments, self.cache)
-        self._background = Background()
+        self._background = Background(self._failed)
         self._writer: Writer | None = None
         self.volumes: list[Volume] = []
         self._checkpointer = Checkpointer(
@@ -106,7 +108,16 @@ class Image:
     def _maybe_checkpoint(self) -> None:
         writer = self._writer
         if writer is not None and not self._closed and self._checkpointer.is_due(writer):
-            self._background.start(lambda: self._checkpointer.run_in_background(writer))
+            self._background.start(lambda: self._checkpointer.run(writer, STATE_OPEN))
+
+    def _failed(self, error: Exception) -> None:
+        """Work that nobody waits for went wrong. What follows from it is told to whoever writes next."""
+        if isinstance(error, NbdvdeError):
+            _log.warning("%s: %s", self.path, error)
+            return
+        _log.error("%s: unexpected failure", self.path, exc_info=error)
+        if self._writer is not None:
+            self._writer.log.poisoned = self._writer.log.poisoned or f"internal error: {error!r}"
 
     # Use
 

@@ -246,6 +246,8 @@ class Superblock:
         if unknown := incompatible & ~KNOWN_INCOMPATIBLE:
             bits = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
             raise ImageError("image", f"needs the unknown incompatible feature {bits}", "use a newer nbdvde")
+        if encryption not in (ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM):
+            raise ImageError("image", f"is encrypted in the unknown way {encryption}", "use a newer nbdvde")
         extent_bytes, segment_bytes, state, created, capacity, root, root_length, log, count, _ = values[11:]
         return cls(
             uuid, sequence, epoch, encryption, compression, extent_bytes, segment_bytes, state, created, capacity,
@@ -313,7 +315,7 @@ class Record:
     volume: int
     final: bool
     previous: bytes
-    """BLAKE3 of the record before."""
+    """BLAKE3 of the sealed record before."""
     extents: tuple[tuple[int, int], ...]
     """(sealed length in bytes, blocks) in the order of the units."""
     zeroes: tuple[tuple[int, int, bool], ...]

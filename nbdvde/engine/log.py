@@ -121,7 +121,8 @@ class LogWriter:
 
         At the end of each a largest group may not fit any more.
         """
-        return self.usable(self.state) + sum(map(self.usable, self.ready))
+        # The copy is made in one step: a worker thread may be taking a segment.
+        return self.usable(self.state) + sum(map(self.usable, tuple(self.ready)))
 
     def usable(self, state: State) -> int:
         """Bytes of a segment that groups can surely take."""
@@ -179,16 +180,17 @@ class LogWriter:
         record = record.ljust(len(record) + -unpadded % BLOCK, b"\0")
         length = unpadded + -unpadded % BLOCK
         header = GroupHeader(first, len(chunks), len(record) + TAG_BYTES, length, self._sequence, self._synced)
+        sealed = state.sealer.seal(first, Kind.RECORD, record)
         self._write(state, [
             state.sealer.seal(state.used // BLOCK, Kind.HEADER, header.pack(), domain=Domain.HEADER),
-            state.sealer.seal(first, Kind.RECORD, record),
+            sealed,
             *extents,
             *self._zeroes_ahead(state, length),
         ])  # fmt: skip
         entries = _index(state, first, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
         state.used += length
         self._sequence += 1
-        self._chain = blake3(record).digest()
+        self._chain = blake3(sealed).digest()
         self.counters.bytes_stored += length
         self.counters.bytes_in += len(blocks) * BLOCK
         return entries

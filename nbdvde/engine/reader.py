@@ -54,9 +54,10 @@ class Reader:
         segments = self._segments
         state = segments.states.get(entry >> SLOT_SHIFT) or segments.find(entry >> SLOT_SHIFT)
         unit = entry >> UNIT_SHIFT & _UNIT_MASK
-        if state.index is None and not segments.load_index_nowait(state):
+        index = state.index or segments.index_nowait(state)
+        if index is None:
             return None
-        position, length, blocks = segments.locate(state, unit)
+        position, length, blocks = segments.locate(state, index, unit)
         block = entry & _BLOCK_MASK
         if block >= blocks:
             raise _past_the_end(entry)
@@ -85,8 +86,7 @@ class Reader:
         segments = self._segments
         state = segments.find(want.entry >> SLOT_SHIFT)
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
-        segments.load_index(state)
-        position, length, blocks = segments.locate(state, unit)
+        position, length, blocks = segments.locate(state, segments.index(state), unit)
         if (want.entry & _BLOCK_MASK) + want.blocks > blocks:
             raise _past_the_end(want.entry)
         return _Place(want, state.sealer, unit, state.segment.offset + position, length, blocks)

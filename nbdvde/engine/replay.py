@@ -76,7 +76,7 @@ class Replay:
             if segment.end > self._segments.storage.size():
                 raise DamageError("image", "is truncated: a log segment lies past its end", "restore the file's end")
             state = self._segments.adopt(TableEntry(segment, None, point.position, point.unit, 0, KIND_LOG))
-        self._segments.load_index(state)
+        self._segments.index(state)
         self._data = self._segments.storage.read(segment.offset, segment.length)
         return state
 
@@ -107,8 +107,8 @@ class Replay:
 
     def _open_group(self, state: State, position: int, header: GroupHeader) -> Group:
         at = position + HEADER_BYTES
-        raw = state.sealer.open(header.unit, Kind.RECORD, self._data[at : at + header.record_length])
-        record = Record.unpack(raw)
+        sealed = self._data[at : at + header.record_length]
+        record = Record.unpack(state.sealer.open(header.unit, Kind.RECORD, sealed))
         if (record.sequence, record.epoch, record.previous) != (self._sequence, self._epoch, self._chain):
             raise DamageError("log record", "belongs to another history", "run nbdvde check")
         at += header.record_length
@@ -125,17 +125,17 @@ class Replay:
             entries.extend(range(base, base + blocks))
             at += length
         places = [block for start, count in record.runs for block in range(start, start + count)]
-        self._accept(state, header, items, raw)
+        self._accept(state, header, items, sealed)
         return Group(record, Change(record.zeroes, places, entries))
 
-    def _accept(self, state: State, header: GroupHeader, items: list[int], raw: bytes) -> None:
+    def _accept(self, state: State, header: GroupHeader, items: list[int], record: bytes) -> None:
         assert state.index is not None, "the index was loaded on entering"
         state.index.extend(items)
         state.used += header.length
         state.units += len(items)
         self.units_verified += len(items) + 1
         self._sequence += 1
-        self._chain = blake3(raw).digest()
+        self._chain = blake3(record).digest()
 
     def _header(self, position: int) -> GroupHeader | None:
         return _find_header(self.state.sealer, self._data, position)

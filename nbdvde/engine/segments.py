@@ -1,7 +1,10 @@
 """The segments of an image in use: identity, key and index of each, and the reading of sealed units."""
 
+from __future__ import annotations
+
 from array import array
 from collections import deque
+from typing import TypeAlias
 
 from nbdvde.engine.layout import (
     BLOCK,
@@ -21,6 +24,8 @@ from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, NoSpaceError
 
+Index: TypeAlias = "array[int]"
+"""Entries of typecode 'Q', one for each unit: layout.pack_index, 0 for what is no extent."""
 _INDEXES_MAX = 2048
 """Loaded indexes of closed segments kept: at 16 KiB each about 32 MiB."""
 
@@ -38,7 +43,7 @@ class State:
         """Bytes written."""
         self.units = 0
         """Units numbered so far."""
-        self.index: array[int] | None = array("Q")
+        self.index: Index | None = array("Q")
         """Index entry of each unit, 0 for those that are no extents; None while not loaded."""
         self.index_ref: UnitRef | None = None
         self.indexed = 0
@@ -59,7 +64,7 @@ class Segments:
         self.next_sequence = 1
         self._slots: deque[int] = deque()
         self._next_slot = 1
-        self._loaded: deque[int] = deque()
+        self._loaded: deque[State] = deque()
 
     # Making and removing segments
 
@@ -161,38 +166,40 @@ class Segments:
         sealed = self.storage.read_nowait(state.segment.offset + ref.position, ref.length)
         return None if sealed is None else inflate(state.sealer.open(ref.unit, kind, sealed))
 
-    def locate(self, state: State, unit: int) -> tuple[int, int, int]:
-        """(position, sealed bytes, blocks) of an extent; the index is in memory."""
-        index = state.index
-        assert index is not None, "the index is in memory"
+    def locate(self, state: State, index: Index, unit: int) -> tuple[int, int, int]:
+        """(position, sealed bytes, blocks) of an extent, from the index of its segment."""
         if unit < len(index) and (entry := index[unit]):
             return unpack_index(entry)
         raise DamageError("map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check")
 
-    def load_index(self, state: State) -> None:
-        """Read the index of a closed segment; blocks."""
-        if state.index is None and state.index_ref is not None:
-            self.install_index(state, self.read_unit(state.index_ref, Kind.INDEX))
+    def index(self, state: State) -> Index:
+        """The index of a segment, read if need be; blocks."""
+        index, ref = state.index, state.index_ref
+        if index is not None:
+            return index
+        assert ref is not None, "an index that is not in memory is in the image"
+        return self.install_index(state, self.read_unit(ref, Kind.INDEX))
 
-    def load_index_nowait(self, state: State) -> bool:
-        """As `load_index`; False when it has to be waited for."""
-        if state.index is None and state.index_ref is not None:
-            data = self.read_unit_nowait(state.index_ref, Kind.INDEX)
-            if data is None:
-                return False
-            self.install_index(state, data)
-        return True
+    def index_nowait(self, state: State) -> Index | None:
+        """As `index`, or None when it has to be waited for."""
+        index, ref = state.index, state.index_ref
+        if index is not None:
+            return index
+        assert ref is not None, "an index that is not in memory is in the image"
+        data = self.read_unit_nowait(ref, Kind.INDEX)
+        return None if data is None else self.install_index(state, data)
 
-    def install_index(self, state: State, data: bytes) -> None:
+    def install_index(self, state: State, data: bytes) -> Index:
         """Keep a loaded index, and forget the one loaded longest ago when there are too many."""
         if len(data) != 8 * state.units:
             raise DamageError("segment index", f"has {len(data)} bytes for {state.units} units", "run nbdvde check")
-        state.index = array("Q", data)
-        self._loaded.append(state.segment.slot)
+        state.index = index = array("Q", data)
+        self._loaded.append(state)
         if len(self._loaded) > _INDEXES_MAX:
-            oldest = self.states.get(self._loaded.popleft())
-            if oldest is not None and oldest.index_ref is not None and oldest is not state:
+            oldest = self._loaded.popleft()
+            if oldest is not state and oldest.indexed == oldest.units:
                 oldest.index = None
+        return index
 
 
 def log_room(segment: Segment) -> int:

@@ -7,7 +7,8 @@ flushes first commits for all who wait.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -19,10 +20,13 @@ from nbdvde.engine.layout import KIND_LOG
 from nbdvde.engine.log import Change, LogWriter
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import NbdvdeError, NoSpaceError, PoisonedError
+from nbdvde.errors import NoSpaceError, PoisonedError
 
 COMMIT_BYTES = 2 << 20
 """Buffered bytes that start a commit nobody waits for."""
+_SYNC_AT_ONCE = 16 << 10
+"""Up to so many buffered bytes, a flush appends and syncs in one go: the hop to a thread costs more than the next
+flush could gain by appending meanwhile."""
 
 
 class Writer:
@@ -40,13 +44,10 @@ class Writer:
         """Bytes in the write buffer, those of a commit in flight included."""
         self._waiting = 0
         self._admission = trio.Lock()
-        self._committed = trio.Event()
-        """Set, and replaced, whenever a commit has ended."""
         self._preparing = trio.Lock()
-        self._generation = 0
-        """Number of the last commit that has begun."""
-        self._durable = 0
-        """Number of the last commit that was synced."""
+        self._sync_lock = trio.Lock()
+        self._begun = self._appended = self._durable = 0
+        """Numbers of the last commit that was begun, is in the log and the maps, and is synced."""
 
     # Admission
 
@@ -91,10 +92,10 @@ class Writer:
                 if not self._admitted:
                     raise
                 await self._commit_now()
-        elif self.commit_lock.locked():
-            await self._committed.wait()
-        else:
-            await self._commit_now()
+            return
+        async with holding(self.commit_lock):
+            if not self._fits(payload):
+                await self._commit(sync=False)
 
     def refuse_if_poisoned(self) -> None:
         """Raise PoisonedError after a failure of the device."""
@@ -121,37 +122,41 @@ class Writer:
     # Commits
 
     async def flush(self) -> None:
-        """Make everything accepted so far durable. Raises PoisonedError."""
-        target = self._generation + any(volume.active for volume in self._volumes)
-        try:
-            self.commit_lock.acquire_nowait()  # a round of the event loop faster than `async with`
-        except trio.WouldBlock:
-            await self.commit_lock.acquire()
-        try:
-            self.refuse_if_poisoned()
+        """Make everything accepted so far durable. Raises PoisonedError.
+
+        While one flush syncs, the next one can append already.
+        """
+        self.refuse_if_poisoned()
+        target = self._begun + any(volume.active for volume in self._volumes)
+        async with holding(self.commit_lock):
+            if self._appended < target:
+                await self._commit(sync=self._admitted <= _SYNC_AT_ONCE and not self._sync_lock.locked())
+        async with holding(self._sync_lock):
             if self._durable < target:
-                await self._commit(sync=True)
-        finally:
-            self.commit_lock.release()
+                await self._sync()
+        self.refuse_if_poisoned()
+
+    async def _sync(self) -> None:
+        covers = self._appended
+        with trio.CancelScope(shield=True):
+            await workers.run(self.log.sync)
+        self._durable = max(self._durable, covers)
 
     async def _commit_now(self) -> None:
-        async with self.commit_lock:
+        async with holding(self.commit_lock):
             await self._commit(sync=False)
 
     async def _commit_in_background(self) -> None:
-        try:
-            while self._admitted >= COMMIT_BYTES:
-                await self._commit_now()
-                await self._prepare(self._buffer_bytes)
-        except NbdvdeError:
-            return  # whoever writes next is told
+        while self._admitted >= COMMIT_BYTES:
+            await self._commit_now()
+            await self._prepare(self._buffer_bytes)
 
     async def _commit(self, *, sync: bool) -> None:
-        """Write what is buffered, and sync. The commit lock is held; not to be cancelled half-way."""
+        """Append what is buffered, and sync in the same go. The commit lock is held; not to be cancelled half-way."""
         self.refuse_if_poisoned()
         with trio.CancelScope(shield=True):
+            self._begun += 1
             frozen = [(volume, g) for volume in self._volumes if (g := volume.freeze())]
-            self._generation += bool(frozen)
             try:
                 changes = await workers.run(_append, self.log, frozen, sync)
                 for (volume, generation), change in zip(frozen, changes, strict=True):
@@ -162,13 +167,24 @@ class Writer:
                 # The frozen blocks stay readable; nothing is written after this.
                 self.log.poisoned = self.log.poisoned or f"a commit failed: {error!r}"
                 raise
-            finally:
-                event, self._committed = self._committed, trio.Event()
-                event.set()
             self._admitted -= sum(generation.payload for _, generation in frozen)
+            self._appended = self._begun
             if sync:
-                self._durable = self._generation
+                self._durable = self._begun
         self._notify()
+
+
+@asynccontextmanager
+async def holding(lock: trio.Lock) -> AsyncIterator[None]:
+    """As `async with lock`, a round of the event loop faster while nobody holds it."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def allocate(segments: Segments) -> State:

@@ -182,7 +182,8 @@ class Image:
             waiting.append((record, entries))
             while record[20] & 1 and waiting:
                 self._apply(*waiting.pop(0))
-            position, unit, sequence, chain = position + length, segment.units, sequence + 1, blake3(record).digest()
+            sealed = self._read(segment, position + 48, len(record) + TAG)
+            position, unit, sequence, chain = position + length, segment.units, sequence + 1, blake3(sealed).digest()
         if any(synced > sequence for synced in self._witnesses(segment, position)):
             raise ReaderError(f"record {sequence} is damaged")
 
