@@ -18,7 +18,8 @@ def test_zero_ranges_are_what_a_table_of_blocks_would_be(ranges: list[tuple[int,
         zeroes.check()
         assert {block: zeroes.find(block) for block in range(50)} == {block: table.get(block) for block in range(50)}
     assert {block for start, stop, _ in zeroes for block in range(start, stop)} == set(table)
-    assert bool(zeroes) == bool(table) and len(zeroes) == len(list(zeroes))
+    assert bool(zeroes) == bool(table)
+    assert len(zeroes) == len(list(zeroes))
     for start in range(0, 45, 3):
         touched = any(start <= block < start + 2 for block in table)
         assert bool(zeroes.overlapping(start, start + 2)) == touched

@@ -1,5 +1,7 @@
 """Free space: nothing is handed out twice, neighbours coalesce, the tightest gap is used."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def test_allocations_never_overlap_and_all_space_comes_back(actions: list[tuple[
             used[space.allocate(length)] = length
         space.check()
         taken = sorted(used.items())
-        assert all(a + n <= b for (a, n), (b, _) in zip(taken, taken[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(taken))
         assert space.end - 100 - space.free_bytes == sum(used.values())
     for offset, length in used.items():
         space.free(offset, length)

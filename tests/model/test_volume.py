@@ -1,5 +1,6 @@
 """A volume does what a disk in memory does, over stops and crashes, whatever is asked of it and in any order."""
 
+import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
@@ -128,9 +129,10 @@ class VolumeMachine(RuleBasedStateMachine):
         length = min(length, SIZE - offset)
         extents = self.loop.run(self.image.disk().status, offset, length, most)
         covered = sum(size for size, _ in extents)
-        assert 0 < covered <= length and len(extents) <= most
+        assert 0 < covered <= length
+        assert len(extents) <= most
         assert covered == length or len(extents) == most
-        assert all(one != two for (_, one), (_, two) in zip(extents, extents[1:], strict=False)), "neighbours merge"
+        assert all(one != two for (_, one), (_, two) in itertools.pairwise(extents)), "neighbours merge"
         for size, status in extents:
             if status & Status.ZERO:
                 assert not any(flat(self.model.read_nowait(offset, size))), "what is called zero reads as zeroes"

@@ -1,0 +1,36 @@
+"""Extents decode to what was encoded, whole and frame by frame, at every level."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.extent import STORED, Compressor, Decoder, is_compressed
+from nbdvde.engine.layout import EXTENT_BLOCKS_MAX, FRAME_BLOCKS
+
+PAGES = [bytes(BLOCK), b"text " * 819 + b"\0", random.Random(1).randbytes(BLOCK), b"\xff" * BLOCK]
+extents = st.lists(st.lists(st.sampled_from(PAGES), min_size=1, max_size=13), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("level", [0, 1, 19])
+@given(pages=extents)
+def test_extents_come_back(level: int, pages: list[list[bytes]]) -> None:
+    decoder = Decoder()
+    for plain, expected in zip(Compressor(level).encode(pages), pages, strict=True):
+        assert len(plain) <= len(expected) * BLOCK + 4, "an extent never grows by more than its head"
+        assert b"".join(decoder.frames(plain, len(expected))) == b"".join(expected)
+        for frame in range(-(-len(expected) // FRAME_BLOCKS)):
+            part = expected[frame * FRAME_BLOCKS : (frame + 1) * FRAME_BLOCKS]
+            assert decoder.frame(plain, len(expected), frame) == b"".join(part)
+
+
+def test_what_does_not_compress_is_stored() -> None:
+    noise = [random.Random(n).randbytes(BLOCK) for n in range(8)]
+    (stored,) = Compressor(1).encode([noise])
+    assert stored[0] == STORED
+    assert not is_compressed(stored)
+    (packed,) = Compressor(1).encode([[b"x" * BLOCK] * EXTENT_BLOCKS_MAX])
+    assert is_compressed(packed)
+    assert len(packed) < 8 * BLOCK
