@@ -191,7 +191,7 @@ class Session:
                     await self._room()
                 work += len(requests)
             else:
-                count = await transport.receive(parser.targets())
+                count = await transport.receive(parser.targets(), poll=not self.requests_in_flight.used)
                 if not count:
                     return
                 parser.received(count)
