@@ -16,11 +16,11 @@ SEND_BUFFER = 1 << 20
 """Bytes of replies the kernel is asked to hold for one client, so that a large read goes out in few pieces."""
 _IOV_MAX = 1024
 _POLLS = 25
-"""Attempts to receive before the event loop is left to wait: about 30 µs. A client with one request at a time is answered
-32,000 times a second so, 17,000 times if each request has to wake us (2 cores, Unix socket, 4 KiB reads)."""
+"""Attempts to receive before the event loop is left to wait: about 30 µs. One request at a time is answered
+32,000 times a second so, 17,000 times if each has to wake us (2 cores, Unix socket, 4 KiB reads)."""
 _CREDIT_MAX = 32
 _CREDIT_OF_A_MISS = 8
-"""A hit earns one, a wait one as well: clients that think longer than that cost at most one attempt in nine requests."""
+"""A hit earns one, a wait one as well: a client that thinks longer costs one attempt in nine requests."""
 
 
 class Transport:

@@ -399,7 +399,7 @@ class Flood(Transport):
     def __init__(self, count: int) -> None:
         self.left = count
 
-    async def receive(self, targets: Sequence[memoryview]) -> int:
+    async def receive(self, targets: Sequence[memoryview], *, poll: bool = False) -> int:
         if not self.left:
             return 0
         self.left -= 1
