@@ -95,8 +95,8 @@ class Decoder:
         left = blocks - frame * FRAME_BLOCKS
         length = FRAME_BYTES if left >= FRAME_BLOCKS else left * BLOCK
         if plain[0] == ZSTD:
-            unpack_ends, base = _TABLES[blocks]
-            if len(plain) < base:
+            unpack_ends, base = _TABLES[min(blocks, EXTENT_BLOCKS_MAX)]
+            if blocks > EXTENT_BLOCKS_MAX or len(plain) < base:
                 raise DamageError("extent", "is shorter than its table", "run nbdvde check")
             ends = unpack_ends(plain, _HEAD.size)
             return self._inflate(plain[base + ends[frame - 1] if frame else base : base + ends[frame]], length)

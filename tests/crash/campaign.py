@@ -17,6 +17,13 @@ PROFILES = {
         largest=60 << 10, level=0, buffer_bytes=128 << 10, weights={"write": 10, "flush": 4, "checkpoint": 1}
     ),
     "checkpoints": Profile(weights={"write": 8, "zero": 2, "flush": 2, "checkpoint": 6, "trim": 2}),
+    "overwritten": Profile(
+        size=48 << 10,
+        largest=48 << 10,
+        level=0,
+        buffer_bytes=128 << 10,
+        weights={"write": 10, "trim": 3, "flush": 3, "checkpoint": 4},
+    ),
     "wide": Profile(size=64 << 20, weights={"write": 10, "zero": 2, "flush": 3, "checkpoint": 2, "trim": 1}),
     "odd": Profile(size=(300 << 10) + 512, extent_bytes=4096),
     "plain": Profile(encrypted=False, level=0),
