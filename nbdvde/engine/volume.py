@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _INLINE_BLOCKS = 32
 """Reads up to 128 KiB are decoded on the event loop when the page cache has them; longer ones in a thread."""
-_LEAVES_MAX = 16384
-"""Leaves in memory: 64 MiB map 32 GiB of scattered data."""
+_LEAVES_MAX = 8192
+"""Leaves in memory: 32 MiB map 16 GiB of scattered data; those that wait for a checkpoint come on top."""
 _SHIFT = 12
 _MASK = BLOCK - 1
 
