@@ -228,5 +228,5 @@ REDUNDANT = [
 ]
 """Checks that no crash, damage or replacement can reach: a segment has its own key and one history, so a record
 that opens at its place is the one that was written there. They guard against a log written by two processes that
-share the state of one (a virtual machine resumed twice), which docs/security.md excludes; test_replay calls them.
+share the state of one (a virtual machine resumed twice), which docs/security.md excludes.
 """

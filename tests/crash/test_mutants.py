@@ -6,8 +6,9 @@ import pytest
 
 from tests.crash import test_damage, test_faults
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
-from tests.crash.mutants import EQUIVALENT, MUTANTS, Mutant
+from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
+from tests.engine import test_replay
 
 
 def crash() -> None:
@@ -54,3 +55,11 @@ def _fails(detector: Callable[[], None]) -> bool:
     except Exception:  # the mutated engine may fail in any way
         return True
     return False
+
+
+@pytest.mark.parametrize("mutant", REDUNDANT, ids=lambda mutant: mutant.name)
+def test_only_a_forged_log_shows_that_it_is_missing(mutant: Mutant) -> None:
+    with mutant.applied():
+        assert _fails(test_replay.test_a_record_counts_only_in_its_own_history)
+        run_seed(1, Effort(subsets=64), Tally(), "rolling")
+        test_damage.test_moved_extents_and_segments_are_noticed(0)
