@@ -7,7 +7,7 @@ import stat
 import time
 import uuid as uuids
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -47,6 +47,7 @@ from nbdvde.engine.storage import FileStorage, Storage
 from nbdvde.errors import ImageError, InUseError, KeyFailure, NbdvdeError, NoSpaceError, RefusedError, UsageError
 
 PathLike = str | os.PathLike[str]
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 EXTENT_BYTES = 32 << 10
 """Default extent. A random 4 KiB read takes 10.7 µs, 15.3 at 64 KiB; frames of 16 KiB make the ratio the same."""
 
@@ -105,7 +106,7 @@ def format_storage(
     if secret is not None:
         key = secret if isinstance(secret, MasterKey) else MasterKey(os.urandom(32))
         master = key.data
-        store_key_area(storage, _new_key_area(uuid, key, secret))
+        store_key_area(storage, _new_key_area(uuid, key, secret), storage.sync)
     keyring = Keyring(master, uuid, encryption)
     segment = Segment(0, BLOCK, 1, DATA_START, os.urandom(32))
     volume = VolumeEntry(1, disk_name, size, height_for(-(-size // BLOCK)), 0, None)
@@ -156,10 +157,13 @@ def _host_error(path: PathLike, error: OSError) -> NbdvdeError:
 
 
 def open_file(path: PathLike, *, write: bool, lock: bool = True) -> FileStorage:
-    """Open and lock an image file. Raises ImageError, InUseError."""
+    """Open and lock an image file. Raises ImageError, InUseError, RefusedError."""
     try:
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        if write and error.errno in _NOT_WRITABLE and os.access(path, os.R_OK):
+            hint = "serve it with --read-only, or make it writable"
+            raise RefusedError(str(path), "can be read, but not written", hint) from None
         raise _host_error(path, error) from None
     try:
         if not (stat.S_ISREG(os.fstat(fd).st_mode) or stat.S_ISBLK(os.fstat(fd).st_mode)):
@@ -261,7 +265,7 @@ def update_keys(path: PathLike, change: Callable[[KeyArea], KeyArea]) -> None:
         storage = open_file(path, write=True)
         try:
             _refuse_unencrypted(read_superblocks(storage)[0])
-            change_key_area(storage, change)
+            change_key_area(storage, change, storage.sync)
         finally:
             storage.close()
 
@@ -286,8 +290,7 @@ def read_info(path: PathLike) -> ImageInfo:
         superblock = read_superblocks(storage)[0]
         used = 0
         if superblock.encryption != ENCRYPTION_NONE:
-            with suppress(NbdvdeError):
-                used = len(load_key_area(storage).slots())
+            used = len(load_key_area(storage).slots())
         return clear_info(superblock, str(path), file_bytes(path), used)
 
 

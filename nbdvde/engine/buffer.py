@@ -11,6 +11,8 @@ from sortedcontainers import SortedDict
 
 from nbdvde.disk import BLOCK, Buffer
 
+_LEAF_BLOCKS, _LEAF_COST = 512, 128
+
 
 class ZeroRanges:
     """Disjoint ranges of blocks, each zeroed with or without allocation; O(log n) a change."""
@@ -71,6 +73,11 @@ class ZeroRanges:
             before, before_kept = stop, kept
 
 
+def zero_cost(start: int, stop: int, allocated: bool) -> int:
+    """Bytes to reserve for zeroing [start, stop): allocated zeroes take an entry of the map in memory each 2 MiB."""
+    return BLOCK + ((stop - start) // _LEAF_BLOCKS * _LEAF_COST if allocated else 0)
+
+
 class Generation:
     """What was written since the last commit: whole blocks, and zeroed ranges beneath them."""
 
@@ -95,7 +102,7 @@ class Generation:
             for block in [b for b in blocks if start <= b < stop]:
                 del blocks[block]
         self.zeroes.add(start, stop, allocated)
-        self.payload += BLOCK
+        self.payload += zero_cost(start, stop, allocated)
 
     def covers_any(self, start: int, stop: int) -> bool:
         """Whether any of the blocks [start, stop) is in this generation."""

@@ -37,8 +37,10 @@ class FrameCache:
         while self._bytes > self._limit:
             self._bytes -= len(frames.popitem(last=False)[1])
 
-    def drop_slot(self, slot: int) -> None:
-        """Forget the frames of a segment whose slot will be used again."""
+    def drop_slots(self, slots: set[int]) -> None:
+        """Forget the frames of segments whose slots will be used again; O(frames)."""
+        if not slots:
+            return
         shift = SLOT_SHIFT - FRAME_SHIFT
-        for key in [key for key in self._frames if key >> shift == slot]:
+        for key in [key for key in self._frames if key >> shift in slots]:
             self._bytes -= len(self._frames.pop(key))

@@ -40,18 +40,26 @@ def check_storage(
 
     `progress` gets extents done and in all. Raises ImageError and KeyFailure; damage goes into the report.
     """
+    return begin_check(storage, master_of, replay=replay)(progress)
+
+
+def begin_check(
+    storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True
+) -> Callable[[Progress | None], CheckReport]:
+    """The short part of `check_storage`, during which no superblock may be written; answers the long one."""
     try:
-        loaded = load(storage, master_of, replay=replay)
+        checker = _Checker(load(storage, master_of, replay=replay))
     except DamageError as error:
-        return CheckReport(False, [CheckError(error.what, error.why)], 0)
-    checker = _Checker(loaded, progress or (lambda done, total: None))
-    checker.run()
-    return CheckReport(not checker.errors, checker.errors, checker.units)
+        report = CheckReport(False, [CheckError(error.what, error.why)], 0)
+        return lambda progress: report
+    checker.anchors()
+    return checker.run
 
 
 class _Checker:
-    def __init__(self, loaded: Loaded, progress: Progress) -> None:
-        self._loaded, self._segments, self._progress = loaded, loaded.segments, progress
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded, self._segments = loaded, loaded.segments
+        self._progress: Progress = lambda done, total: None
         self.errors: list[CheckError] = []
         self.units = loaded.units_verified
         self._live: dict[int, int] = dict.fromkeys(loaded.segments.states, 0)
@@ -59,14 +67,16 @@ class _Checker:
         """Distinct `entry >> 16` of each leaf."""
         self._decoder = Decoder()
 
-    def run(self) -> None:
-        self._anchors()
+    def run(self, progress: Progress | None) -> CheckReport:
+        """Verify what the anchors lead to."""
+        self._progress = progress or self._progress
         for volume in self._loaded.volumes.values():
             self._map(volume)
         for state in self._segments.states.values():
             self._index(state)
         self._all_extents()
         self._counts()
+        return CheckReport(not self.errors, self.errors, self.units)
 
     def _report(
         self, where: str, what: str, disk: str | None = None, offset: int | None = None, length: int | None = None
@@ -74,7 +84,7 @@ class _Checker:
         if len(self.errors) < _ERRORS_MAX:
             self.errors.append(CheckError(where, what, disk, offset, length))
 
-    def _anchors(self) -> None:
+    def anchors(self) -> None:
         """Both copies of superblock and key area; either one is enough to open, both should be sound."""
         storage, superblock = self._loaded.storage, self._loaded.superblock
         mac_key = self._loaded.keyring.superblock_key()

@@ -29,9 +29,9 @@ class Checkpointer:
 
     def __init__(
         self, segments: Segments, superblock: Superblock, mac_key: bytes, volumes: Sequence[Volume],
-        statistics: Callable[[], tuple[int, ...]], forget: Callable[[int], None], log_bytes: int,
+        statistics: Callable[[], tuple[int, ...]], forget: Callable[[set[int]], None], log_bytes: int,
     ) -> None:  # fmt: skip
-        """`forget` is called with each slot before it is used again; `log_bytes` of log make a checkpoint due."""
+        """`forget` is called with slots before they are used again; `log_bytes` of log make a checkpoint due."""
         self.superblock = superblock
         self.lock = trio.Lock()
         """While it is held, no segment is freed."""
@@ -52,6 +52,11 @@ class Checkpointer:
             return False
         dirty = max(len(volume.map.dirty) for volume in self._volumes)
         return writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX
+
+    def can_reclaim(self) -> bool:
+        """Whether checkpoints would free the space of log segments."""
+        open_to_removal = (s.live == 0 and s.kind == KIND_LOG and s.linked for s in self._segments.states.values())
+        return any(segment.slot for _, segment in self._removed) or sum(open_to_removal) > 1
 
     async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
@@ -139,7 +144,9 @@ class Checkpointer:
         for slot, units in result.garbage.items():
             segments.states[slot].live -= units
         self._count += 1
-        self._removed += [(self._count, segments.remove(state.segment.slot)) for state in removed]
+        for state in removed:
+            state.linked = False  # those who read it now still find it, until `_release`
+            self._removed.append((self._count, state.segment))
         self._removed.append((self._count, self._root))
         for state in plan.meta:
             if not state.units:
@@ -157,9 +164,11 @@ class Checkpointer:
         free = [segment for number, segment in self._removed if number <= last]
         self._removed = [(number, segment) for number, segment in self._removed if number > last]
         await workers.run(self._punch, free)
+        slots = {segment.slot for segment in free if segment.slot}
+        self._forget(slots)
         for segment in free:
             if segment.slot:
-                self._forget(segment.slot)
+                self._segments.remove(segment.slot)
             self._segments.release(segment)
 
     def _punch(self, freed: list[Segment]) -> None:

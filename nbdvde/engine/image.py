@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import msgspec
@@ -11,7 +11,7 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.background import Background
 from nbdvde.engine.cache import FrameCache
-from nbdvde.engine.check import Progress, check_storage
+from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
 from nbdvde.engine.describe import clear_info, file_bytes
 from nbdvde.engine.keys import KeyArea
@@ -22,7 +22,7 @@ from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
 from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo
 from nbdvde.engine.volume import Volume
-from nbdvde.engine.writer import Writer, allocate
+from nbdvde.engine.writer import Writer, allocate_first
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Image:
         self.volumes: list[Volume] = []
         self._checkpointer = Checkpointer(
             self.segments, loaded.superblock, loaded.keyring.superblock_key(), self.volumes,
-            lambda: tuple(self.statistics.values()), self.cache.drop_slot, checkpoint_bytes,
+            lambda: tuple(self.statistics.values()), self.cache.drop_slots, checkpoint_bytes,
         )  # fmt: skip
         self.volumes += [
             Volume(v.volume, v.name, v.size, v.map, reader, self.segments, self._checkpointer.reading, read_only)
@@ -63,12 +63,18 @@ class Image:
         superblock = replace(self.superblock, epoch=self.superblock.epoch + 1)
         self._checkpointer.superblock = superblock
         log = LogWriter(
-            self.segments.storage, await allocate(self.segments), sequence=self._loaded.sequence,
+            self.segments.storage, await allocate_first(self.segments), sequence=self._loaded.sequence,
             chain=self._loaded.chain, epoch=superblock.epoch, level=superblock.compression,
             extent_blocks=superblock.extent_bytes // BLOCK,
         )  # fmt: skip
         self._writer = writer = Writer(
-            self.segments, log, self.volumes, self._background, self._buffer_bytes, self._maybe_checkpoint
+            self.segments,
+            log,
+            self.volumes,
+            self._background,
+            self._buffer_bytes,
+            self._maybe_checkpoint,
+            self._reclaim,
         )
         await self._checkpointer.run(writer, STATE_OPEN, both=True)
         for volume in self.volumes:
@@ -89,6 +95,8 @@ class Image:
     async def _stop(self, writer: Writer) -> None:
         await self._background.finish()
         await writer.flush()
+        for volume in self.volumes:
+            volume.writer = None
         log = writer.log
         while log.ready:
             self.segments.abandon(log.ready.pop())
@@ -109,6 +117,14 @@ class Image:
         writer = self._writer
         if writer is not None and not self._closed and self._checkpointer.is_due(writer):
             self._background.start(lambda: self._checkpointer.run(writer, STATE_OPEN))
+
+    async def _reclaim(self) -> bool:
+        """Free the space of dead segments, if any: what one checkpoint leaves out, the next one frees."""
+        if self._writer is None or not self._checkpointer.can_reclaim():
+            return False
+        for _ in range(2):
+            await self._checkpointer.run(self._writer, STATE_OPEN)
+        return True
 
     def _failed(self, error: Exception) -> None:
         """Work that nobody waits for went wrong. What follows from it is told to whoever writes next."""
@@ -147,11 +163,12 @@ class Image:
         if self._writer is not None:
             await self.flush()
             await self.checkpoint()
-        async with self._checkpointer.lock:
-            master = self._loaded.keyring.master
-            return await workers.run(
-                check_storage, self.segments.storage, lambda _: master, progress, replay=self._writer is None
-            )
+        master, storage = self._loaded.keyring.master, self.segments.storage
+        with ExitStack() as held:
+            async with self._checkpointer.lock:
+                held.enter_context(self._checkpointer.reading())
+                check = await workers.run(begin_check, storage, lambda _: master, replay=self._writer is None)
+            return await workers.run(check, progress)
 
     def _writable(self) -> Writer:
         if self._writer is None:
@@ -167,9 +184,12 @@ class Image:
 
     async def update_keys(self, change: Callable[[KeyArea], KeyArea]) -> None:
         """Replace the key slots by what `change` makes of them."""
-        self._writable()
+        log = self._writable().log
         async with self._checkpointer.lock:
-            await workers.run(change_key_area, self.segments.storage, change)
+            try:
+                await workers.run(change_key_area, self.segments.storage, change, log.sync_storage)
+            except OSError as error:
+                log.poison(f"writing the key area failed: {error.strerror}")
 
     # Facts
 
@@ -200,7 +220,7 @@ class Image:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the log segments that are in use."""
-        return sum(state.used for state in self.segments.states.values() if state.kind == KIND_LOG)
+        return sum(state.used for state in self.segments.states.values() if state.kind == KIND_LOG and state.linked)
 
     def info(self) -> ImageInfo:
         """What there is to know of the image."""

@@ -281,7 +281,7 @@ class KeyArea:
         """As `unlock`, with the number of the slot that opened (None for a master key)."""
         if isinstance(secret, MasterKey):
             if not self._authentic(secret):
-                raise KeyFailure("cannot unlock the image", "wrong master key")
+                raise KeyFailure("image", "wrong master key")
             return secret, None
         for number, slot in enumerate(self.entries):
             master = slot.unwrap(self.uuid, number, secret) if slot else None
@@ -290,7 +290,7 @@ class KeyArea:
                     raise DamageError("key area", "the key slots were altered by someone without the key", _RESTORE)
                 return master, number
         kinds = sorted({f"a {slot.kind.label}" for slot in self.entries if slot}) or ["its master key"]
-        raise KeyFailure("cannot unlock the image", "wrong key or passphrase", f"it takes {' or '.join(kinds)}")
+        raise KeyFailure("image", "wrong key or passphrase", f"it takes {' or '.join(kinds)}")
 
     def slots(self) -> list[SlotInfo]:
         """The used slots, in order."""
@@ -346,13 +346,13 @@ class KeyArea:
 
     def _number(self, slot: int) -> int:
         if not 0 <= slot < SLOTS:
-            raise UsageError(f"key slot {slot}", f"slots are numbered 0 to {SLOTS - 1}")
+            raise UsageError(f"key slot {slot}", f"slots are numbered 0 to {SLOTS - 1}", "see nbdvde key list")
         return slot
 
     def _used(self, slot: int) -> Slot:
         entry = self.entries[self._number(slot)]
         if entry is None:
-            raise UsageError(f"key slot {slot}", "is not in use", "see key list")
+            raise UsageError(f"key slot {slot}", "is not in use", "see nbdvde key list")
         return entry
 
     def _body(self) -> bytes:

@@ -13,15 +13,17 @@ def load_key_area(storage: Storage) -> KeyArea:
     return keys.choose(*(storage.read(offset, KEY_AREA_BYTES) for offset in KEY_AREAS))
 
 
-def store_key_area(storage: Storage, area: KeyArea) -> None:
+def store_key_area(storage: Storage, area: KeyArea, sync: Callable[[], None]) -> None:
     """Write both copies, one after the other, so that one is whole at any time."""
     for offset in KEY_AREAS:
         storage.write(offset, [area.to_bytes()])
-        storage.sync()
+        sync()
 
 
-def change_key_area(storage: Storage, change: Callable[[KeyArea], KeyArea]) -> KeyArea:
+def change_key_area(
+    storage: Storage, change: Callable[[KeyArea], KeyArea], sync: Callable[[], None]
+) -> KeyArea:  # fmt: skip
     """Replace the key area by what `change` makes of it; answers the new one. Blocks."""
     area = change(load_key_area(storage))
-    store_key_area(storage, area)
+    store_key_area(storage, area, sync)
     return area

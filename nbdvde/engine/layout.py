@@ -138,7 +138,7 @@ class TableEntry:
     units: int
     """Units numbered."""
     live: int
-    """Blocks (log) or units (metadata) that the maps use: a hint, the truth is in the maps."""
+    """Blocks (log) or units (metadata) that the maps use: at 0 the segment is freed."""
     kind: int
 
     SIZE = _TABLE_ENTRY.size

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, NO_REF, UnitRef
+from nbdvde.engine.layout import ALLOCATED_ZERO, NO_REF, UnitRef
 from nbdvde.errors import DamageError
 
 LEAF_BLOCKS = 512
@@ -40,9 +40,13 @@ def height_for(blocks: int) -> int:
     return height
 
 
-def new_leaf() -> Leaf:
-    """A leaf of holes."""
-    return array("Q", _EMPTY_LEAF)
+_HOLES = array("Q", _EMPTY_LEAF)
+_ZEROES = array("Q", [ALLOCATED_ZERO]) * LEAF_BLOCKS
+
+
+def uniform_leaf(value: int) -> Leaf:
+    """The leaf of holes, or of allocated zeroes: one object for all, copied when it is written to."""
+    return _ZEROES if value == ALLOCATED_ZERO else _HOLES
 
 
 def parse_leaf(data: bytes) -> Leaf:
@@ -53,7 +57,7 @@ def parse_leaf(data: bytes) -> Leaf:
 
 
 class Node:
-    """256 references as one bytearray, and whether it differs from its unit."""
+    """256 references as one bytearray."""
 
     __slots__ = ("data",)
 
@@ -135,17 +139,17 @@ class LbaMap:
         """Hand in a loaded leaf; one that came in the meantime stays."""
         return self.leaves.setdefault(number, leaf)
 
-    def evict(self, keep: int) -> None:
-        """Forget the oldest clean leaves beyond `keep`."""
-        surplus = len(self.leaves) - keep
-        if surplus <= 0:
+    def bound(self, limit: int) -> None:
+        """With more than `limit` clean leaves in memory, forget the oldest of them down to seven eighths."""
+        if len(self.leaves) - len(self.dirty) - len(self.frozen) <= limit:
             return
-        for number in [n for n in self.leaves if n not in self.dirty and n not in self.frozen][:surplus]:
+        clean = [n for n in self.leaves if n not in self.dirty and n not in self.frozen]
+        for number in clean[: len(clean) - limit * 7 // 8]:
             del self.leaves[number]
 
     def _writable(self, number: int) -> Leaf:
         leaf = self.leaves[number]
-        if number in self.frozen:
+        if number in self.frozen or leaf is _HOLES or leaf is _ZEROES:
             self.frozen.discard(number)
             leaf = self.leaves[number] = leaf[:]
         self.dirty.add(number)
@@ -175,34 +179,41 @@ class LbaMap:
         return replaced
 
     def fill(self, start: int, stop: int, value: int) -> Entries:
-        """Set every block of [start, stop) inside one leaf in memory; answers the entries replaced."""
-        leaf = self._writable(start >> LEAF_SHIFT)
-        low = start & (LEAF_BLOCKS - 1)
-        view = np.frombuffer(leaf, np.uint64)[low : low + stop - start]
-        replaced = view.copy()
-        view[:] = value
-        self.mapped -= int(np.count_nonzero(replaced > 1))
+        """Zero every block of [start, stop) inside one leaf in memory; answers the entries replaced, if any differ."""
+        number, low = start >> LEAF_SHIFT, start & (LEAF_BLOCKS - 1)
+        replaced = np.frombuffer(self.leaves[number], np.uint64)[low : low + stop - start].copy()
+        if not (replaced != value).any():
+            return replaced[:0]
+        if len(replaced) == LEAF_BLOCKS:
+            self.leaves[number] = uniform_leaf(value)
+            self.frozen.discard(number)
+            self.dirty.add(number)
+        else:
+            np.frombuffer(self._writable(number), np.uint64)[low : low + stop - start] = value
+        self.mapped -= int(np.count_nonzero(replaced > ALLOCATED_ZERO))
         return replaced
 
-    def leaves_present(self, first: int, last: int) -> Iterable[int]:
-        """Numbers of the leaves in [first, last] that may hold something: in memory or in the image.
+    def stored_leaves(self, first: int, last: int, limit: int) -> list[int]:
+        """Numbers of the first leaves in [first, last] that the image holds, `limit` at most.
 
         Raises Missing for a node that has to be loaded first. Cost follows what is there, not the range.
         """
-        found = {n for n in self.leaves if first <= n <= last}
-        self._collect(self.height, 0, self.root, first, last, found)
-        return sorted(found)
+        found: list[int] = []
+        self._collect(self.height, 0, self.root, first, last, limit, found)
+        return found
 
-    def _collect(self, level: int, index: int, ref: UnitRef | None, first: int, last: int, found: set[int]) -> None:
-        shift = _FANOUT_SHIFT * level
-        if ref is None or index << shift > last or ((index + 1) << shift) - 1 < first:
+    def _collect(
+        self, level: int, index: int, ref: UnitRef | None, first: int, last: int, limit: int, found: list[int]
+    ) -> None:  # fmt: skip
+        if ref is None or len(found) >= limit:
             return
         if level == 0:
-            found.add(index)
+            found.append(index)
             return
-        node = self._node(level, index, ref)
-        for child in range(FANOUT):
-            self._collect(level - 1, index * FANOUT + child, node.get(child), first, last, found)
+        node, shift = self._node(level, index, ref), _FANOUT_SHIFT * (level - 1)
+        low, high = max(index * FANOUT, first >> shift), min(index * FANOUT + FANOUT - 1, last >> shift)
+        for child in range(low, high + 1):
+            self._collect(level - 1, child, node.get(child - index * FANOUT), first, last, limit, found)
 
     # Checkpoint: freeze, write the leaves, then the nodes above them level by level.
 
@@ -229,18 +240,3 @@ class LbaMap:
 def is_hole(leaf: Leaf) -> bool:
     """Whether no block of the leaf is mapped."""
     return leaf.tobytes() == _EMPTY_LEAF
-
-
-__all__ = [
-    "FANOUT",
-    "HOLE",
-    "LEAF_BLOCKS",
-    "LEAF_SHIFT",
-    "LbaMap",
-    "Missing",
-    "Node",
-    "height_for",
-    "is_hole",
-    "new_leaf",
-    "parse_leaf",
-]

@@ -9,7 +9,7 @@ from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import FRAME_BLOCKS, SLOT_SHIFT, UNIT_SHIFT, Kind
 from nbdvde.engine.sealing import Sealer
-from nbdvde.engine.segments import Segments
+from nbdvde.engine.segments import Segments, State
 from nbdvde.errors import DamageError
 
 _UNIT_MASK = (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1
@@ -23,6 +23,8 @@ class Want:
     place: int
     entry: int
     blocks: int
+    state: State
+    """Its segment, which may leave the table before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Reader:
 
     def _locate(self, want: Want) -> _Place:
         segments = self._segments
-        state = segments.find(want.entry >> SLOT_SHIFT)
+        state = want.state
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
         position, length, blocks = segments.locate(state, segments.index(state), unit)
         if (want.entry & _BLOCK_MASK) + want.blocks > blocks:

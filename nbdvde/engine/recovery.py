@@ -7,12 +7,12 @@ the accepted tail is durable before the first reply.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from nbdvde.engine.changes import apply, leaves_of
+from nbdvde.engine.changes import applying
 from nbdvde.engine.layout import (
     BLOCK,
     DATA_START,
-    LINK_BYTES,
     MAX_DISK_BYTES,
+    MIN_SEGMENT_BYTES,
     STATE_CLEAN,
     STATISTICS,
     SUPERBLOCKS,
@@ -23,7 +23,8 @@ from nbdvde.engine.layout import (
     TableEntry,
     VolumeEntry,
 )
-from nbdvde.engine.lbamap import LbaMap, Missing, new_leaf, parse_leaf
+from nbdvde.engine.lbamap import LbaMap
+from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.replay import Replay
@@ -116,7 +117,7 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
 
 
 def _checked_segment_bytes(superblock: Superblock) -> int:
-    if superblock.segment_bytes % BLOCK or not LINK_BYTES < superblock.segment_bytes <= 1 << 24:
+    if superblock.segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= superblock.segment_bytes <= 1 << 24:
         raise DamageError("superblock", "has an impossible segment size", "use a newer nbdvde")
     return superblock.segment_bytes
 
@@ -155,8 +156,7 @@ def _replay(loaded: Loaded) -> None:
             raise DamageError("log record", f"changes volume {number}, which does not exist", "run nbdvde check")
         for change in changes:
             _check_bounds(volume, change)
-            load_leaves(loaded.segments, volume.map, change)
-            apply(loaded.segments, volume.map, change)
+            drive_blocking(applying(loaded.segments, volume.map, change), loaded.segments, volume.map)
     loaded.sequence, loaded.chain = replay.sequence, replay.chain
     loaded.units_verified += replay.units_verified
     loaded.segments.finish_adopting()
@@ -167,25 +167,6 @@ def _check_bounds(volume: Volume, change: Change) -> None:
     last = max(last, *(start + count - 1 for start, count, _ in change.zeroes), 0)
     if last >= volume.map.blocks:
         raise DamageError("log record", f"reaches past the end of disk {volume.name}", "run nbdvde check")
-
-
-def load_leaves(segments: Segments, lbamap: LbaMap, change: Change) -> None:
-    """Have the leaves in memory that a change touches; blocks."""
-    while True:
-        try:
-            missing = [number for number in leaves_of(lbamap, change) if number not in lbamap.leaves]
-            for number in missing:
-                load_leaf(segments, lbamap, number)
-        except Missing as node:
-            lbamap.install_node(node.level, node.index, segments.read_unit(node.ref, Kind.NODE))
-        else:
-            return
-
-
-def load_leaf(segments: Segments, lbamap: LbaMap, number: int) -> None:
-    """Have one leaf in memory; blocks. Raises lbamap.Missing for a node."""
-    ref = lbamap.leaf_ref(number)
-    lbamap.install_leaf(number, parse_leaf(segments.read_unit(ref, Kind.LEAF)) if ref else new_leaf())
 
 
 def empty_segment() -> Segment:

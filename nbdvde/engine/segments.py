@@ -49,7 +49,7 @@ class State:
         self.indexed = 0
         """Units that the index unit in the image covers."""
         self.live = 0
-        """Blocks (log) or units (metadata) that the maps use: a hint, the truth is in the maps."""
+        """Blocks (log) or units (metadata) that the maps use: at 0 the segment is freed."""
 
     def entry(self) -> TableEntry:
         return TableEntry(self.segment, self.index_ref, self.used, self.units, self.live, self.kind)

@@ -1,16 +1,21 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import trio
 
 from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk, Piece, Status
-from nbdvde.engine.buffer import Generation
-from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, Kind
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, new_leaf, parse_leaf
+from nbdvde.engine.buffer import Generation, zero_cost
+from nbdvde.engine.changes import applying, loading
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, parse_leaf, uniform_leaf
+from nbdvde.engine.loader import drive
+from nbdvde.engine.log import Change
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
@@ -25,6 +30,9 @@ _LEAVES_MAX = 8192
 """Leaves in memory: 32 MiB map 16 GiB of scattered data; those that wait for a checkpoint come on top."""
 _SHIFT = 12
 _MASK = BLOCK - 1
+
+
+Codes: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Volume(Disk):
@@ -127,7 +135,8 @@ class Volume(Disk):
             if leaf[at] <= ALLOCATED_ZERO:
                 pieces.append([run * BLOCK])
             else:
-                wants.append(Want(len(pieces), leaf[at], run))
+                state = self._segments.find(leaf[at] >> SLOT_SHIFT)
+                wants.append(Want(len(pieces), leaf[at], run, state))
                 pieces.append([])
             block += run
         return pieces, wants
@@ -139,6 +148,7 @@ class Volume(Disk):
 
     def _leaf_nowait(self, number: int) -> Leaf | None:
         """A leaf that is not in memory, if that takes no waiting."""
+        self._bound_leaves()
         segments = self._segments
         while True:
             try:
@@ -150,49 +160,19 @@ class Volume(Disk):
                 self.map.install_node(node.level, node.index, data)
                 continue
             if ref is None:
-                return self._keep_leaf(number, new_leaf())
+                return self.map.install_leaf(number, uniform_leaf(HOLE))
             data = segments.read_unit_nowait(ref, Kind.LEAF)
-            return None if data is None else self._keep_leaf(number, parse_leaf(data))
+            return None if data is None else self.map.install_leaf(number, parse_leaf(data))
 
-    async def _load_leaves(self, numbers: Collection[int]) -> None:
-        """Have all the leaves in memory, reading in a thread what the page cache does not hold."""
-        leaves = self.map.leaves
-        while missing := [number for number in numbers if number not in leaves]:
-            for number in missing:
-                if self._leaf_nowait(number) is None:
-                    await self._load_leaf(number)
+    async def _load_leaves(self, numbers: Iterable[int]) -> None:
+        """Have all the leaves in memory. They are until the caller waits for something."""
+        self._bound_leaves()
+        await drive(loading(self.map, numbers), self._segments, self.map)
 
-    async def _load_leaf(self, number: int) -> None:
-        segments = self._segments
-        try:
-            ref = self.map.leaf_ref(number)
-        except Missing as node:
-            data = await workers.run(segments.read_unit, node.ref, Kind.NODE)
-            self.map.install_node(node.level, node.index, data)
-            return
-        if ref is not None:
-            data = await workers.run(segments.read_unit, ref, Kind.LEAF)
-            self._keep_leaf(number, parse_leaf(data))
-
-    def _keep_leaf(self, number: int, leaf: Leaf) -> Leaf:
-        """Keep a loaded leaf, and the leaves in memory within bounds; those of a commit in flight stay."""
-        if len(self.map.leaves) > _LEAVES_MAX and self.frozen is None:
-            self.map.evict(_LEAVES_MAX * 7 // 8)
-        return self.map.install_leaf(number, leaf)
-
-    async def load_for(self, frozen: Generation) -> None:
-        """Have the leaves in memory that a commit of this generation changes."""
-        while True:
-            numbers = {block >> LEAF_SHIFT for block in frozen.blocks}
-            try:
-                for start, stop, allocated in frozen.zeroes:
-                    first, last = start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT
-                    numbers.update(range(first, last + 1) if allocated else self.map.leaves_present(first, last))
-            except Missing as node:
-                data = await workers.run(self._segments.read_unit, node.ref, Kind.NODE)
-                self.map.install_node(node.level, node.index, data)
-                continue
-            return await self._load_leaves(sorted(numbers))
+    def _bound_leaves(self) -> None:
+        """Keep the leaves in memory within bounds; those of a commit in flight stay."""
+        if self.frozen is None:
+            self.map.bound(_LEAVES_MAX)
 
     # Writing
 
@@ -289,7 +269,7 @@ class Volume(Disk):
         first, stop = offset >> _SHIFT, -(-(offset + length) // BLOCK)
         if offset & _MASK or (self._lock and not self._lock.is_free(first, stop)):
             return False
-        if self.writer is None or not self.writer.admit_nowait(BLOCK):
+        if self.writer is None or not self.writer.admit_nowait(zero_cost(first, stop, allocate)):
             return False
         self.active.zero(first, stop, allocate)
         return True
@@ -303,7 +283,7 @@ class Volume(Disk):
         if first < stop:
             claim = await self._claim(first, stop)
             try:
-                await self._writable().admit(BLOCK)
+                await self._writable().admit(zero_cost(first, stop, allocate))
                 self.active.zero(first, stop, allocate)
             finally:
                 self._lock.release(claim)
@@ -325,55 +305,74 @@ class Volume(Disk):
         """The map has what was frozen."""
         self.frozen = None
 
+    async def apply(self, change: Change) -> None:
+        """Change the map by what a commit wrote; reads are served from `frozen` until that is done."""
+        await drive(applying(self._segments, self.map, change), self._segments, self.map)
+
+    async def prepare(self, frozen: Generation) -> None:
+        """Have the leaves in memory that a commit changes in part: what is damaged shows before anything is logged."""
+        numbers = {block >> LEAF_SHIFT for block in frozen.blocks}
+        for start, stop, _ in frozen.zeroes:
+            numbers |= {start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT}
+        await self._load_leaves(numbers)
+
     # Status
 
     async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
         first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
+        stop = min(stop, first + _STATUS_BLOCKS)
         extents: list[tuple[int, Status]] = []
-        block = first
-        while block < stop:
-            count, status = await self._status_run(block, stop)
-            if extents and extents[-1][1] == status:
-                extents[-1] = (extents[-1][0] + count * BLOCK, status)
-            elif len(extents) == max_extents:
-                break
-            else:
-                extents.append((count * BLOCK, status))
-            block += count
+        for start in range(first - first % LEAF_BLOCKS, stop, LEAF_BLOCKS):
+            codes = await self._leaf_status(max(start, first), min(start + LEAF_BLOCKS, stop))
+            for count, status in _runs(codes):
+                if extents and extents[-1][1] == status:
+                    extents[-1] = (extents[-1][0] + count * BLOCK, status)
+                elif len(extents) == max_extents:
+                    return _trim_status(extents, offset - first * BLOCK, length)
+                else:
+                    extents.append((count * BLOCK, status))
+            if start % (64 * LEAF_BLOCKS) == 0:
+                await trio.lowlevel.checkpoint()
         return _trim_status(extents, offset - first * BLOCK, length)
 
-    async def _status_run(self, block: int, stop: int) -> tuple[int, Status]:
-        """Some blocks from `block` that share a status."""
-        if self._dirty_in(block, min(stop, block + LEAF_BLOCKS)):
-            return 1, await self._status_of(block)
-        number = block >> LEAF_SHIFT
-        await self._load_leaves((number,))
-        leaf, at = self.map.leaves[number], block & (LEAF_BLOCKS - 1)
-        limit = min(stop - block, LEAF_BLOCKS - at)
-        kind = _status_of_entry(leaf[at])
-        run = next((i for i in range(1, limit) if _status_of_entry(leaf[at + i]) != kind), limit)
-        return run, kind
+    def _is_absent(self, number: int) -> bool:
+        """Whether a leaf is known to be all holes, and not in memory: looking at it shall not put it there."""
+        try:
+            return number not in self.map.leaves and self.map.leaf_ref(number) is None
+        except Missing:
+            return False
 
-    async def _status_of(self, block: int) -> Status:
-        for generation in (self.active, self.frozen):
-            if generation is None:
-                continue
-            if block in generation.blocks:
-                return Status.DATA
-            zeroed = generation.zeroes.find(block)
-            if zeroed is not None:
-                return Status.ZERO if zeroed else Status.HOLE | Status.ZERO
-        await self._load_leaves((block >> LEAF_SHIFT,))
-        return _status_of_entry(self.map.leaves[block >> LEAF_SHIFT][block & (LEAF_BLOCKS - 1)])
-
-    async def cache(self, offset: int, length: int) -> None:
-        await self.read(offset, length)
+    async def _leaf_status(self, start: int, stop: int) -> Codes:
+        """Status of each of the blocks [start, stop) of one leaf: map, then what lies over it in the buffer."""
+        number = start >> LEAF_SHIFT
+        if not self._is_absent(number):
+            await self._load_leaves((number,))
+        low = start & (LEAF_BLOCKS - 1)
+        leaf = self.map.leaves.get(number, uniform_leaf(HOLE))
+        entries = np.frombuffer(leaf, np.uint64)[low : low + stop - start]
+        codes = _CODES[np.minimum(entries, 2).astype(np.intp)]
+        for generation in (self.frozen, self.active):
+            if generation is not None and generation.covers_any(start, stop):
+                for zero_start, zero_stop, kept in generation.zeroes.overlapping(start, stop):
+                    codes[max(zero_start - start, 0) : zero_stop - start] = _CODES[int(kept)]
+                written = [block - start for block in range(start, stop) if block in generation.blocks]
+                codes[written] = Status.DATA
+        return codes
 
 
-def _status_of_entry(entry: int) -> Status:
-    if entry == HOLE:
-        return Status.HOLE | Status.ZERO
-    return Status.ZERO if entry == ALLOCATED_ZERO else Status.DATA
+_CODES = np.array([int(Status.HOLE | Status.ZERO), int(Status.ZERO), int(Status.DATA)], np.uint8)
+"""Status by map entry: a hole, an allocated zero, an extent."""
+_STATUS_BLOCKS = 1 << 21
+"""Blocks that one answer covers at most (8 GiB); the client asks again for the rest."""
+
+
+def _runs(codes: Codes) -> Iterator[tuple[int, Status]]:
+    """(length, status) of the runs of equal codes."""
+    stops = [*(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+    start = 0
+    for stop in stops:
+        yield stop - start, Status(int(codes[start]))
+        start = stop
 
 
 def _run_length(leaf: Leaf, at: int, limit: int) -> int:

@@ -7,7 +7,7 @@ flushes first commits for all who wait.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -15,8 +15,7 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.background import Background
 from nbdvde.engine.buffer import Generation
-from nbdvde.engine.changes import apply
-from nbdvde.engine.layout import KIND_LOG
+from nbdvde.engine.layout import BLOCK, KIND_LOG, MIN_SEGMENT_BYTES
 from nbdvde.engine.log import Change, LogWriter
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
@@ -30,16 +29,19 @@ flush could gain by appending meanwhile."""
 
 
 class Writer:
-    """Admits writes and commits them. `committed` is called after each commit, and must not wait."""
+    """Admits writes and commits them.
+
+    `committed` is called after each commit, and must not wait; `reclaim` tries to free space and says whether it did.
+    """
 
     def __init__(
         self, segments: Segments, log: LogWriter, volumes: Sequence[Volume], background: Background,
-        buffer_bytes: int, committed: Callable[[], None],
+        buffer_bytes: int, committed: Callable[[], None], reclaim: Callable[[], Awaitable[bool]],
     ) -> None:  # fmt: skip
         self.log = log
         self.commit_lock = trio.Lock()
         self._segments, self._volumes, self._background = segments, volumes, background
-        self._buffer_bytes, self._notify = buffer_bytes, committed
+        self._buffer_bytes, self._notify, self._reclaim = buffer_bytes, committed, reclaim
         self._admitted = 0
         """Bytes in the write buffer, those of a commit in flight included."""
         self._waiting = 0
@@ -89,9 +91,10 @@ class Writer:
             try:
                 await self._prepare(self._admitted + payload)
             except NoSpaceError:
-                if not self._admitted:
+                if self._admitted:
+                    await self._commit_now()
+                elif not await self._reclaim():
                     raise
-                await self._commit_now()
             return
         async with holding(self.commit_lock):
             if not self._fits(payload):
@@ -158,10 +161,11 @@ class Writer:
             self._begun += 1
             frozen = [(volume, g) for volume in self._volumes if (g := volume.freeze())]
             try:
+                for volume, generation in frozen:
+                    await volume.prepare(generation)
                 changes = await workers.run(_append, self.log, frozen, sync)
-                for (volume, generation), change in zip(frozen, changes, strict=True):
-                    await volume.load_for(generation)
-                    apply(self._segments, volume.map, change)
+                for (volume, _), change in zip(frozen, changes, strict=True):
+                    await volume.apply(change)
                     volume.thaw()
             except BaseException as error:
                 # The frozen blocks stay readable; nothing is written after this.
@@ -187,9 +191,20 @@ async def holding(lock: trio.Lock) -> AsyncIterator[None]:
         lock.release()
 
 
-async def allocate(segments: Segments) -> State:
+async def allocate_first(segments: Segments) -> State:
+    """A log segment to begin with: a short one if need be, so that a full image can be opened and trimmed."""
+    length = segments.segment_bytes
+    while length > MIN_SEGMENT_BYTES:
+        try:
+            return await allocate(segments, length)
+        except NoSpaceError:
+            length = max(MIN_SEGMENT_BYTES, length // 8 // BLOCK * BLOCK)
+    return await allocate(segments, length)
+
+
+async def allocate(segments: Segments, length: int | None = None) -> State:
     """A fresh log segment with its space reserved on the host. Raises NoSpaceError."""
-    state = segments.new(KIND_LOG, segments.segment_bytes, os.urandom(32))
+    state = segments.new(KIND_LOG, length or segments.segment_bytes, os.urandom(32))
     try:
         await workers.run(segments.storage.allocate, state.segment.offset, state.segment.length)
     except OSError as error:

@@ -188,9 +188,9 @@ MUTANTS += [
     mutant(
         "the log goes on in a segment from before the crash",
         "image:Image.start",
-        "await allocate(self.segments)",
+        "await allocate_first(self.segments)",
         "next((s for s in self.segments.states.values() if s.kind == KIND_LOG and 0 < s.used < 20000 and s.index),"
-        " None) or await allocate(self.segments)",
+        " None) or await allocate_first(self.segments)",
         "nonces",
     ),
     mutant("segments are not salted", "writer:allocate", "os.urandom(32)", "bytes(32)", "nonces"),

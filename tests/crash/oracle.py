@@ -8,8 +8,10 @@ from blake3 import blake3
 from nbdvde.disk import BLOCK
 from nbdvde.engine import recovery
 from nbdvde.engine.cache import FrameCache
+from nbdvde.engine.changes import loading
 from nbdvde.engine.layout import ALLOCATED_ZERO, ENCRYPTION_NONE, FRAME_BLOCKS, Superblock
-from nbdvde.engine.log import Change
+from nbdvde.engine.lbamap import LEAF_BLOCKS
+from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.sealing import public_master
 from nbdvde.engine.storage import Storage
@@ -30,7 +32,7 @@ def master_of(superblock: Superblock) -> bytes:
 def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
     """Every block of the first disk that is not zero, read from its extents."""
     volume = next(iter(loaded.volumes.values()))
-    recovery.load_leaves(loaded.segments, volume.map, Change(((0, volume.map.blocks, False),), (), ()))
+    drive_blocking(loading(volume.map, range(-(-volume.map.blocks // LEAF_BLOCKS))), loaded.segments, volume.map)
     reader = Reader(loaded.segments, FrameCache(4 << 20))
     pages = {}
     for number, leaf in volume.map.leaves.items():

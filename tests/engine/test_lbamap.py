@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, UnitRef
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap, Leaf, Missing, Node, height_for, is_hole, new_leaf
+from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap, Leaf, Missing, Node, height_for, is_hole, uniform_leaf
 
 T = TypeVar("T")
 BLOCKS = LEAF_BLOCKS * FANOUT * 3
@@ -36,7 +36,7 @@ class Stored:
 
     def load(self, number: int) -> None:
         ref = self.asked(lambda: self.map.leaf_ref(number))
-        leaf: Leaf = new_leaf()
+        leaf: Leaf = uniform_leaf(HOLE)
         if ref:
             leaf = type(leaf)("Q", self._units[ref])
         self.map.install_leaf(number, leaf)
@@ -85,19 +85,21 @@ def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> Non
             stored.load(start // LEAF_BLOCKS)
             value = ALLOCATED_ZERO if flag else HOLE
             replaced = stored.map.fill(start, stop, value)
-            assert list(replaced) == [model.get(block, HOLE) for block in range(start, stop)]
+            before = [model.get(block, HOLE) for block in range(start, stop)]
+            assert list(replaced) == ([] if set(before) == {value} else before)
             model.update(dict.fromkeys(range(start, stop), value))
         elif what == "c":
             stored.checkpoint(flag)
         elif what == "e":
-            stored.map.evict(0)
+            stored.map.bound(0)
         else:
             stored.reopen()
         assert stored.map.mapped == sum(entry > ALLOCATED_ZERO for entry in model.values())
     for leaf in range(BLOCKS // LEAF_BLOCKS):
         stored.asked(lambda leaf=leaf: stored.map.leaf_ref(leaf))
-    present = stored.asked(lambda: stored.map.leaves_present(0, BLOCKS // LEAF_BLOCKS - 1))
-    assert {block // LEAF_BLOCKS for block, entry in model.items() if entry} <= set(present)
+    present = stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS // LEAF_BLOCKS - 1, BLOCKS))
+    assert {block // LEAF_BLOCKS for block, entry in model.items() if entry} <= {*present, *stored.map.leaves}
+    assert stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS, 2)) == present[:2]
     for block, entry in model.items():
         stored.load(block // LEAF_BLOCKS)
         assert stored.map.lookup(block) == entry
@@ -110,12 +112,12 @@ def test_heights() -> None:
 
 def test_a_frozen_leaf_does_not_change() -> None:
     lbamap = LbaMap(512)
-    lbamap.install_leaf(0, new_leaf())
+    lbamap.install_leaf(0, uniform_leaf(HOLE))
     lbamap.assign([1], [99])
     taken = lbamap.freeze()
     lbamap.assign([1], [100])
     lbamap.fill(2, 3, ALLOCATED_ZERO)
     assert (taken[0][1], taken[0][2]) == (99, HOLE)
     assert (lbamap.lookup(1), lbamap.lookup(2)) == (100, ALLOCATED_ZERO)
-    lbamap.evict(0)
+    lbamap.bound(0)
     assert lbamap.lookup(1) == 100, "dirty leaves stay"
