@@ -49,7 +49,7 @@ def epochs(base: bytes, events: Sequence[Event]) -> Iterator[Epoch]:
             case Sync():
                 yield epoch
                 kept = epoch.changes[:doubtful]
-                done = [[] for _ in kept]
+                done: list[list[tuple[int, int]]] = [[] for _ in kept]
                 epoch = Epoch(applied(epoch.base, epoch.changes[doubtful:]), kept, [*done, [window]])
             case _:
                 epoch.changes.append(event)

@@ -9,7 +9,7 @@ from nbdvde.engine.layout import BLOCK, SUPERBLOCKS, Segment
 from tests.crash.campaign import PROFILES
 from tests.crash.damage import Target, flips, replaced, swapped, truncations
 from tests.crash.oracle import master_of
-from tests.crash.recording import FrozenStorage, Sync, applied
+from tests.crash.recording import Allocate, Change, FrozenStorage, Punch, Sync, Truncate, Write, applied
 from tests.crash.session import ABSENT, Profile, Session
 
 SMALL = Profile(size=256 << 10, steps=10, largest=12 << 10, overlap=False)
@@ -71,13 +71,15 @@ def test_no_truncated_image_shows_wrong_data(make: type) -> None:
 def life(seed: int, profile: str = "checkpoints") -> tuple[Target, list[bytes]]:
     """A stopped image, and what it was at each sync of its life."""
     session = Session(seed, PROFILES[profile]).run()
-    earlier, image, pending = [], b"", []
+    earlier: list[bytes] = []
+    pending: list[Change] = []
+    image = b""
     for event in session.storage.events:
         if isinstance(event, Sync):
             image = applied(image, pending)
             earlier.append(image)
             pending = []
-        elif hasattr(event, "apply"):
+        elif isinstance(event, Write | Allocate | Punch | Truncate):
             pending.append(event)
     return Target.of(session), earlier
 

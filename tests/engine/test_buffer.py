@@ -27,7 +27,8 @@ def test_zero_ranges_are_what_a_table_of_blocks_would_be(ranges: list[tuple[int,
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 10), st.booleans()), max_size=40))
 def test_a_generation_shows_the_last_thing_done_to_each_block(steps: list[tuple[bool, int, int, bool]]) -> None:
-    generation, model = Generation(), {}
+    generation = Generation()
+    model: dict[int, bytes | bool] = {}
     for number, (write, start, length, allocated) in enumerate(steps):
         if write:
             generation.blocks[start] = model[start] = number.to_bytes(4, "big") * (BLOCK // 4)

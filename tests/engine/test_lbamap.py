@@ -1,6 +1,7 @@
 """The map says what a dictionary would, across checkpoints, eviction and reloading."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from hypothesis import given
@@ -52,7 +53,7 @@ class Stored:
         for level in range(1, lbamap.height + 1):
             above: dict[int, UnitRef | None] = {}
             for index in {number // FANOUT for number in refs}:
-                node, _ = self.asked(lambda level=level, index=index: lbamap.node_copy(level, index))
+                node, _ = self.asked(partial(lbamap.node_copy, level, index))
                 for child, ref in refs.items():
                     if child // FANOUT == index:
                         node.set(child % FANOUT, ref)
@@ -68,7 +69,8 @@ class Stored:
 
 @given(steps=STEPS)
 def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> None:
-    stored, model, next_entry = Stored(), {}, 1 << 16
+    stored, next_entry = Stored(), 1 << 16
+    model: dict[int, int] = {}
     for what, start, length, flag in steps:
         touched = range(start // LEAF_BLOCKS, (start + length - 1) // LEAF_BLOCKS + 1)
         if what == "a":
@@ -84,9 +86,9 @@ def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> Non
             stop = min(start + length, (start // LEAF_BLOCKS + 1) * LEAF_BLOCKS)
             stored.load(start // LEAF_BLOCKS)
             value = ALLOCATED_ZERO if flag else HOLE
-            replaced = stored.map.fill(start, stop, value)
+            zeroed = stored.map.fill(start, stop, value).tolist()
             before = [model.get(block, HOLE) for block in range(start, stop)]
-            assert list(replaced) == ([] if set(before) == {value} else before)
+            assert zeroed == ([] if set(before) == {value} else before)
             model.update(dict.fromkeys(range(start, stop), value))
         elif what == "c":
             stored.checkpoint(flag)
@@ -96,7 +98,7 @@ def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> Non
             stored.reopen()
         assert stored.map.mapped == sum(entry > ALLOCATED_ZERO for entry in model.values())
     for leaf in range(BLOCKS // LEAF_BLOCKS):
-        stored.asked(lambda leaf=leaf: stored.map.leaf_ref(leaf))
+        stored.asked(partial(stored.map.leaf_ref, leaf))
     present = stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS // LEAF_BLOCKS - 1, BLOCKS))
     assert {block // LEAF_BLOCKS for block, entry in model.items() if entry} <= {*present, *stored.map.leaves}
     assert stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS, 2)) == present[:2]

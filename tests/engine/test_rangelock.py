@@ -1,5 +1,7 @@
 """Overlapping claims take turns in order, others do not wait, and nobody waits for ever."""
 
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,14 +12,15 @@ STEPS = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6), st.integers(0,
 
 @given(steps=STEPS)
 def test_claims_are_granted_in_order_and_never_overlap(steps: list[tuple[int, int, int]]) -> None:
-    lock, claims = RangeLock(), []
+    lock = RangeLock()
+    claims: list[Claim] = []
     granted: list[int] = []
     for number, (start, length, which) in enumerate(steps):
         if which % 3 == 0 and claims:
             lock.release(claims.pop(which % len(claims)))
         else:
             free = lock.is_free(start, start + length)
-            claim = lock.claim(start, start + length, lambda number=number: granted.append(number))
+            claim = lock.claim(start, start + length, partial(granted.append, number))
             assert free == (claim.blockers == 0)
             claims.append(claim)
         lock.check()
@@ -31,7 +34,8 @@ def test_claims_are_granted_in_order_and_never_overlap(steps: list[tuple[int, in
 
 
 def test_who_waits_is_granted_when_the_last_blocker_goes() -> None:
-    lock, order = RangeLock(), []
+    lock = RangeLock()
+    order: list[str] = []
     first, second = lock.claim(0, 4, order.clear), lock.claim(6, 9, order.clear)
     both = lock.claim(3, 7, lambda: order.append("both"))
     behind = lock.claim(5, 6, lambda: order.append("behind"))
@@ -45,7 +49,8 @@ def test_who_waits_is_granted_when_the_last_blocker_goes() -> None:
 
 
 def test_giving_up_a_wait_lets_others_pass() -> None:
-    lock, order = RangeLock(), []
+    lock = RangeLock()
+    order: list[str] = []
     holder = lock.claim(0, 4, order.clear)
     waiter = lock.claim(0, 8, lambda: order.append("waiter"))
     behind = lock.claim(6, 8, lambda: order.append("behind"))

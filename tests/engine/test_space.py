@@ -14,7 +14,8 @@ ACTIONS = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(0, 1 
 
 @given(actions=ACTIONS)
 def test_allocations_never_overlap_and_all_space_comes_back(actions: list[tuple[int, bool, int]]) -> None:
-    space, used = FreeSpace(100, 1 << 40), {}
+    space = FreeSpace(100, 1 << 40)
+    used: dict[int, int] = {}
     for length, give_back, which in actions:
         if give_back and used:
             offset = sorted(used)[which % len(used)]
