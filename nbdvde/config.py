@@ -4,7 +4,9 @@ Tables and keys of the file are the classes below. The environment variable of k
 lists are separated by commas. What is unknown is an error. No secret is ever an option.
 """
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +45,7 @@ def parse_disk_size(text: str) -> int:
     if not 0 < size <= MAX_DISK_BYTES:
         raise UsageError(f"size {text}", "a disk has 512 bytes to 8 EiB - 512", "like 10G")
     if size % _SECTOR:
-        raise UsageError(f"size {text}", f"is not a multiple of {_SECTOR} bytes", f"{size // _SECTOR + 1} * {_SECTOR}")
+        raise UsageError(f"size {text}", "is not allowed", f"a multiple of {_SECTOR}, like 1K")
     return size
 
 
@@ -51,7 +53,7 @@ def parse_extent_size(text: str) -> int:
     """Bytes of an extent: 1 to 256 blocks of 4096. Raises UsageError."""
     size = parse_size(text)
     if size % _BLOCK or not _BLOCK <= size <= _MAX_EXTENT_BLOCKS * _BLOCK:
-        raise UsageError(f"extent size {text}", "is not a multiple of 4K from 4K to 1M", "the default is 64K")
+        raise UsageError(f"extent size {text}", "is not a multiple of 4K from 4K to 1M", "the default is 32K")
     return size
 
 
@@ -69,7 +71,7 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     key_file: str | None = None
     """Path of the key file; without one the passphrase is asked for."""
-    listen: tuple[str, ...] = ("localhost:10809",)
+    listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("localhost:10809",)
     """Listeners: `unix:PATH` or `HOST:PORT`."""
     export: str | None = None
     """Name of the export; the disk is also the default export."""
@@ -138,7 +140,9 @@ def load(command_line: Mapping[str, Any], file: Path | None, environment: Mappin
 def _read_file(path: Path) -> Layer:
     what = f"configuration file {path}"
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(what, "is not a regular file", "check --config")
             layer = tomllib.load(file)
     except OSError as error:
         raise UsageError(what, error.strerror or "cannot be read", "check --config") from None
@@ -146,6 +150,10 @@ def _read_file(path: Path) -> Layer:
         raise UsageError(what, f"is not TOML: {error}") from None
     _convert(layer, what, strict=True)
     return layer
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # or a FIFO would wait for a writer
 
 
 def _read_environment(environment: Mapping[str, str]) -> Layer:

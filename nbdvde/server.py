@@ -135,6 +135,7 @@ def _remove_stale(address: UnixAddress) -> None:
         if not stat.S_ISSOCK(address.path.lstat().st_mode):
             raise NetworkError(f"cannot listen on {address}", "it exists and is not a socket", "choose another path")
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # a frozen server's queue may be full
             try:
                 probe.connect(str(address.path))
             except ConnectionRefusedError:
@@ -161,11 +162,14 @@ def _bound(family: int, where: object) -> socket.socket:
 
 def _cannot_listen(address: Address, error: OSError) -> NetworkError:
     hints = {
+        None: "choose a shorter path",  # Python's own check
+        errno.EAGAIN: "stop the other server or choose another address",
+        errno.EADDRNOTAVAIL: "choose localhost or another address of this machine",
         errno.EADDRINUSE: "stop the other server or choose another address",
         errno.EACCES: "choose a port above 1023 or a directory you may write to",
         errno.ENOENT: "create the directory first",
     }
-    return NetworkError(f"cannot listen on {address}", _reason(error), hints.get(error.errno or 0, ""))
+    return NetworkError(f"cannot listen on {address}", _reason(error), hints.get(error.errno, ""))
 
 
 def _reason(error: OSError) -> str:

@@ -1,7 +1,10 @@
 """The blocking client of the control socket, for commands."""
 
 import http.client
+import json
+import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +18,9 @@ from nbdvde.errors import NetworkError
 
 T = TypeVar("T")
 
+ANSWER_S = 5.0
+"""Seconds a server has to take a connection and to tell its status. Other answers may take long."""
+
 
 def control_path(image: Path) -> Path:
     """Where the control socket of an image is by default."""
@@ -22,7 +28,7 @@ def control_path(image: Path) -> Path:
 
 
 def connect(path: Path) -> "ControlClient | None":
-    """A client of the server that listens there, or None when none does. Raises NetworkError."""
+    """A client of the server that listens and answers there, or None when none listens. Raises NetworkError."""
     client = ControlClient(path)
     try:
         client.probe()
@@ -32,26 +38,44 @@ def connect(path: Path) -> "ControlClient | None":
         if "too long" in str(error):
             return None  # so it cannot have been bound
         raise client.lost(error) from None
+    client.status()
     return client
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
         super().__init__("localhost")
-        self._path = path
+        self._path, self._timeout_s = path, timeout_s
 
     def connect(self) -> None:
         self.sock = _connected(self._path)
+        self.sock.settimeout(self._timeout_s)
 
 
 def _connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     try:
+        sock.settimeout(ANSWER_S)
         sock.connect(str(path))
+        _check_peer(path, sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _check_peer(path: Path, sock: socket.socket) -> None:
+    """Keys are sent to root and to the caller's own processes alone. Raises NetworkError."""
+    uid = _peer_uid(sock)
+    if uid not in (0, os.geteuid()):
+        raise NetworkError(f"control socket {path}", f"its server runs as user {uid}", "run this as that user")
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """User of the process that listens (unix(7), SO_PEERCRED)."""
+    credentials = struct.Struct("iII")
+    pid_uid_gid = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return int(pid_uid_gid[1])
 
 
 class ControlClient:
@@ -66,19 +90,19 @@ class ControlClient:
 
     def status(self) -> Status:
         """See `Service.status`."""
-        return self._call("GET", "/v1/status", Status)
+        return self._call("GET", "/v1/status", Status, timeout_s=ANSWER_S)
 
     def info(self) -> ImageInfo:
         """See `Service.info`."""
         return self._call("GET", "/v1/info", ImageInfo)
 
-    def flush(self) -> None:
+    def flush(self) -> Done:
         """See `Service.flush`."""
-        self._call("POST", "/v1/flush", Done)
+        return self._call("POST", "/v1/flush", Done)
 
-    def stop(self) -> None:
+    def stop(self) -> Done:
         """See `Service.stop`."""
-        self._call("POST", "/v1/stop", Done)
+        return self._call("POST", "/v1/stop", Done)
 
     def keys(self) -> KeyList:
         """See `Service.keys`."""
@@ -100,16 +124,23 @@ class ControlClient:
 
     def lost(self, error: Exception) -> NetworkError:
         """The error for a server that went away or answers strangely."""
+        what = f"control socket {self._path}"
+        if isinstance(error, TimeoutError | BlockingIOError):  # the latter: its queue of connections is full
+            return NetworkError(what, "does not answer", "its server may be starting, ending or frozen")
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return NetworkError(f"control socket {self._path}", reason or type(error).__name__, "is its server running?")
+        return NetworkError(what, reason or type(error).__name__, "is its server running?")
 
-    def _call(self, method: str, path: str, kind: type[T], body: bytes | None = None) -> T:
-        for line in self._lines(method, path, body):
+    def _call(
+        self, method: str, path: str, kind: type[T], body: bytes | None = None, *, timeout_s: float | None = None
+    ) -> T:
+        for line in self._lines(method, path, body, timeout_s):
             return self._decode(line, kind)
         raise self.lost(EOFError("the answer broke off"))
 
-    def _lines(self, method: str, path: str, body: bytes | None = None) -> Iterator[bytes]:
-        connection = _UnixConnection(self._path)
+    def _lines(
+        self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None
+    ) -> Iterator[bytes]:
+        connection = _UnixConnection(self._path, timeout_s)
         try:
             connection.request(method, path, body)
             with connection.getresponse() as response:
@@ -122,8 +153,8 @@ class ControlClient:
     def _decode(self, line: bytes, kind: type[T]) -> T:
         try:
             if not line.startswith(b'{"error"'):
-                return msgspec.json.decode(line, type=kind)
-            failure = msgspec.json.decode(line, type=Failure)
-        except msgspec.MsgspecError as error:
+                return msgspec.convert(json.loads(line), kind)
+            failure = msgspec.convert(json.loads(line), Failure)
+        except (ValueError, msgspec.MsgspecError) as error:
             raise self.lost(error) from None
         raise failure.error.exception()

@@ -3,6 +3,7 @@
 The last line is the result; lines before it tell of progress. The client cancels by closing the connection.
 """
 
+import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -138,7 +139,8 @@ class Exchange:
         return self._http.send(h11.Response(status_code=status, headers=headers)) or b""
 
     def _line(self, line: object) -> bytes:
-        return self._http.send(h11.Data(data=msgspec.json.encode(line) + b"\n")) or b""
+        text = json.dumps(msgspec.to_builtins(line), separators=(",", ":"))  # ASCII: paths need not be valid text
+        return self._http.send(h11.Data(data=text.encode() + b"\n")) or b""
 
     async def _send(self, data: bytes) -> None:
         try:

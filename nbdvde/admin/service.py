@@ -11,7 +11,7 @@ from nbdvde import workers
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import CheckLine, Client, Done, KeyList, KeyRequest, Progress, Status
-from nbdvde.engine.access import fresh
+from nbdvde.engine.access import fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
@@ -79,7 +79,7 @@ class Service:
         return Done()
 
     async def stop(self, body: bytes, emit: Emit) -> Done:
-        """Begin a clean stop."""
+        """Begin a clean stop; once more, do not wait for clients any longer."""
         self._stop()
         return Done()
 
@@ -105,7 +105,8 @@ class Service:
 
     async def _change_keys(self, action: Action, body: bytes) -> KeyList:
         image, request = self._encrypted_image(), _parse(body, KeyRequest)
-        await image.update_keys(lambda area: apply(action, request, area, fresh()))
+        with naming(image.path):
+            await image.update_keys(lambda area: apply(action, request, area, fresh()))
         return KeyList((await workers.run(_key_area, image)).slots())
 
     def _the_image(self) -> Image:

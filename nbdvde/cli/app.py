@@ -39,6 +39,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class ControlAction(StrEnum):
+    """What a running server is asked for."""
+
+    STATUS = "status"
+    FLUSH = "flush"
+    STOP = "stop"
+
+
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="Path of the image.", show_default=False)]
 KeyFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Key file, mode 0600; without it a passphrase is asked for.")
@@ -156,6 +164,30 @@ def check(image: ImageArgument, key_file: KeyFile = None, control: Control = Non
     else:
         output.report(image, report)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
+
+
+@app.command()
+def ctl(
+    image: ImageArgument,
+    action: Annotated[
+        ControlAction,
+        typer.Argument(
+            metavar="ACTION", show_default=False,
+            help="status: tell what is served to whom; flush: make all writes durable; stop: begin a clean stop.",
+        ),
+    ],
+    control: Control = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Ask something of the running server of an image."""
+    server = _image(image, None, control).server()
+    if action is ControlAction.STATUS:
+        found = server.status()
+        output.json(found) if json else output.status(found)
+        return
+    done = server.flush() if action is ControlAction.FLUSH else server.stop()
+    if json:
+        output.json(done)
 
 
 @key_app.command("list")

@@ -13,7 +13,7 @@ from nbdvde.admin.messages import KeyList, KeyRequest, SecretBody
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.report import CheckReport, ImageInfo
-from nbdvde.errors import InUseError
+from nbdvde.errors import InUseError, NetworkError
 
 
 class ImageByPath:
@@ -26,6 +26,13 @@ class ImageByPath:
     @cached_property
     def _served(self) -> ControlClient | None:
         return connect(self._control)
+
+    def server(self) -> ControlClient:
+        """The running server. Raises NetworkError when there is none."""
+        if self._served is None:
+            hint = "serve the image first, or name its socket with --control"
+            raise NetworkError(f"control socket {self._control}", "no server listens there", hint)
+        return self._served
 
     def info(self) -> ImageInfo:
         """All that can be told; without a key file that is less of an encrypted image at rest."""
@@ -90,7 +97,8 @@ class ImageByPath:
 
     def secret(self) -> Secret | None:
         """What opens the image; None when it is not encrypted."""
-        if not self._key_file and nbdvde.read_info(self._path).encryption == "none":
+        encryption = nbdvde.read_info(self._path).encryption  # also tells first what is wrong with the image
+        if encryption == "none" and not self._key_file:
             return None
         return keysource.secret(self._key_file)
 

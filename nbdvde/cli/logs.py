@@ -2,9 +2,8 @@
 
 import logging
 from datetime import UTC, datetime
+from json import dumps
 from typing import Literal
-
-import msgspec
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,7 +20,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(fields).decode()
+        return dumps(fields)  # in ASCII: names of files need not be valid text
 
 
 def configure_logging(form: Literal["text", "json"]) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbdvde.engine.report import CheckReport, ImageInfo
-from nbdvde.errors import ExitCode, NbdvdeError
+from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
+    from nbdvde.admin.messages import Status
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -46,13 +47,17 @@ def failure(error: NbdvdeError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def bug(error: BaseException) -> int:
-    """Tell of an exception nobody expected, with its traceback in a file."""
-    with tempfile.NamedTemporaryFile("w", prefix="nbdvde-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
+def bug(error: BaseException) -> NbdvdeError:
+    """What tells of an exception nobody expected, with its traceback in a file."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    note(f"unexpected failure: {text} (this is a bug; please report it with {file.name})")
-    return ExitCode.UNEXPECTED
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="nbdvde-", suffix=".log", delete=False, errors="backslashreplace"
+        ) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return NbdvdeError("unexpected failure", text, "this is a bug; there was no place for a log")
+    return NbdvdeError("unexpected failure", text, f"this is a bug; please report it with {file.name}")
 
 
 def size(count: int) -> str:
@@ -80,7 +85,33 @@ def info(image: ImageInfo) -> None:
     for disk in image.disks:
         used = f", {size(disk.logical_bytes)} in {size(disk.stored_bytes)}" if disk.stored_bytes else ""
         facts.append((f"disk {disk.name}", size(disk.size) + used))
-    facts += [(name, str(value)) for name, value in image.statistics.items()]
+    if taken := image.statistics.get("bytes_in"):
+        facts.append(("written", _compressed(int(taken), int(image.statistics["bytes_stored"]))))
+    _aligned(facts)
+
+
+def _compressed(taken: int, stored: int) -> str:
+    """What clients wrote and what it took, since the image was made."""
+    saved = f"{size(taken - stored)} saved, " if taken > stored else ""
+    return f"{size(taken)} stored in {size(stored)} ({saved}ratio {taken / (stored or 1):.2f})"
+
+
+def status(server: "Status") -> None:
+    """What `ctl IMAGE status` tells, as text."""
+    facts = [
+        ("version", server.version),
+        ("pid", str(server.pid)),
+        ("uptime", f"{server.uptime_s:.0f} s"),
+        ("image", server.image or "none, the disk is in memory"),
+        ("mode", "read-only" if server.read_only else "read-write"),
+        ("exports", ", ".join(server.exports)),
+    ]
+    facts += [("address", address) for address in server.addresses]
+    facts += [
+        (f"client {client.number}", f"{client.peer}, {client.export or 'handshake'}") for client in server.clients
+    ]
+    if server.failure:
+        facts.append(("failure", server.failure))
     _aligned(facts)
 
 

@@ -42,7 +42,7 @@ The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` w
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
 
-COMMANDS = ("create", "serve", "info", "check", "key list", "key add", "key remove", "key change")
+COMMANDS = ("create", "serve", "info", "check", "ctl", "key list", "key add", "key remove", "key change")
 
 
 def reference() -> str:

@@ -40,8 +40,6 @@ def _call(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         output.note("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        raise
     except BaseExceptionGroup as group:
         return _meet(next(_leaves(group)), group)
     except Exception as error:  # noqa: BLE001 - the last place that can tell the user
@@ -49,9 +47,9 @@ def _call(arguments: Sequence[str]) -> int:
 
 
 def _meet(error: BaseException, whole: BaseException) -> int:
-    """Raise what a person understands; what is left is a bug."""
+    """Raise what a person understands; what is left is a bug, and told as one."""
     match error:
-        case NbdvdeError():
+        case NbdvdeError() | BrokenPipeError():
             raise error
         case KeyboardInterrupt():
             output.note("interrupted")
@@ -60,7 +58,7 @@ def _meet(error: BaseException, whole: BaseException) -> int:
             raise NoSpaceError(str(error.filename or "host"), "no space left", "free some") from None
         case OSError(filename=str() as path):
             raise ImageError(path, (error.strerror or str(error)).lower(), "check the path") from None
-    return output.bug(whole)
+    raise output.bug(whole) from None
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -75,7 +75,8 @@ class _Serving:
         self._plan, self._secret = plan, secret
         self._server: Server | None = None
         self._held = ExitStack()
-        self._starting = trio.CancelScope()
+        self._starting, self._clients = trio.CancelScope(), trio.CancelScope()
+        self._stopping = False
 
     async def run(self) -> None:
         """Start, serve, stop. Nothing is written to the image before every listener is bound."""
@@ -90,11 +91,14 @@ class _Serving:
                 nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
-        """Begin a clean stop."""
-        if self._server:
-            self._server.stop()
-        else:
+        """Begin a clean stop; when it has begun, end the waiting for clients."""
+        if self._server is None:
             self._starting.cancel()
+        elif self._stopping:
+            self._clients.cancel()
+        else:
+            self._stopping = True
+            self._server.stop()
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for _ in signals:
@@ -140,11 +144,17 @@ class _Serving:
                     server, image, exports=[name], addresses=uris, read_only=disk.read_only, stop=self.stop
                 )
                 await nursery.start(http.serve, control.sockets[0], service.routes())
-            async with trio.open_nursery() as serving:
-                await serving.start(server.run, listeners)
-                self._held.enter_context(_pid_file(self._plan.options.server.pid_file))
-                self._announce(name, uris)
+            with self._clients:
+                await self._serve_clients(server, listeners, name, uris)
             nursery.cancel_scope.cancel()
+
+    async def _serve_clients(
+        self, server: Server, listeners: Sequence[Listener], name: str, uris: Sequence[str]
+    ) -> None:
+        async with trio.open_nursery() as serving:
+            await serving.start(server.run, listeners)
+            self._held.enter_context(_pid_file(self._plan.options.server.pid_file))
+            self._announce(name, uris)
 
     def _announce(self, name: str, uris: Sequence[str]) -> None:
         for uri in uris:
@@ -166,7 +176,7 @@ def uris_of(listener: Listener) -> list[str]:
     """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
     address = listener.address
     if isinstance(address, UnixAddress):
-        return [f"nbd+unix:///?socket={quote(str(address.path.absolute()))}"]
+        return [f"nbd+unix:///?socket={quote(os.fsencode(address.path.absolute()))}"]
     return [f"nbd://{place}/" for place in ([address] if address.port else listener.bound)]
 
 
@@ -185,12 +195,27 @@ def _pid_file(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    path = Path(name)
+    path, text = Path(name), f"{os.getpid()}\n"
     try:
-        path.write_text(f"{os.getpid()}\n")
+        _refuse_other_content(path)
+        path.write_text(text)
     except OSError as error:
         raise UsageError(f"pid file {path}", error.strerror or "cannot be written", "check --pid-file") from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if path.read_bytes() == text.encode():
+                path.unlink()
+
+
+def _refuse_other_content(path: Path) -> None:
+    """A pid file may be left over; anything else must not be lost."""
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            content = file.read(32).strip()
+        if not content or content.isdigit():
+            return
+    raise UsageError(f"pid file {path}", "exists and holds something else", "choose another name")

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,10 +66,8 @@ async def serving(folder: Path, image: Any) -> AsyncIterator[Served]:
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(http.serve, listener.sockets[0], made.routes())
-        client = connect(path)
-        assert client is not None
         try:
-            yield Served(client, server, stopped)
+            yield Served(ControlClient(path), server, stopped)
         finally:
             nursery.cancel_scope.cancel()
             listener.close()
@@ -101,6 +99,47 @@ async def test_info_check_and_flush(image_path: Path) -> None:
         report = await control.ask(control.client.check, lambda done, total: None)
     assert report.ok
     assert report.units_verified > 1
+
+
+async def test_connect(image_path: Path) -> None:
+    async with served(image_path) as (control, _):
+        assert await control.ask(connect, image_path.parent / "ctl") is not None
+
+
+def test_frozen_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdvde.admin.client.ANSWER_S", 0.05)
+    path = tmp_path / "ctl"
+    with ExitStack() as opened:
+        frozen = opened.enter_context(socket.socket(socket.AF_UNIX))
+        frozen.bind(str(path))
+        frozen.listen(8)
+        with pytest.raises(NetworkError, match="does not answer"):
+            connect(path)
+        for _ in range(10):
+            waiting = opened.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(path))
+        with pytest.raises(NetworkError, match="does not answer"):
+            connect(path)
+
+
+async def test_socket_of_another_user(image_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(image_path) as (control, image):
+        before = image.key_area
+        request = KeyRequest(SecretBody.of(FIRST), SecretBody.of(SECOND))
+        monkeypatch.setattr("nbdvde.admin.client._peer_uid", lambda sock: os.geteuid() + 1)
+        for call in (lambda: control.client.change_keys("add", request), lambda: connect(image_path.parent / "ctl")):
+            with pytest.raises(NetworkError, match=f"user {os.geteuid() + 1}"):
+                await control.ask(call)
+        assert image.key_area == before
+
+
+async def test_path_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.vde")
+    nbdvde.create_image(path, 1 << 20, secret=None)
+    async with nbdvde.open_image(path) as image, serving(tmp_path, image) as control:
+        assert (await control.ask(control.client.info)).path == str(path)
+        assert (await control.ask(control.client.status)).image == str(path)
 
 
 async def test_stop(image_path: Path) -> None:
@@ -135,6 +174,7 @@ async def test_keys(image_path: Path) -> None:
         ("remove", KeyRequest(SecretBody.of(FIRST)), RefusedError),
         ("remove", KeyRequest(SecretBody.of(FIRST), slot=99), UsageError),
         ("add", KeyRequest(SecretBody.of(FIRST)), UsageError),
+        ("add", KeyRequest(SecretBody.of(FIRST), SecretBody.of(FIRST)), RefusedError),
         ("add", KeyRequest(SecretBody.of(FIRST), SecretBody.of(SECOND), slot=0), RefusedError),
     ],
 )

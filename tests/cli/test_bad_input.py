@@ -1,6 +1,8 @@
 """Bad input: one clear line, an exit code of its own, nothing lost."""
 
+import errno
 import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import pytest
 from blake3 import blake3
 
 from nbdvde import keysource
-from nbdvde.engine.layout import SUPERBLOCKS
-from tests.cli.conftest import ENVIRONMENT, KEY, Command, write_key
+from nbdvde.engine.keys import KeyFile
+from nbdvde.engine.layout import KEY_AREAS, SUPERBLOCKS
+from tests.cli.conftest import ENVIRONMENT, KEY, Command, add_cheaply, write_key
 
 EXITS = ("info", "check", "serve")
 
@@ -161,6 +164,77 @@ def test_bad_key_files(command: Command, image: Path, key_file: Path) -> None:
     short = write_key(key_file.with_name("short"), KEY[:31])
     command("create", "new.vde", "1M", "--key-file", short).fails(4, "31 bytes")
     assert not Path("new.vde").exists()
+
+
+@pytest.mark.parametrize("words", [["info"], ["check"], ["serve", "--listen", "unix:s"], ["key", "list"]])
+def test_fifo_as_image(command: Command, tmp_path: Path, words: list[str]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    command(*words, "fifo").fails(3, "neither a file nor a block device")
+
+
+def test_fifo_as_configuration(command: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    command("serve", "--memory", "1M", "--config", "fifo").fails(2, "fifo", "not a regular file")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_image_that_cannot_be_written(
+    command: Command, plain_image: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.open
+
+    def read_only(path: object, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR and str(path) == str(plain_image):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, flags, *mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    command("serve", plain_image, "--listen", "unix:s").fails(9, str(plain_image), "--read-only")
+
+
+def test_damaged_key_area(command: Command, image: Path) -> None:
+    with image.open("r+b") as file:
+        for offset in KEY_AREAS:
+            file.seek(offset)
+            file.write(b"\0" * 4096)
+    command("info", image).fails(6, "key area")
+
+
+def test_key_that_opens_the_image_already(command: Command, image: Path, key_file: Path) -> None:
+    two = write_key(key_file.with_name("two"), b"2" * 32)
+    add_cheaply(image, KeyFile(b"2" * 32))
+    given = ["--key-file", key_file, "--new-key-file"]
+    command("key", "add", image, *given, key_file).fails(9, "already", "slot 0")
+    command("key", "change", image, *given, two).fails(9, "already", "slot 1")
+    assert command("key", "change", image, *given, key_file).code == 0
+
+
+def test_nothing_to_listen_on(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text("[server]\nlisten = []\n")
+    command("serve", "--memory", "1M", "--config", "server.toml").fails(2, "server.toml", "server.listen")
+
+
+@pytest.mark.parametrize("content", ["my diary\n", "1234 5678\n", "x" * 100])
+def test_pid_file_that_is_something_else(command: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / "pid").write_text(content)
+    result = command("serve", "--memory", "1M", "--listen", "unix:s", "--pid-file", "pid")
+    assert result.code == 2
+    assert "pid file pid: exists and holds something else" in result.err
+    assert (tmp_path / "pid").read_text() == content
+
+
+def test_hints(command: Command, image: Path, key_file: Path, tmp_path: Path) -> None:
+    wrong = write_key(tmp_path / "wrong", b"w" * 32)
+    command("check", image, "--key-file", wrong).fails(4, f"{image}: wrong key")
+    command("serve", "--memory", "1000", "--listen", "unix:s").fails(2, "(a multiple of 512, like 1K)")
+    command("serve", "--memory", "1M", "--listen", "192.0.2.1:1234").fails(8, "another address of this machine")
+    command("serve", "--memory", "1M", "--listen", "unix:" + "x" * 108).fails(8, "shorter path")
+    command("key", "remove", image, "--key-file", key_file, "--slot", 16).fails(2, "nbdvde key list")
+
+
+def test_nobody_to_ask(command: Command, image: Path) -> None:
+    command("ctl", image, "stop").fails(8, "no server listens", "--control")
+    command("ctl", image, "dance").fails(2, "dance")
 
 
 def test_unknown_configuration(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -85,6 +86,23 @@ def test_name_that_is_no_text(command: Command, plain_image: Path) -> None:
 def test_info_as_text(command: Command, image: Path) -> None:
     lines = command("info", image).out.splitlines()
     assert {"encryption   aes-256-gcm", "keys         1", "disk disk    1M"} < set(lines)
+
+
+@pytest.mark.parametrize(
+    ("taken", "stored", "text"),
+    [
+        (8 << 20, 2 << 20, "8M stored in 2M (6M saved, ratio 4.00)"),
+        (1 << 20, 2 << 20, "1M stored in 2M (ratio 0.50)"),
+    ],
+)
+def test_info_tells_what_compression_did(
+    capsys: pytest.CaptureFixture[str], plain_image: Path, taken: int, stored: int, text: str
+) -> None:
+    info = nbdvde.read_info(plain_image)
+    output.info(info)
+    assert "written" not in capsys.readouterr().out
+    output.info(msgspec.structs.replace(info, statistics={"bytes_in": taken, "bytes_stored": stored}))
+    assert f"written      {text}" in capsys.readouterr().out.splitlines()
 
 
 def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:

@@ -1,6 +1,7 @@
 """How a command ends, whatever happens in it."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from nbdvde.cli import images
 from nbdvde.cli.progress import ProgressBar
+from nbdvde.cli.serve import uris_of
 from nbdvde.errors import NetworkError
+from nbdvde.server import Listener, UnixAddress
 from tests.cli.conftest import ENVIRONMENT, Command
 
 
@@ -34,6 +37,19 @@ def test_bug_is_one_line_and_a_log(failing, tmp_path: Path) -> None:
     (log,) = tmp_path.glob("nbdvde-*.log")
     assert str(log) in result.err
     assert "Traceback" in log.read_text()
+
+
+def test_bug_as_json(failing, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ValueError("bad"))
+    result = command("info", "x.vde", "--json")
+    assert result.code == result.json["error"]["code"] == 1
+    assert result.json["error"]["message"] == "unexpected failure: ValueError: bad"
+
+    def nowhere(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", nowhere)
+    failing(ValueError("bad")).fails(1, "ValueError: bad", "no place for a log")
 
 
 def test_interrupt(failing) -> None:
@@ -68,6 +84,28 @@ def test_reader_that_goes_away(plain_image: Path) -> None:
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert done.stdout in ("0\n", "1\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_output(plain_image: Path, closed: str) -> None:
+    words = ["bash", "-c", f'"$0" -m nbdvde info "$1" {closed}', sys.executable, str(plain_image)]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_reader_of_uris_that_goes_away(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "nbdvde", "serve", "--memory", "1M", "--listen", "unix:s", "--print-uri"]
+    try:
+        done = subprocess.run(
+            words, env=ENVIRONMENT, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == "nbdvde: serving disk on " + uris_of(Listener(UnixAddress(tmp_path / "s"), []))[0] + "\n"
 
 
 def test_version_imports_little() -> None:

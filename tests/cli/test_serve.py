@@ -1,10 +1,13 @@
 """The real `nbdvde serve`, from its start to a clean stop."""
 
 import json
+import os
 import signal
 import socket
 import stat
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import trio
@@ -17,7 +20,7 @@ from nbdvde.config import Options
 from nbdvde.engine.access import read_info
 from nbdvde.errors import RefusedError
 from nbdvde.server import Listener, TcpAddress, UnixAddress
-from tests.cli.conftest import Command, serving
+from tests.cli.conftest import Command, Result, serving
 
 
 def greets(path: Path) -> bool:
@@ -110,6 +113,60 @@ def test_stop_by_the_control_socket(tmp_path: Path) -> None:
         client.stop()
         assert server.wait()[0] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctl(command: Command, image: Path, key_file: Path) -> None:
+    with serving(image, "--key-file", key_file, "--listen", "unix:sock", cwd=image.parent) as server:
+        status = command("ctl", image, "status", "--json").json
+        assert (status["pid"], status["image"], status["addresses"]) == (server.process.pid, str(image), server.uris)
+        lines = command("ctl", image, "status").out.splitlines()
+        assert ["pid", str(server.process.pid)] in [line.split() for line in lines]
+        assert command("ctl", image, "flush") == Result(0, "", "")
+        assert command("ctl", image, "flush", "--json").json == {"done": True}
+        assert command("ctl", image, "stop").code == 0
+        assert server.wait()[0] == 0
+
+
+def test_second_signal_ends_the_wait_for_clients(command: Command, image: Path, key_file: Path) -> None:
+    (image.parent / "server.toml").write_text("[limits]\nstop_s = 600\n")
+    options = ["--key-file", key_file, "--listen", "unix:sock", "--config", "server.toml"]
+    with (
+        serving(image, *options, cwd=image.parent) as server,
+        socket.socket(socket.AF_UNIX) as client,
+        client.makefile("rb") as answers,
+    ):
+        client.connect(str(image.parent / "sock"))
+        begin_transmission(client, answers)
+        client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 0, 0, 4096))  # a write whose data never comes
+        assert command("ctl", image, "stop").code == 0
+        assert server.stop()[0] == 0
+    assert command("check", image, "--key-file", key_file).code == 0
+    assert read_info(image).disks
+
+
+def begin_transmission(client: socket.socket, answers: BinaryIO) -> None:
+    """Fixed newstyle, NBD_OPT_EXPORT_NAME of the default export (NBD proto.md)."""
+    assert len(answers.read(18)) == 18
+    client.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 0))
+    assert len(answers.read(10)) == 10
+
+
+def test_pid_file_of_an_ended_server(tmp_path: Path) -> None:
+    (tmp_path / "pid").write_text("4194304\n")
+    with serving("--memory", "1M", "--listen", "unix:sock", "--pid-file", "pid", cwd=tmp_path) as server:
+        assert (tmp_path / "pid").read_text() == f"{server.process.pid}\n"
+        (tmp_path / "pid").write_text("1\n")  # of another server
+        assert server.stop()[0] == 0
+    assert (tmp_path / "pid").read_text() == "1\n"
+
+
+def test_names_that_are_no_text(plain_image: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    folder = plain_image.parent
+    plain_image.rename(folder / f"{name}.vde")
+    with serving(f"{name}.vde", "--listen", f"unix:{name}", "--log-format", "json", cwd=folder) as server:
+        assert server.uris == [f"nbd+unix:///?socket={folder}/caf%E9"]
+        assert server.stop()[0] == 0
 
 
 def test_killed_server_leaves_an_image_that_opens(command: Command, image: Path, key_file: Path) -> None:
