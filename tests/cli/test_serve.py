@@ -7,7 +7,6 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import trio
@@ -16,9 +15,10 @@ import trio.testing
 from nbdvde.admin.client import ControlClient
 from nbdvde.cli import serve
 from nbdvde.cli.serve import uris_of
-from nbdvde.config import Options
+from nbdvde.config import LimitOptions, Options, ServerOptions
 from nbdvde.engine.access import read_info
 from nbdvde.errors import RefusedError
+from nbdvde.memory import MemoryDisk
 from nbdvde.server import Listener, TcpAddress, UnixAddress
 from tests.cli.conftest import Command, Result, serving
 
@@ -127,28 +127,39 @@ def test_ctl(command: Command, image: Path, key_file: Path) -> None:
         assert server.wait()[0] == 0
 
 
-def test_second_signal_ends_the_wait_for_clients(command: Command, image: Path, key_file: Path) -> None:
-    (image.parent / "server.toml").write_text("[limits]\nstop_s = 600\n")
-    options = ["--key-file", key_file, "--listen", "unix:sock", "--config", "server.toml"]
-    with (
-        serving(image, *options, cwd=image.parent) as server,
-        socket.socket(socket.AF_UNIX) as client,
-        client.makefile("rb") as answers,
-    ):
-        client.connect(str(image.parent / "sock"))
-        begin_transmission(client, answers)
-        client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 0, 0, 4096))  # a write whose data never comes
-        assert command("ctl", image, "stop").code == 0
-        assert server.stop()[0] == 0
-    assert command("check", image, "--key-file", key_file).code == 0
-    assert read_info(image).disks
+async def test_second_stop_ends_the_wait_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(self: object) -> None:
+        flushing.set()
+        await trio.sleep_forever()
+
+    flushing, ended = trio.Event(), trio.Event()
+    monkeypatch.setattr(MemoryDisk, "flush", never)
+    options = Options(server=ServerOptions(listen=(f"unix:{tmp_path}/sock",)), limits=LimitOptions(stop_s=600))
+    plan = serve.Plan.make(None, "1M", options)
+    server = serve._Serving(plan, None)
+
+    async def run() -> None:
+        await server.run()
+        ended.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.testing.wait_all_tasks_blocked()
+            async with await trio.open_unix_socket(str(tmp_path / "sock")) as client:
+                await client.send_all(FLUSH_AT_ONCE)
+                await flushing.wait()
+                server.stop()
+                await trio.testing.wait_all_tasks_blocked()
+                assert not ended.is_set()
+                server.stop()
+                await ended.wait()
 
 
-def begin_transmission(client: socket.socket, answers: BinaryIO) -> None:
-    """Fixed newstyle, NBD_OPT_EXPORT_NAME of the default export (NBD proto.md)."""
-    assert len(answers.read(18)) == 18
-    client.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 0))
-    assert len(answers.read(10)) == 10
+FLUSH_AT_ONCE = (
+    struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0)  # NBD_OPT_EXPORT_NAME of the default export (NBD proto.md)
+    + struct.pack(">IHHQQI", 0x25609513, 0, 3, 0, 0, 0)
+)
 
 
 def test_pid_file_of_an_ended_server(tmp_path: Path) -> None:
