@@ -74,8 +74,15 @@ class Disk(abc.ABC):
         await self.zero(offset, length, allocate=False)
 
     @abc.abstractmethod
-    async def flush(self) -> None:
-        """Make everything that was accepted before this call durable."""
+    def flush_nowait(self) -> bool:
+        """Whether everything that was accepted so far is durable already."""
+
+    @abc.abstractmethod
+    async def flush(self, *, alone: bool = False) -> None:
+        """Make everything that was accepted before this call durable.
+
+        With `alone` nobody else is being served just now, so that it may hold up the event loop for a moment (< 1 ms).
+        """
 
     @abc.abstractmethod
     async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:

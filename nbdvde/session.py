@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from nbdvde import workers
 from nbdvde.disk import Buffer, Disk
 from nbdvde.errors import NbdErrno, NbdvdeError, UnsupportedError
 from nbdvde.metrics import Metrics
@@ -191,7 +192,7 @@ class Session:
                     await self._room()
                 work += len(requests)
             else:
-                count = await transport.receive(parser.targets(), poll=not self.requests_in_flight.used)
+                count = await transport.receive(parser.targets(), poll=not (self.requests_in_flight.used or workers.busy()))
                 if not count:
                     return
                 parser.received(count)

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, ParamSpec, TypeVar, cast
 
@@ -44,6 +45,11 @@ class _Threads:
         """A job has ended. Called on the event loop's thread."""
         self._busy -= 1
 
+    @property
+    def busy(self) -> bool:
+        """Whether any job has not ended yet."""
+        return self._busy > 0
+
     def _work(self) -> None:
         while True:
             self._jobs.get()()
@@ -52,21 +58,72 @@ class _Threads:
 _threads = _Threads(16)
 
 
+def busy() -> bool:
+    """Whether a thread works at something just now, so that the event loop had better not look for work."""
+    return _threads.busy
+
+
 async def run(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking function in a thread. A cancelled caller still waits for it to end."""
-    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
-
-    def job() -> None:
-        result = outcome.capture(function, *args, **kwargs)
-        token.run_sync_soon(_resume, task, result)
-
-    _threads.submit(job)
-    return cast(T, await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED))
+    return await _Call(partial(function, *args, **kwargs)).result()
 
 
-def _resume(task: trio.lowlevel.Task, result: outcome.Outcome[object]) -> None:
-    _threads.done()
-    trio.lowlevel.reschedule(task, result)
+class _Call(Generic[T]):
+    """A function that a thread is calling, and what it answered."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._task, self._token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        self._ended, self._taken = threading.Lock(), threading.Lock()
+        self._ended.acquire()
+        _threads.submit(self._call)
+
+    def _call(self) -> None:
+        self._outcome: outcome.Outcome[T] = outcome.capture(self._function)
+        self._ended.release()
+        if not self._taken.acquire(blocking=False):
+            self._token.run_sync_soon(self._resume)
+
+    def _resume(self) -> None:
+        trio.lowlevel.reschedule(self._task, self._outcome)
+
+    def ends_in(self, seconds: float) -> bool:
+        """Hold up the event loop until the call has ended, or for so long."""
+        return self._ended.acquire(timeout=seconds)
+
+    async def result(self) -> T:
+        """Wait until the call has ended; what it answered or raised."""
+        try:
+            if self._taken.acquire(blocking=False):
+                return cast(T, await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED))
+            return self._outcome.unwrap()
+        finally:
+            _threads.done()
+
+
+class Patience:
+    """Waits for a thread without giving way to the event loop, a moment only, and while calls tend to end in it.
+
+    For a time when nobody else is being served: one 4 KiB write after the other, a flush each, took 350 µs in the
+    engine with a round of the event loop and XXX without (fdatasync alone: 90).
+    """
+
+    _MOMENT_S = 0.0003
+    _CREDIT_MAX, _CREDIT_OF_A_MISS = 32, 8
+
+    def __init__(self) -> None:
+        self._credit = 0
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run` of this module."""
+        call = _Call(partial(function, *args, **kwargs))
+        if self._credit <= 0:
+            self._credit += 1
+        elif call.ends_in(self._MOMENT_S):
+            self._credit = min(self._credit + 1, self._CREDIT_MAX)
+        else:
+            self._credit -= self._CREDIT_OF_A_MISS
+        return await call.result()
 
 
 def parallel(function: Callable[[Sequence[A]], list[T]], items: Sequence[A]) -> list[T]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from sortedcontainers import SortedDict
 
 from nbdvde.disk import BLOCK, Buffer
+from nbdvde.engine.layout import FRAME_BLOCKS
 
 _LEAF_BLOCKS, _LEAF_COST = 512, 128
 
@@ -81,16 +82,31 @@ def zero_cost(start: int, stop: int, allocated: bool) -> int:
 class Generation:
     """What was written since the last commit: whole blocks, and zeroed ranges beneath them."""
 
-    __slots__ = ("blocks", "payload", "zeroes")
+    __slots__ = ("_frames", "blocks", "payload", "zeroes")
 
     def __init__(self) -> None:
         self.blocks: dict[int, Buffer] = {}
+        self._frames: dict[int, tuple[list[memoryview], memoryview]] = {}
+        """By first block: the pages of a frame that were written together, and all of it."""
         self.zeroes = ZeroRanges()
         self.payload = 0
         """Bytes accepted, replaced ones included: what the memory and the log can cost at most."""
 
     def __bool__(self) -> bool:
         return bool(self.blocks) or bool(self.zeroes)
+
+    def put(self, first: int, data: memoryview) -> None:
+        """Take over whole blocks."""
+        pages = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+        self.blocks.update(enumerate(pages, first))
+        for at in range(0, len(pages) - FRAME_BLOCKS + 1, FRAME_BLOCKS):
+            frame = data[at * BLOCK : (at + FRAME_BLOCKS) * BLOCK]
+            self._frames[first + at] = pages[at : at + FRAME_BLOCKS], frame
+
+    def frame(self, first: int, pages: list[Buffer]) -> Buffer:
+        """The pages from block `first` joined: without a copy if they still are what was written together."""
+        written = self._frames.get(first)
+        return written[1] if written and written[0] == pages else b"".join(pages)
 
     def zero(self, start: int, stop: int, allocated: bool) -> None:
         """Zero the blocks [start, stop): cost is the smaller of their number and of the blocks held."""

@@ -9,7 +9,7 @@ frames, only the blocks.
 
 import struct
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import zstandard
 
@@ -34,19 +34,11 @@ class Compressor:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=False) if level else None
 
     def encode(self, extents: Sequence[Sequence[Buffer]]) -> list[bytes]:
-        """Plaintext of each of the given extents, lists of 4096-byte blocks."""
+        """Plaintext of each of the given extents, lists of frames."""
         if self._zstd is None:
-            return [_stored(b"".join(pages)) for pages in extents]
-        frames: list[Buffer] = [
-            b"".join(pages[i : i + FRAME_BLOCKS]) for pages in extents for i in range(0, len(pages), FRAME_BLOCKS)
-        ]
-        packed = self._compress(frames)
-        plaintexts, at = [], 0
-        for pages in extents:
-            count = (len(pages) + FRAME_BLOCKS - 1) // FRAME_BLOCKS
-            plaintexts.append(_assemble(frames[at : at + count], packed[at : at + count]))
-            at += count
-        return plaintexts
+            return [_stored(frames) for frames in extents]
+        packed = iter(self._compress([frame for frames in extents for frame in frames]))
+        return [_assemble(frames, list(islice(packed, len(frames)))) for frames in extents]
 
     def _compress(self, frames: list[Buffer]) -> list[bytes]:
         """Many at once in one call: released for 13 µs at a time, the interpreter lock never reaches another thread."""
@@ -62,12 +54,12 @@ def _assemble(frames: Sequence[Buffer], packed: Sequence[Buffer]) -> bytes:
     kept = [small if len(small) < len(raw) * _KEEP_BELOW else raw for raw, small in zip(frames, packed, strict=True)]
     ends = list(accumulate(map(len, kept)))
     if ends[-1] >= sum(map(len, frames)) * _KEEP_BELOW:
-        return _stored(b"".join(frames))
+        return _stored(frames)
     return b"".join((_HEAD.pack(ZSTD, 0, 0), struct.pack(f"<{len(ends)}I", *ends), *kept))
 
 
-def _stored(data: bytes) -> bytes:
-    return _HEAD.pack(STORED, 0, 0) + data
+def _stored(frames: Sequence[Buffer]) -> bytes:
+    return b"".join((_HEAD.pack(STORED, 0, 0), *frames))
 
 
 def _tables() -> list[tuple[Callable[[bytes, int], tuple[int, ...]], int]]:

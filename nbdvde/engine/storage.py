@@ -36,6 +36,9 @@ class Storage(abc.ABC):
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after the other. After an error any part of them may be there."""
 
+    def begin_sync(self, offset: int, length: int) -> None:  # noqa: B027 - a hint, free to ignore
+        """Hint that the range was written and will be synced soon."""
+
     @abc.abstractmethod
     def sync(self) -> None:
         """Make every write, allocation and truncation before this call durable (fdatasync)."""
@@ -108,6 +111,9 @@ class FileStorage(Storage):
                 done += os.pwrite(self._fd, rest[done:], offset + done)
         return total
 
+    def begin_sync(self, offset: int, length: int) -> None:
+        begin_writeback(self._fd, offset, length)
+
     def sync(self) -> None:
         os.fdatasync(self._fd)
 
@@ -124,6 +130,8 @@ class FileStorage(Storage):
         os.close(self._fd)
 
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_SYNC_FILE_RANGE_WRITE = 2
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
@@ -132,3 +140,8 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
     libc.fallocate(fd, flags, ctypes.c_int64(offset), ctypes.c_int64(length))
+
+
+def begin_writeback(fd: int, offset: int, length: int) -> None:
+    """Have the host begin to write a range to the device (sync_file_range(2)); Python has no call for it."""
+    _LIBC.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)

@@ -187,7 +187,7 @@ class Volume(Disk):
         if length == BLOCK and not offset & _MASK:
             self.active.blocks[first] = bytes(data)
         elif not (offset | length) & _MASK:
-            self._put_aligned(first, data if owned else memoryview(bytes(data)))
+            self.active.put(first, data if owned else memoryview(bytes(data)))
         else:
             edges = self._edges_nowait(offset, length, first, stop)
             if edges is None:
@@ -206,7 +206,7 @@ class Volume(Disk):
             if edges:
                 self._put_merged(offset, data, first, edges)
             else:
-                self._put_aligned(first, data if owned else memoryview(bytes(data)))
+                self.active.put(first, data if owned else memoryview(bytes(data)))
             self.active.payload += (stop - first) * BLOCK
         finally:
             self._lock.release(claim)
@@ -216,10 +216,6 @@ class Volume(Disk):
             raise RefusedError(f"disk {self.name}", "is open for reading only", "open it for writing")
         return self.writer
 
-    def _put_aligned(self, first: int, data: memoryview) -> None:
-        pages = (data[at : at + BLOCK] for at in range(0, len(data), BLOCK))
-        self.active.blocks.update(enumerate(pages, first))
-
     def _put_merged(self, offset: int, data: memoryview, first: int, edges: dict[int, bytes]) -> None:
         """Write an unaligned range: whole blocks, the first and last filled up from what they held."""
         head = offset - first * BLOCK
@@ -227,7 +223,7 @@ class Volume(Disk):
         for block, old in edges.items():
             whole[(block - first) * BLOCK : (block - first + 1) * BLOCK] = old
         whole[head : head + len(data)] = data
-        self._put_aligned(first, memoryview(bytes(whole)))
+        self.active.put(first, memoryview(bytes(whole)))
 
     def _edge_blocks(self, offset: int, length: int, first: int, stop: int) -> list[int]:
         """The blocks that the range covers in part."""
@@ -288,9 +284,12 @@ class Volume(Disk):
             finally:
                 self._lock.release(claim)
 
-    async def flush(self) -> None:
+    def flush_nowait(self) -> bool:
+        return self.writer is None or self.writer.flush_nowait()
+
+    async def flush(self, *, alone: bool = False) -> None:
         if self.writer is not None:
-            await self.writer.flush()
+            await self.writer.flush(alone=alone)
 
     # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
 

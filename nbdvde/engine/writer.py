@@ -9,6 +9,7 @@ flushes first commits for all who wait.
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import trio
 
@@ -20,6 +21,8 @@ from nbdvde.engine.log import Change, LogWriter
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError
+
+Frozen: TypeAlias = list[tuple[Volume, Generation]]
 
 COMMIT_BYTES = 2 << 20
 """Buffered bytes that start a commit nobody waits for."""
@@ -48,6 +51,7 @@ class Writer:
         self._admission = trio.Lock()
         self._preparing = trio.Lock()
         self._sync_lock = trio.Lock()
+        self._patience = workers.Patience()
         self._begun = self._appended = self._durable = 0
         """Numbers of the last commit that was begun, is in the log and the maps, and is synced."""
 
@@ -124,16 +128,24 @@ class Writer:
 
     # Commits
 
-    async def flush(self) -> None:
+    def flush_nowait(self) -> bool:
+        """Whether everything accepted so far is durable already."""
+        return not self.log.poisoned and self._durable == self._begun and not self._dirty()
+
+    def _dirty(self) -> bool:
+        return any(volume.active for volume in self._volumes)
+
+    async def flush(self, *, alone: bool = False) -> None:
         """Make everything accepted so far durable. Raises PoisonedError.
 
         While one flush syncs, the next one can append already.
         """
         self.refuse_if_poisoned()
-        target = self._begun + any(volume.active for volume in self._volumes)
+        target = self._begun + self._dirty()
         async with holding(self.commit_lock):
             if self._appended < target:
-                await self._commit(sync=self._admitted <= _SYNC_AT_ONCE and not self._sync_lock.locked())
+                sync = self._admitted <= _SYNC_AT_ONCE and not self._sync_lock.locked()
+                await self._commit(sync=sync, patient=alone and sync)
         async with holding(self._sync_lock):
             if self._durable < target:
                 await self._sync()
@@ -154,7 +166,7 @@ class Writer:
             await self._commit_now()
             await self._prepare(self._buffer_bytes)
 
-    async def _commit(self, *, sync: bool) -> None:
+    async def _commit(self, *, sync: bool, patient: bool = False) -> None:
         """Append what is buffered, and sync in the same go. The commit lock is held; not to be cancelled half-way."""
         self.refuse_if_poisoned()
         with trio.CancelScope(shield=True):
@@ -163,7 +175,10 @@ class Writer:
             try:
                 for volume, generation in frozen:
                     await volume.prepare(generation)
-                changes = await workers.run(_append, self.log, frozen, sync)
+                if patient:
+                    changes = await self._append_patiently(frozen)
+                else:
+                    changes = await workers.run(_append, self.log, frozen, sync)
                 for (volume, _), change in zip(frozen, changes, strict=True):
                     await volume.apply(change)
                     volume.thaw()
@@ -176,6 +191,12 @@ class Writer:
             if sync:
                 self._durable = self._begun
         self._notify()
+
+    async def _append_patiently(self, frozen: Frozen) -> list[Change]:
+        """Append and sync a small commit; only what takes I/O goes to a thread."""
+        changes = [self.log.append(volume.number, generation, write=False) for volume, generation in frozen]
+        await self._patience.run(self.log.finish)
+        return changes
 
 
 @asynccontextmanager
@@ -213,8 +234,8 @@ async def allocate(segments: Segments, length: int | None = None) -> State:
     return state
 
 
-def _append(log: LogWriter, frozen: list[tuple[Volume, Generation]], sync: bool) -> list[Change]:
-    changes = [log.append(volume.number, g.blocks, list(g.zeroes)) for volume, g in frozen]
+def _append(log: LogWriter, frozen: Frozen, sync: bool) -> list[Change]:
+    changes = [log.append(volume.number, generation) for volume, generation in frozen]
     if sync:
         log.sync()
     return changes

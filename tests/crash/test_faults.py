@@ -61,7 +61,7 @@ class Client:
         await self.disk.write(offset, memoryview(data))
         self.accepted.append(overwritten(self.accepted[-1], offset, data))
 
-    async def flush(self) -> None:
+    async def flush(self, *, alone: bool = False) -> None:
         count = len(self.accepted) - 1
         await self.image.flush()
         self.flushed = count
