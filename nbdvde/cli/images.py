@@ -13,7 +13,14 @@ from nbdvde.admin.messages import KeyList, KeyRequest, SecretBody
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.report import CheckReport, ImageInfo
-from nbdvde.errors import InUseError, NetworkError
+from nbdvde.errors import ImageError, InUseError, NetworkError
+
+
+def default_control(image: Path) -> Path:
+    """The control socket of an image, where no other is named. Raises ImageError for `.` and `/`."""
+    if not image.name:
+        raise ImageError(str(image), "is a directory", "name the image in it")
+    return control_path(image)
 
 
 class ImageByPath:
@@ -21,7 +28,7 @@ class ImageByPath:
 
     def __init__(self, path: Path, *, key_file: Path | None = None, control: Path | None = None) -> None:
         self._path, self._key_file = path, key_file
-        self._control = control or control_path(path)
+        self._control = control or default_control(path)
 
     @cached_property
     def _served(self) -> ControlClient | None:

@@ -5,9 +5,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import dumps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
@@ -20,13 +21,31 @@ if TYPE_CHECKING:
 
 
 def line(text: str) -> None:
-    """One line on standard output."""
-    print(clean(text), flush=True)
+    """One line on standard output. Raises OSError when it cannot be written; nothing more is written then."""
+    _print(clean(text))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        silence(sys.stdout)
+        error.filename = "standard output"
+        raise
 
 
 def note(text: str) -> None:
-    """One line on standard error."""
-    print(f"nbdvde: {clean(text)}", file=sys.stderr)
+    """One line on standard error, if there is anybody to read it."""
+    try:
+        print(f"nbdvde: {clean(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Throw away what a stream still holds and gets, so that flushing it at exit does not fail once more."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def clean(text: str) -> str:
@@ -35,15 +54,16 @@ def clean(text: str) -> str:
 
 
 def json(value: object) -> None:
-    """One line of JSON on standard output, in ASCII: names of files need not be valid text."""
-    print(dumps(msgspec.to_builtins(value)), flush=True)
+    """As `line`, of JSON in ASCII: names of files need not be valid text."""
+    _print(dumps(msgspec.to_builtins(value)))
 
 
 def failure(error: NbdvdeError, *, as_json: bool) -> int:
     """Tell of an error; answers its exit code."""
     note(str(error))
     if as_json:
-        json({"error": {"code": int(error.exit_code), "message": error.message, "hint": error.hint}})
+        with suppress(OSError):
+            json({"error": {"code": int(error.exit_code), "message": error.message, "hint": error.hint}})
     return error.exit_code
 
 
@@ -63,7 +83,7 @@ def bug(error: BaseException) -> NbdvdeError:
 def size(count: int) -> str:
     """Bytes for people, in units of 1024; exact ones look like the sizes that are typed."""
     value, unit = float(count), ""
-    for larger in "KMGTPE":
+    for larger in "KMGTP":
         if value < 1024:
             break
         value, unit = value / 1024, larger

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from nbdvde.admin import service
 from nbdvde.cli.app import app
 from nbdvde.cli.output import size
+from nbdvde.cli.run import CLOSED, INTERRUPTED
 from nbdvde.config import Options
 from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES
 from nbdvde.errors import ExitCode
@@ -61,7 +62,9 @@ def _help(command: str) -> str:
 
 def _exit_codes() -> str:
     meanings = _docstrings(ExitCode)
-    return _table(("exit", "meaning"), [(str(int(code)), meanings[code.name]) for code in ExitCode])
+    rows = [(str(int(code)), meanings[code.name]) for code in ExitCode]
+    rows += [(str(INTERRUPTED), "interrupted by Ctrl-C"), (str(CLOSED), "nobody reads the output any more")]
+    return _table(("exit", "meaning"), rows)
 
 
 def _configuration(table: msgspec.structs.FieldInfo) -> str:

@@ -1,7 +1,7 @@
 """Run one command, and turn whatever ends it into one line and an exit code."""
 
 import errno
-import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +13,8 @@ from nbdvde.errors import ExitCode, ImageError, NbdvdeError, NoSpaceError, Usage
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
+CLOSED = 141
+"""Exit code when nobody reads the output any more, as a shell has it after SIGPIPE."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -20,9 +22,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _call(arguments)
     except BrokenPipeError:
-        # Whoever read our output has enough; flushing it at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.UNEXPECTED
+        output.silence(sys.stdout)
+        return CLOSED
     except NbdvdeError as error:
         return output.failure(error, as_json="--json" in arguments)
 
@@ -35,6 +36,10 @@ def _call(arguments: Sequence[str]) -> int:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.DONE
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer made the one of the other
+            raise ended.__context__ from None
+        raise
     except typer.TyperException as error:
         raise _usage(error) from None
     except (KeyboardInterrupt, typer.Abort):
@@ -70,7 +75,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _usage(error: typer.TyperException) -> UsageError:
-    text = " ".join(error.format_message().split()).rstrip(".")
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    text = re.sub(r" \(Possible options: (.*)\)$", r", did you mean \1?", text)
     context = getattr(error, "ctx", None)
     hint = f"see {context.command_path} --help" if context else "see nbdvde --help"
     return UsageError(text[:1].lower() + text[1:], hint=hint)

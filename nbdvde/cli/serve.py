@@ -14,10 +14,10 @@ import msgspec
 import trio
 
 from nbdvde.admin import http
-from nbdvde.admin.client import connect, control_path
+from nbdvde.admin.client import connect
 from nbdvde.admin.service import Service
 from nbdvde.cli import output
-from nbdvde.cli.images import ImageByPath
+from nbdvde.cli.images import ImageByPath, default_control
 from nbdvde.cli.logs import configure_logging
 from nbdvde.config import Options, parse_disk_size
 from nbdvde.disk import Disk
@@ -49,10 +49,10 @@ class Plan:
     def make(cls, image: Path | None, memory: str | None, options: Options) -> Self:
         """Raises UsageError."""
         if (image is None) == (memory is None):
-            raise UsageError("nbdvde serve", "takes either an image or --memory", "see nbdvde serve --help")
+            raise UsageError("serve", "takes either an image or --memory", "see nbdvde serve --help")
         _check_export(options.server.export)
         addresses = tuple(map(parse_listen, options.server.listen))
-        control = Path(options.server.control) if options.server.control else image and control_path(image)
+        control = Path(options.server.control) if options.server.control else image and default_control(image)
         if options.server.control == "none":
             control = None
         return cls(image, 0 if memory is None else parse_disk_size(memory), addresses, control, options)
@@ -160,7 +160,15 @@ class _Serving:
         for uri in uris:
             _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
             if self._plan.options.server.print_uri:
-                output.line(uri)
+                _print_uri(uri)
+
+
+def _print_uri(uri: str) -> None:
+    """Clients may come all the same when nobody reads it."""
+    try:
+        output.line(uri)
+    except OSError as error:
+        _log.warning("cannot print the URI on standard output: %s", (error.strerror or str(error)).lower())
 
 
 def _check_export(name: str | None) -> None:

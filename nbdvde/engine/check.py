@@ -21,6 +21,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )
 from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
+from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, Volume, load
 from nbdvde.engine.report import CheckError, CheckReport
 from nbdvde.engine.segments import State
@@ -89,14 +90,14 @@ class _Checker:
         storage, superblock = self._loaded.storage, self._loaded.superblock
         mac_key = self._loaded.keyring.superblock_key()
         for offset in SUPERBLOCKS:
-            block = storage.read(offset, BLOCK)
+            block = read_copy(storage, offset, BLOCK)
             if Superblock.unpack(block) is None or not Superblock.authentic(block, mac_key):
                 self._report(f"superblock at byte {offset}", "is damaged; the other copy is in use")
         if superblock.encryption == ENCRYPTION_NONE:
             return
         for offset in KEY_AREAS:
             try:
-                keys.KeyArea.parse(storage.read(offset, KEY_AREA_BYTES))
+                keys.KeyArea.parse(read_copy(storage, offset, KEY_AREA_BYTES))
             except NbdvdeError as error:
                 self._report(f"key area at byte {offset}", error.why)
 
@@ -204,7 +205,7 @@ class _Checker:
         position, length, blocks = self._segments.locate(state, self._segments.index(state), unit)
         if last_block >= blocks:
             raise DamageError("extent", f"has {blocks} blocks, the map points at block {last_block}")
-        sealed = self._segments.storage.read(state.segment.offset + position, length)
+        sealed = self._segments.read(state.segment.offset + position, length)
         self._decoder.frames(state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks), blocks)
         self.units += 1
 

@@ -11,7 +11,7 @@ import trio
 
 from nbdvde import workers
 from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
-from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, LogPoint, Segment, Superblock
+from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
@@ -58,6 +58,11 @@ class Checkpointer:
         open_to_removal = (s.live == 0 and s.kind == KIND_LOG and s.linked for s in self._segments.states.values())
         return any(segment.slot for _, segment in self._removed) or sum(open_to_removal) > 1
 
+    async def run_if_due(self, writer: Writer) -> None:
+        """Write a checkpoint, unless another one made it needless since it was asked for."""
+        if self.is_due(writer):
+            await self.run(writer, STATE_OPEN)
+
     async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
 
@@ -84,23 +89,31 @@ class Checkpointer:
         point = writer.log.point
         if state == STATE_CLEAN:
             point = LogPoint(empty_segment(), 0, 0, point.sequence, point.chain)
-        volumes = [VolumePlan(v.number, v.name, v.size, v.map.mapped, v.map, v.map.freeze()) for v in self._volumes]
         states = {slot: s for slot, s in self._segments.states.items() if s.linked}
+        volumes = [VolumePlan(v.number, v.name, v.size, v.map.mapped, v.map, v.map.freeze()) for v in self._volumes]
         indexes = {
             slot: s.index.tobytes()
             for slot, s in states.items()
             if s.kind == KIND_LOG and s.index is not None and s.indexed != s.units
         }
         entries = {slot: s.entry() for slot, s in states.items()}
-        meta = [
-            self._segments.new(KIND_META, size, os.urandom(32))
-            for size in meta_sizes(volumes, indexes, self._segments.segment_bytes)
-        ]
-        root = self._segments.new_root(root_bytes(len(entries) + len(meta), len(volumes)), os.urandom(32))
+        meta, root = self._place(volumes, indexes, len(entries))
         return Plan(
             replace(self.superblock, state=state), point, volumes, indexes, entries, self._segments.next_sequence,
             self._statistics(), meta, root, [], both,
         )  # fmt: skip
+
+    def _place(self, volumes: list[VolumePlan], indexes: dict[int, bytes], listed: int) -> tuple[list[State], State]:
+        """Segments for what a plan writes, its root apart. Raises NoSpaceError; nothing is changed then."""
+        segments = self._segments
+        meta: list[State] = []
+        try:
+            for size in meta_sizes(volumes, indexes, segments.segment_bytes):
+                meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
+            return meta, segments.new_root(root_bytes(listed + len(meta), len(volumes)), os.urandom(32))
+        except NoSpaceError:
+            self._undo(volumes, meta)
+            raise
 
     def _leave_out_dead(self, plan: Plan) -> list[State]:
         """Leave segments out of the checkpoint in which nothing lives."""
@@ -119,17 +132,16 @@ class Checkpointer:
             for state in (*plan.meta, plan.root):
                 await workers.run(self._segments.storage.allocate, state.segment.offset, state.segment.length)
         except OSError as error:
-            self._undo(plan)
+            self._undo(plan.volumes, [*plan.meta, plan.root])
             if error.errno in _NO_SPACE:
                 raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
             writer.log.poison(f"reserving space failed: {error.strerror}")
 
-    def _undo(self, plan: Plan) -> None:
-        for volume in plan.volumes:
+    def _undo(self, volumes: list[VolumePlan], made: list[State]) -> None:
+        for volume in volumes:
             volume.map.unfreeze(volume.leaves)
-        for state in plan.meta:
+        for state in made:
             self._segments.abandon(state)
-        self._segments.release(plan.root.segment)
 
     def _install(self, plan: Plan, result: Result, removed: list[State]) -> None:
         """Take over what a durable checkpoint wrote."""
@@ -139,6 +151,9 @@ class Checkpointer:
         for slot, ref in result.indexes.items():
             segments.states[slot].index_ref = ref
             segments.states[slot].indexed = len(plan.indexes[slot]) // 8
+        for slot in plan.entries:
+            if slot != plan.log.segment.slot and segments.states[slot].kind == KIND_LOG:
+                segments.settle(segments.states[slot])
         for state in plan.meta:
             state.live = state.units
         for slot, units in result.garbage.items():

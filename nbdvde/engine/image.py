@@ -1,6 +1,7 @@
 """An open image: its disks, from recovery to a clean stop, and what there is to know of it."""
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -39,6 +40,7 @@ class Image:
     ) -> None:  # fmt: skip
         self._loaded, self.path, self.read_only = loaded, path, read_only
         self.segments, self._buffer_bytes = loaded.segments, buffer_bytes
+        self.segments.name = os.path.basename(path)
         self.cache = FrameCache(cache_bytes)
         reader = Reader(self.segments, self.cache)
         self._background = Background(self._failed)
@@ -116,7 +118,7 @@ class Image:
     def _maybe_checkpoint(self) -> None:
         writer = self._writer
         if writer is not None and not self._closed and self._checkpointer.is_due(writer):
-            self._background.start(lambda: self._checkpointer.run(writer, STATE_OPEN))
+            self._background.start(lambda: self._checkpointer.run_if_due(writer))
 
     async def _reclaim(self) -> bool:
         """Free the space of dead segments, if any: what one checkpoint leaves out, the next one frees."""

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from nbdvde.engine import keys
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.layout import KEY_AREA_BYTES, KEY_AREAS
+from nbdvde.engine.reading import read_copy
 from nbdvde.engine.storage import Storage
 
 
 def load_key_area(storage: Storage) -> KeyArea:
     """The newer sound copy."""
-    return keys.choose(*(storage.read(offset, KEY_AREA_BYTES) for offset in KEY_AREAS))
+    return keys.choose(*(read_copy(storage, offset, KEY_AREA_BYTES) for offset in KEY_AREAS))
 
 
 def store_key_area(storage: Storage, area: KeyArea, sync: Callable[[], None]) -> None:

@@ -23,14 +23,14 @@ DATA_START = 131072
 """Superblocks, key areas and their reserve; segments start here."""
 
 SEGMENT_BYTES = 16 << 20
-MIN_SEGMENT_BYTES = 64 << 10
+MIN_SEGMENT_BYTES, SEGMENT_BYTES_MAX = 64 << 10, 1 << 24
 LINK_BYTES = 2 * BLOCK
 """The last two blocks of a log segment: its link, twice."""
 TAG_BYTES = 16
 EXTENT_BLOCKS_MAX = 256
 FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
-read decompresses a quarter (DESIGN.md, section 4)."""
+read decompresses a quarter (docs/decisions/0004-extents-of-32-kib.md)."""
 MAX_DISK_BYTES = (1 << 63) - 512
 
 ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM = 0, 1

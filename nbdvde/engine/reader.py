@@ -28,15 +28,15 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the extent of a want lies, and how it is opened."""
+class _Extent:
+    """An extent that is wanted: where it lies, how it is opened, and the runs to cut from it."""
 
-    want: Want
     sealer: Sealer
     unit: int
     offset: int
     length: int
     blocks: int
+    wants: list[Want]
 
 
 class Reader:
@@ -63,7 +63,11 @@ class Reader:
         block = entry & _BLOCK_MASK
         if block >= blocks:
             raise _past_the_end(entry)
-        sealed = segments.storage.read_nowait(state.segment.offset + position, length)
+        offset = state.segment.offset + position
+        try:
+            sealed = segments.storage.read_nowait(offset, length)
+        except OSError as error:
+            raise segments.unreadable(error, offset) from None
         if sealed is None:
             return None
         plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
@@ -74,40 +78,49 @@ class Reader:
     def fill(self, pieces: list[list[Piece]], wants: list[Want]) -> None:
         """Put what is wanted into its places; for a worker thread. Raises DamageError.
 
-        Extents that follow each other in the file are read in one go.
+        Each extent is opened once, and those that follow each other in the file are read in one go.
         """
-        group: list[_Place] = []
-        for place in map(self._locate, wants):
-            if group and place.offset != group[-1].offset + group[-1].length:
+        extents: dict[int, _Extent] = {}
+        for want in wants:
+            extent = extents.get(want.entry >> UNIT_SHIFT)
+            if extent is None:
+                extent = extents[want.entry >> UNIT_SHIFT] = self._locate(want)
+            if (want.entry & _BLOCK_MASK) + want.blocks > extent.blocks:
+                raise _past_the_end(want.entry)
+            extent.wants.append(want)
+        group: list[_Extent] = []
+        for extent in extents.values():
+            if group and extent.offset != group[-1].offset + group[-1].length:
                 self._fill_group(pieces, group)
                 group = []
-            group.append(place)
+            group.append(extent)
         self._fill_group(pieces, group)
 
-    def _locate(self, want: Want) -> _Place:
-        segments = self._segments
-        state = want.state
+    def _locate(self, want: Want) -> _Extent:
+        segments, state = self._segments, want.state
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
         position, length, blocks = segments.locate(state, segments.index(state), unit)
-        if (want.entry & _BLOCK_MASK) + want.blocks > blocks:
-            raise _past_the_end(want.entry)
-        return _Place(want, state.sealer, unit, state.segment.offset + position, length, blocks)
+        return _Extent(state.sealer, unit, state.segment.offset + position, length, blocks, [])
 
-    def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Place]) -> None:
+    def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Extent]) -> None:
         start = group[0].offset
-        data = memoryview(self._segments.storage.read(start, group[-1].offset + group[-1].length - start))
-        for place in group:
-            sealed = data[place.offset - start : place.offset - start + place.length]
-            plain = place.sealer.open(place.unit, Kind.EXTENT, sealed, blocks=place.blocks)
-            first = place.want.entry & _BLOCK_MASK
-            pieces[place.want.place] = self._cut(plain, place.blocks, first, first + place.want.blocks)
+        data = memoryview(self._segments.read(start, group[-1].offset + group[-1].length - start))
+        for extent in group:
+            sealed = data[extent.offset - start : extent.offset - start + extent.length]
+            plain = extent.sealer.open(extent.unit, Kind.EXTENT, sealed, blocks=extent.blocks)
+            frames: dict[int, bytes] = {}
+            for want in extent.wants:
+                first = want.entry & _BLOCK_MASK
+                pieces[want.place] = self._cut(plain, extent.blocks, frames, first, first + want.blocks)
 
-    def _cut(self, plain: bytes, blocks: int, first: int, stop: int) -> list[Piece]:
-        """The blocks [first, stop) of an extent, frame by frame."""
+    def _cut(self, plain: bytes, blocks: int, frames: dict[int, bytes], first: int, stop: int) -> list[Piece]:
+        """The blocks [first, stop) of an extent, frame by frame; `frames` has those that were decoded before."""
         decoder = self._decoders.get()
         pieces: list[Piece] = []
         for frame in range(first // FRAME_BLOCKS, (stop - 1) // FRAME_BLOCKS + 1):
-            data = decoder.frame(plain, blocks, frame)
+            data = frames.get(frame)
+            if data is None:
+                data = frames[frame] = decoder.frame(plain, blocks, frame)
             base = frame * FRAME_BLOCKS
             low, high = max(first - base, 0) * BLOCK, min(stop - base, FRAME_BLOCKS) * BLOCK
             pieces.append(data if high - low == len(data) else memoryview(data)[low:high])

@@ -13,6 +13,7 @@ from nbdvde.engine.layout import (
     DATA_START,
     MAX_DISK_BYTES,
     MIN_SEGMENT_BYTES,
+    SEGMENT_BYTES_MAX,
     STATE_CLEAN,
     STATISTICS,
     SUPERBLOCKS,
@@ -27,6 +28,7 @@ from nbdvde.engine.lbamap import LbaMap
 from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
+from nbdvde.engine.reading import read, read_copy
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.sealing import Keyring
 from nbdvde.engine.segments import Segments
@@ -65,7 +67,7 @@ class Loaded:
 
 def read_superblocks(storage: Storage) -> list[Superblock]:
     """The sound superblocks, newest first. Raises ImageError when this is no image, DamageError when both are lost."""
-    blocks = [storage.read(offset, BLOCK) for offset in SUPERBLOCKS]
+    blocks = [read_copy(storage, offset, BLOCK) for offset in SUPERBLOCKS]
     found = [superblock for superblock in map(Superblock.unpack, blocks) if superblock]
     if found:
         return sorted(found, key=lambda superblock: superblock.sequence, reverse=True)
@@ -92,7 +94,7 @@ def _choose(storage: Storage, candidates: list[Superblock], master: bytes) -> tu
     """The newest superblock that was made with this key."""
     for superblock in candidates:
         keyring = Keyring(master, superblock.uuid, superblock.encryption)
-        block = storage.read(SUPERBLOCKS[superblock.sequence % 2], BLOCK)
+        block = read_copy(storage, SUPERBLOCKS[superblock.sequence % 2], BLOCK)
         if Superblock.authentic(block, keyring.superblock_key()):
             return superblock, keyring
     raise KeyFailure("image", "the key does not fit its superblocks", "give the right key; or they were altered")
@@ -117,7 +119,7 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
 
 
 def _checked_segment_bytes(superblock: Superblock) -> int:
-    if superblock.segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= superblock.segment_bytes <= 1 << 24:
+    if superblock.segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= superblock.segment_bytes <= SEGMENT_BYTES_MAX:
         raise DamageError("superblock", "has an impossible segment size", "use a newer nbdvde")
     return superblock.segment_bytes
 
@@ -126,14 +128,14 @@ def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tu
     segment, sealer = superblock.root, keyring.sealer(superblock.root)
     if superblock.root_length > segment.length:
         raise DamageError("superblock", "has a root that is longer than its segment", "run nbdvde check")
-    first = sealer.open(0, Kind.ROOT, storage.read(segment.offset, superblock.root_length))
+    first = sealer.open(0, Kind.ROOT, read(storage, segment.offset, superblock.root_length))
     root = Root.unpack(inflate(first))
     if superblock.root_length + sum(root.tables) > segment.length:
         raise DamageError("root", "has tables that are longer than its segment", "run nbdvde check")
     entries: list[TableEntry] = []
     offset = segment.offset + superblock.root_length
     for number, length in enumerate(root.tables, 1):
-        raw = inflate(sealer.open(number, Kind.TABLE, storage.read(offset, length)))
+        raw = inflate(sealer.open(number, Kind.TABLE, read(storage, offset, length)))
         entries += (TableEntry.unpack(raw, at) for at in range(0, len(raw), TableEntry.SIZE))
         offset += length
     return root, entries

@@ -77,7 +77,7 @@ class Replay:
                 raise DamageError("image", "is truncated: a log segment lies past its end", "restore the file's end")
             state = self._segments.adopt(TableEntry(segment, None, point.position, point.unit, 0, KIND_LOG))
         self._segments.index(state)
-        self._data = self._segments.storage.read(segment.offset, segment.length)
+        self._data = self._segments.read(segment.offset, segment.length)
         return state
 
     def _groups(self) -> Iterator[Group]:
@@ -162,7 +162,7 @@ class Replay:
             yield link.synced
             seen.add(link.segment.sequence)
             sealer, start = self._segments.keyring.sealer(link.segment), 0
-            data = self._segments.storage.read(link.segment.offset, link.segment.length)
+            data = self._segments.read(link.segment.offset, link.segment.length)
             link = _find_link(sealer, data)
 
 

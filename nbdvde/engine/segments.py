@@ -6,12 +6,15 @@ from array import array
 from collections import deque
 from typing import TypeAlias
 
+from nbdvde import workers
 from nbdvde.engine.layout import (
     BLOCK,
     KIND_LOG,
     KIND_META,
     LINK_BYTES,
     MAX_SLOTS,
+    SEGMENT_BYTES_MAX,
+    TAG_BYTES,
     Kind,
     Segment,
     TableEntry,
@@ -19,6 +22,7 @@ from nbdvde.engine.layout import (
     unpack_index,
 )
 from nbdvde.engine.metadata import inflate
+from nbdvde.engine.reading import read, unreadable
 from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
@@ -26,8 +30,8 @@ from nbdvde.errors import DamageError, NoSpaceError
 
 Index: TypeAlias = "array[int]"
 """Entries of typecode 'Q', one for each unit: layout.pack_index, 0 for what is no extent."""
-_INDEXES_MAX = 2048
-"""Loaded indexes of closed segments kept: at 16 KiB each about 32 MiB."""
+_INDEX_BYTES_MAX = 32 << 20
+"""Indexes of closed segments kept in memory: those of 32 GiB in extents of 32 KiB."""
 
 
 class State:
@@ -60,11 +64,16 @@ class Segments:
 
     def __init__(self, storage: Storage, keyring: Keyring, space: FreeSpace, segment_bytes: int) -> None:
         self.storage, self.keyring, self.space, self.segment_bytes = storage, keyring, space, segment_bytes
+        self.name = "image"
+        """Of the image, for errors."""
         self.states: dict[int, State] = {}
         self.next_sequence = 1
         self._slots: deque[int] = deque()
         self._next_slot = 1
-        self._loaded: deque[State] = deque()
+        self._loaded: dict[State, int] = {}
+        """Closed segments whose index is in memory, and its bytes; oldest first."""
+        self._loaded_bytes = 0
+        self._loading = workers.Lock()
 
     # Making and removing segments
 
@@ -86,14 +95,15 @@ class Segments:
         segment = entry.segment
         if segment.slot in self.states or not 0 < segment.slot < MAX_SLOTS:
             raise DamageError("segment table", f"lists slot {segment.slot} twice", "run nbdvde check")
-        if entry.kind not in (KIND_LOG, KIND_META):
-            raise DamageError("segment table", f"slot {segment.slot} is of no known kind", "run nbdvde check")
+        if why := _impossible(entry):
+            raise DamageError("segment table", f"slot {segment.slot} {why}", "run nbdvde check")
         self.reserve(segment)
         state = State(segment, entry.kind, self.keyring.sealer(segment))
         state.linked = True
         state.used, state.units, state.live, state.index_ref = entry.used, entry.units, entry.live, entry.index
         state.indexed = entry.units if entry.index else 0
-        state.index = None if entry.index else array("Q", bytes(8 * entry.units))
+        if entry.index:
+            state.index = None
         self.states[segment.slot] = state
         self.next_sequence = max(self.next_sequence, segment.sequence + 1)
         return state
@@ -118,7 +128,10 @@ class Segments:
 
     def remove(self, slot: int) -> Segment:
         """Forget a segment. Its space and its slot stay taken until `release`."""
-        return self.states.pop(slot).segment
+        state = self.states.pop(slot)
+        with self._loading:
+            self._loaded_bytes -= self._loaded.pop(state, 0)
+        return state.segment
 
     def release(self, segment: Segment) -> None:
         """Its space and its slot can be used again."""
@@ -127,8 +140,10 @@ class Segments:
             self._slots.append(segment.slot)
 
     def abandon(self, state: State) -> None:
-        """Undo `new`: nothing points at the segment."""
-        self.release(self.remove(state.segment.slot))
+        """Undo `new` or `new_root`: nothing points at the segment."""
+        if state.segment.slot:
+            self.remove(state.segment.slot)
+        self.release(state.segment)
 
     def shrink(self, state: State, length: int) -> Segment | None:
         """Cut a segment's unused end off; answers that end as a range to free, if there is any."""
@@ -154,16 +169,28 @@ class Segments:
             raise DamageError("map", f"points past the end of segment slot {ref.slot}", "run nbdvde check")
         return state
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file; blocks. Raises DamageError when the device cannot read them."""
+        return read(self.storage, offset, length, self.name)
+
+    def unreadable(self, error: OSError, offset: int) -> DamageError:
+        """What to raise for an error of the device."""
+        return unreadable(error, offset, self.name)
+
     def read_unit(self, ref: UnitRef, kind: int) -> bytes:
         """Plaintext of a metadata unit; blocks."""
         state = self._holder(ref)
-        sealed = self.storage.read(state.segment.offset + ref.position, ref.length)
+        sealed = self.read(state.segment.offset + ref.position, ref.length)
         return inflate(state.sealer.open(ref.unit, kind, sealed))
 
     def read_unit_nowait(self, ref: UnitRef, kind: int) -> bytes | None:
         """Plaintext of a metadata unit, or None when it has to be waited for."""
         state = self._holder(ref)
-        sealed = self.storage.read_nowait(state.segment.offset + ref.position, ref.length)
+        offset = state.segment.offset + ref.position
+        try:
+            sealed = self.storage.read_nowait(offset, ref.length)
+        except OSError as error:
+            raise self.unreadable(error, offset) from None
         return None if sealed is None else inflate(state.sealer.open(ref.unit, kind, sealed))
 
     def locate(self, state: State, index: Index, unit: int) -> tuple[int, int, int]:
@@ -190,16 +217,39 @@ class Segments:
         return None if data is None else self.install_index(state, data)
 
     def install_index(self, state: State, data: bytes) -> Index:
-        """Keep a loaded index, and forget the one loaded longest ago when there are too many."""
+        """Keep an index that was loaded."""
         if len(data) != 8 * state.units:
             raise DamageError("segment index", f"has {len(data)} bytes for {state.units} units", "run nbdvde check")
         state.index = index = array("Q", data)
-        self._loaded.append(state)
-        if len(self._loaded) > _INDEXES_MAX:
-            oldest = self._loaded.popleft()
-            if oldest is not state and oldest.indexed == oldest.units:
-                oldest.index = None
+        self.settle(state)
         return index
+
+    def settle(self, state: State) -> None:
+        """The segment grows no more: its index may be forgotten. Those in memory longest go when there are too many."""
+        with self._loading:
+            index = state.index
+            if index is None or state in self._loaded:
+                return
+            self._loaded[state] = size = len(index) * index.itemsize
+            self._loaded_bytes += size
+            while self._loaded_bytes > _INDEX_BYTES_MAX and len(self._loaded) > 1:
+                oldest = next(iter(self._loaded))
+                self._loaded_bytes -= self._loaded.pop(oldest)
+                if oldest.indexed == oldest.units:  # else a checkpoint settles it once it is in the image
+                    oldest.index = None
+                    oldest.sealer.forget()
+
+
+def _impossible(entry: TableEntry) -> str | None:
+    """Why no segment can be so, or None. Whoever can seal a table must not fill the memory with it."""
+    length = entry.segment.length
+    if entry.kind not in (KIND_LOG, KIND_META):
+        return "is of no known kind"
+    if length > SEGMENT_BYTES_MAX or entry.used > length or entry.units * TAG_BYTES > entry.used:
+        return "holds more than fits into it"
+    if entry.kind == KIND_LOG and entry.units and entry.index is None:
+        return "has no index"
+    return None
 
 
 def log_room(segment: Segment) -> int:

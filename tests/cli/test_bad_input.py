@@ -166,6 +166,13 @@ def test_bad_key_files(command: Command, image: Path, key_file: Path) -> None:
     assert not Path("new.vde").exists()
 
 
+@pytest.mark.parametrize("place", ["", ".", "/", "..", "folder"])
+def test_directory_as_image(command: Command, tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for words in (["info"], ["check"], ["serve", "--listen", "unix:s"], ["key", "list"]):
+        command(*words, place).fails(3)
+
+
 @pytest.mark.parametrize("words", [["info"], ["check"], ["serve", "--listen", "unix:s"], ["key", "list"]])
 def test_fifo_as_image(command: Command, tmp_path: Path, words: list[str]) -> None:
     os.mkfifo(tmp_path / "fifo")
@@ -271,6 +278,12 @@ def test_unknown_configuration(command: Command, tmp_path: Path, monkeypatch: py
 def test_usage(command: Command, words: str) -> None:
     command(*words.split()).fails(2)
     assert not Path("new.vde").exists()
+
+
+def test_usage_hints(command: Command) -> None:
+    command("info", "--jso", "x").fails(2, "no such option: --jso, did you mean --json? (see nbdvde info --help)")
+    wrong = command("create", "x", "1M", "--encryption", "rot13")
+    wrong.fails(2, "invalid value for '--encryption': 'rot13' is not one of 'aes-256-gcm', 'none'")
 
 
 @pytest.mark.parametrize("name", ["x" * 4097, "\udcff"])

@@ -14,6 +14,7 @@ import nbdvde
 from nbdvde import keysource
 from nbdvde.cli import output, reference
 from nbdvde.cli.images import ImageByPath
+from nbdvde.engine.access import EXTENT_BYTES
 from nbdvde.engine.keys import KeyFile, Passphrase
 from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, write_key
 
@@ -34,6 +35,11 @@ def test_create_with_a_key_file(command: Command, key_file: Path) -> None:
     assert [(disk["name"], disk["size"]) for disk in info["disks"]] == [("disk", 3 << 20)]
     assert Path("new.vde").stat().st_mode & 0o777 == 0o600
     assert ok(command, "check", "new.vde", "--key-file", key_file)["ok"] is True
+
+
+def test_the_default_extent_is_the_one_of_the_engine(command: Command) -> None:
+    command("create", "new.vde", "1M", "--encryption", "none")
+    assert int.from_bytes(Path("new.vde").read_bytes()[76:80], "little") == EXTENT_BYTES  # docs/format.md, "Superblock"
 
 
 def test_create_with_a_passphrase(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +166,7 @@ def test_key_list_as_text_obeys_no_escape_sequences(command: Command, image: Pat
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1K"), (1536, "1.5K"), (10 << 30, "10G"), (1 << 62, "4E")]
+    ("count", "text"), [(0, "0"), (1023, "1023"), (1024, "1K"), (1536, "1.5K"), (10 << 30, "10G"), (1 << 62, "4096P")]
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert output.size(count) == text

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -78,12 +81,50 @@ def test_errors_of_the_host(failing, error: OSError, code: int) -> None:
     failing(error).fails(code, "/x")
 
 
+@contextmanager
+def broken_pipe() -> Iterator[int]:
+    """Where nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+def real(*arguments: object, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE):
+    """Run the program itself."""
+    words = [sys.executable, "-m", "nbdvde", *map(str, arguments)]
+    return subprocess.run(
+        words, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
 def test_reader_that_goes_away(plain_image: Path) -> None:
-    script = '"$0" -m nbdvde info "$1" | :; echo "${PIPESTATUS[0]}"'
-    words = ["bash", "-c", script, sys.executable, str(plain_image)]
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == ""
-    assert done.stdout in ("0\n", "1\n")
+    for words in (["info", plain_image], ["check", plain_image, "--json"], ["--version"], ["--help"]):
+        with broken_pipe() as nobody:
+            done = real(*words, stdout=nobody)
+        assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_failure_that_nobody_reads(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.vde"
+    with broken_pipe() as nobody:
+        assert real("info", missing, stderr=nobody).returncode == 3
+        done = real("info", missing, "--json", stdout=nobody)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+
+
+def test_full_output(plain_image: Path) -> None:
+    with open("/dev/full", "w") as full:
+        for words in (["info", plain_image], ["info", plain_image, "--json"]):
+            done = real(*words, stdout=full.fileno())
+            assert done.returncode == 7
+            assert done.stderr.startswith("nbdvde: standard output: no space left")
+            assert done.stderr.count("\n") == 1
+        assert real("info", plain_image.with_name("missing"), stderr=full.fileno()).returncode == 3
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
@@ -93,19 +134,26 @@ def test_closed_output(plain_image: Path, closed: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_reader_of_uris_that_goes_away(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
+def test_server_goes_on_when_nobody_reads_its_uris(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "nbdvde", "serve", "--memory", "1M", "--listen", "unix:s", "--print-uri"]
-    try:
-        done = subprocess.run(
-            words, env=ENVIRONMENT, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
-    finally:
-        os.close(writer)
-    assert done.returncode == 1
-    assert done.stderr == "nbdvde: serving disk on " + uris_of(Listener(UnixAddress(tmp_path / "s"), []))[0] + "\n"
+    with (
+        broken_pipe() as nobody,
+        subprocess.Popen(
+            words, env=ENVIRONMENT, cwd=tmp_path, stdout=nobody, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as server,
+    ):  # fmt: skip
+        assert server.stderr is not None
+        lines = [server.stderr.readline() for _ in range(2)]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(tmp_path / "s"))
+            assert client.recv(8) == b"NBDMAGIC"
+        server.terminate()
+        assert (server.wait(30), server.stderr.read()) == (0, "")
+    uri = uris_of(Listener(UnixAddress(tmp_path / "s"), []))[0]
+    told = "nbdvde: cannot print the URI on standard output: broken pipe\n"
+    assert lines == [f"nbdvde: serving disk on {uri}\n", told]
 
 
 def test_version_imports_little() -> None:
@@ -124,7 +172,8 @@ def test_shell_completion() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nbdvde"], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout.split() == ["check"]
+    assert (done.returncode, done.stdout.split()) == (0, ["check"])
+    assert real("--show-completion").returncode == 0
 
 
 def test_progress_bar_waits_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

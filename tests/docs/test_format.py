@@ -61,11 +61,15 @@ SLOT_NAMES = {
 }  # fmt: skip
 
 
-class _Spy:
-    """Stands in for a cipher and keeps what it is called with."""
+class _Spy(sealing.Keyring):
+    """Stands in for a keyring and its ciphers, and keeps what they are called with."""
 
     def __init__(self) -> None:
+        super().__init__(bytes(32), UUID, 1)
         self.seen: tuple[bytes, bytes] = (b"", b"")
+
+    def cipher(self, salt: bytes, identity: bytes) -> sealing.Aead:
+        return self
 
     def encrypt(self, nonce: bytes, data: Any, aad: bytes, /) -> bytes:
         self.seen = (nonce, aad)
@@ -76,7 +80,7 @@ class _Spy:
 
 def _sealed() -> tuple[bytes, bytes]:
     spy = _Spy()
-    sealing.Sealer(spy, sealing._IDENTITY.pack(UUID, 0x01020304, 0x1112131415161718)).seal(
+    sealing.Sealer(spy, bytes(32), sealing._IDENTITY.pack(UUID, 0x01020304, 0x1112131415161718)).seal(
         0x2122232425262728, 7, bytes(0x1000), blocks=0x0304, domain=2
     )
     return spy.seen

@@ -1,13 +1,15 @@
 """A sealed unit opens only as what it is, where it is."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbdvde.engine import sealing
 from nbdvde.engine.layout import ENCRYPTION_AES_256_GCM, ENCRYPTION_NONE, TAG_BYTES, Domain, Kind, Segment
-from nbdvde.engine.sealing import Keyring
+from nbdvde.engine.sealing import Keyring, derive
 from nbdvde.errors import DamageError
 
 SEGMENT = Segment(3, 65536, 9, 131072, bytes(32))
@@ -46,3 +48,16 @@ def test_every_bit_and_everything_it_is_bound_to_counts(ring: Keyring) -> None:
     for opener, number, unit_kind, data, blocks, domain in attempts:
         with pytest.raises(DamageError):
             opener.open(number, unit_kind, data, blocks=blocks, domain=domain)
+
+
+def test_a_key_is_derived_when_it_is_first_used_and_again_when_it_was_forgotten() -> None:
+    ring = RINGS[0]
+    with mock.patch.object(sealing, "derive", side_effect=derive) as deriving:
+        sealer = ring.sealer(SEGMENT)
+        assert deriving.call_count == 0
+        sealed = sealer.seal(5, Kind.EXTENT, b"text")
+        assert sealer.open(5, Kind.EXTENT, sealed) == b"text"
+        assert deriving.call_count == 1
+        sealer.forget()
+        assert sealer.open(5, Kind.EXTENT, sealed) == b"text"
+        assert deriving.call_count == 2

@@ -18,7 +18,7 @@ _ON_DISK = tuple(server.name for server in SERVERS.values() if server.disk)
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument("what", nargs="*", default="speed", choices=[*_SECTIONS, "all"], help="default: speed")
-    parser.add_argument("--rounds", type=int, default=3, help="of each job on each server (speed)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each job on each server (speed, slow-sync)")
     parser.add_argument("--seconds", type=float, help="of each run (5; sustained: 60)")
     parser.add_argument("--size", type=parse_size, default=512 << 20, help="of a disk: four times our cache and buffer")
     parser.add_argument("--servers", type=lambda text: text.split(","), help=f"some of {','.join(_ALL)}")
@@ -45,7 +45,9 @@ _SECTIONS: dict[str, Callable[[Work, argparse.Namespace], Section]] = {
         work, size=options.size, seconds=options.seconds or 60.0,
         servers=_chosen(options, (speed.IMAGE, speed.LUKS, speed.RAW)),
     ),
-    "slow-sync": lambda work, options: more.slow_sync(work, size=options.size, seconds=options.seconds or 5.0),
+    "slow-sync": lambda work, options: more.slow_sync(
+        work, size=options.size, rounds=options.rounds, seconds=options.seconds or 5.0,
+    ),
     "amplification": lambda work, options: more.amplification(work, size=options.size),
     "opening": lambda work, options: more.opening(work, size=options.large_size, stored=options.large_stored),
 }  # fmt: skip

@@ -38,6 +38,7 @@ class Result:
     slowest_s: float
     slowest_half_second_iops: float
     total_bytes: int
+    median_flush_s: float
 
 
 def command(uri: str, job: Job, *, size: int, seconds: float | None, seed: int = 1) -> Command:
@@ -95,4 +96,5 @@ def _parse(job: dict[str, Any]) -> Result:
         slowest_s=latency["max"] / 1e9,
         slowest_half_second_iops=side["iops_min"],
         total_bytes=side["io_bytes"],
+        median_flush_s=job["sync"]["lat_ns"].get("percentile", {}).get("50.000000", 0) / 1e9,
     )
