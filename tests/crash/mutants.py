@@ -88,6 +88,11 @@ MUTANTS = [
         "if self._durable < target:",
         "if any(volume.active for volume in self._volumes):",
     ),
+    mutant("a flush needs no commit", "writer:Writer.flush_nowait", " and not self._dirty()", ""),
+    mutant("a flush needs no sync", "writer:Writer.flush_nowait", "self._durable == self._begun", "True"),
+    mutant("a small commit is not synced", "log:LogWriter.finish", "self.sync()", "pass"),
+    mutant("a small commit is not written", "log:LogWriter.finish", "self._write(offset, buffers)", "pass"),
+    mutant("what was overwritten is stored", "buffer:Generation.frame", "written[0] == pages", "True"),
     mutant("no sync before the superblock", "checkpoint:write", "\n    sync()\n", "\n"),
     Mutant(
         "the superblock before the root",

@@ -107,8 +107,10 @@ def deterministic(seed: int) -> Iterator[None]:
     clock = types.SimpleNamespace(monotonic_ns=ticks.__next__, time_ns=ticks.__next__)
     core = trio._core._run  # the switch that hypothesis uses for the same purpose
     core._r.seed(seed)
+    run = _stepped(rng)
     with (
-        mock.patch.object(workers, "run", _stepped(rng)),
+        mock.patch.object(workers, "run", run),
+        mock.patch.object(workers.Patience, "run", staticmethod(run)),
         mock.patch.object(workers, "parallel", _inline),
         mock.patch.object(workers, "Lock", _Lock),
         mock.patch.object(os, "urandom", rng.randbytes),

@@ -6,6 +6,7 @@ import pytest
 
 from nbdvde.engine.access import format_storage
 from nbdvde.engine.check import check_storage
+from nbdvde.engine.buffer import Generation
 from nbdvde.engine.layout import BLOCK, KIND_LOG, SUPERBLOCKS, LogPoint, Segment, TableEntry, unpack_index
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.recovery import load
@@ -41,10 +42,17 @@ class Log:
         return sum(1 for _ in Replay(fresh, LogPoint(self.state.segment, 0, 0, sequence, chain), epoch).transactions())
 
 
+def page(number: int) -> Generation:
+    """A write of one block."""
+    written = Generation()
+    written.put(number, memoryview(b"x" * BLOCK))
+    return written
+
+
 def test_a_record_counts_only_in_its_own_history() -> None:
     log = Log()
-    log.writer.append(1, {0: b"x" * BLOCK}, [])
-    log.writer.append(1, {1: b"y" * BLOCK}, [])
+    log.writer.append(1, page(0))
+    log.writer.append(1, page(1))
     assert log.accepted() == 2
     assert log.accepted(chain=b"d" * 32) == 0
     assert log.accepted(epoch=4) == 0
@@ -53,8 +61,8 @@ def test_a_record_counts_only_in_its_own_history() -> None:
 
 def test_a_record_that_follows_another_past_is_not_accepted() -> None:
     log = Log()
-    log.writer.append(1, {0: b"x" * BLOCK}, [])
-    log.write(6, b"another past".ljust(32), 3).append(1, {1: b"y" * BLOCK}, [])
+    log.writer.append(1, page(0))
+    log.write(6, b"another past".ljust(32), 3).append(1, page(1))
     assert log.accepted() == 1
 
 

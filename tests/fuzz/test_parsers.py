@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nbdvde.engine import layout
 from nbdvde.engine.extent import Compressor, Decoder
-from nbdvde.engine.layout import BLOCK, MAGIC, VERSION, Link, LogPoint, Record, Root, Segment, Superblock, TableEntry
+from nbdvde.engine.layout import BLOCK, FRAME_BLOCKS, MAGIC, VERSION, Link, LogPoint, Record, Root, Segment, Superblock, TableEntry
 from nbdvde.engine.lbamap import Node, parse_leaf
 from nbdvde.engine.metadata import UNIT_MAX, deflate, inflate
 from nbdvde.errors import DamageError, NbdvdeError
@@ -72,7 +72,9 @@ def test_an_extent_decodes_to_its_length_or_is_damage(data: bytes, blocks: int, 
 
 @given(flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 255)), min_size=1, max_size=4))
 def test_an_extent_with_changed_bytes_decodes_to_its_length_or_is_damage(flips: list[tuple[int, int]]) -> None:
-    plain = bytearray(Compressor(1).encode([[bytes([n]) * 2000 + b"text %d" % n * 400 for n in range(9)]])[0])
+    pages = [(bytes([n]) * 2000 + b"text %d" % n * 400)[:BLOCK] for n in range(9)]
+    frames = [b"".join(pages[at : at + FRAME_BLOCKS]) for at in range(0, 9, FRAME_BLOCKS)]
+    plain = bytearray(Compressor(1).encode([frames])[0])
     for at, mask in flips:
         plain[at % len(plain)] ^= mask
     try:
