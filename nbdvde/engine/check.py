@@ -1,8 +1,14 @@
-"""Verifying an image from end to end: both superblocks and key areas, every map unit, every extent in use."""
+"""Verifying an image from end to end: both superblocks and key areas, every map unit, every extent in use.
 
-from collections.abc import Callable, Iterator
+Leaves are read one at a time. What stays of them is which extents they use, two bytes for each that is stored
+(`_Usage`), beside 0.6 KiB a segment and up to 48 MiB of indexes: 1 MiB more for 16 GiB in extents of 32 KiB.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from nbdvde.engine import keys
 from nbdvde.engine.extent import Decoder
@@ -24,14 +30,18 @@ from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, Volume, load
 from nbdvde.engine.report import CheckError, CheckReport
-from nbdvde.engine.segments import State
+from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, NbdvdeError
 
 Progress = Callable[[int, int], None]
+Batch: TypeAlias = list[tuple[int, Entries]]
+"""Numbers of leaves, and the entries in them that point at extents."""
+_LEAVES_AT_ONCE = 128
 _ERRORS_MAX = 10_000
 _SLOT = np.uint64(SLOT_SHIFT)
 _UNIT = np.uint64(UNIT_SHIFT)
+_UNIT_MASK, _BLOCK_MASK = (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1, (1 << UNIT_SHIFT) - 1
 
 
 def check_storage(
@@ -64,8 +74,8 @@ class _Checker:
         self.errors: list[CheckError] = []
         self.units = loaded.units_verified
         self._live: dict[int, int] = dict.fromkeys(loaded.segments.states, 0)
-        self._extents: list[Entries] = []
-        """Distinct `entry >> 16` of each leaf."""
+        """Metadata units that the maps and the table use, by slot."""
+        self._usage = _Usage(loaded.segments)
         self._decoder = Decoder()
 
     def run(self, progress: Progress | None) -> CheckReport:
@@ -103,10 +113,11 @@ class _Checker:
 
     def _map(self, volume: Volume) -> None:
         mapped = 0
-        for number, entries in self._leaves(volume):
-            extents = entries[entries > ALLOCATED_ZERO]
-            mapped += len(extents)
-            self._entries(volume, number, extents)
+        for leaves in _batches(self._leaves(volume)):
+            entries = np.concatenate([entries for _, entries in leaves])
+            mapped += len(entries)
+            if not self._usage.add(entries):
+                self._report_foreign(volume, leaves)
         if mapped != volume.map.mapped:
             self._report("catalogue", f"counts {volume.map.mapped} mapped blocks, the map has {mapped}", volume.name)
 
@@ -131,7 +142,7 @@ class _Checker:
     def _leaf_refs(self, volume: Volume, level: int, index: int, ref: UnitRef | None) -> Iterator[tuple[int, UnitRef]]:
         if ref is None:
             return
-        if ref.slot not in self._live:
+        if ref.slot not in self._segments.states:
             self._report(
                 f"map of {volume.name}", f"points at segment slot {ref.slot}, which is not in use", volume.name
             )
@@ -152,21 +163,12 @@ class _Checker:
         for child in range(FANOUT):
             yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child))
 
-    def _entries(self, volume: Volume, number: int, entries: Entries) -> None:
-        """Count what a leaf uses, and see that it points at segments of the log."""
-        slots, counts = np.unique(entries >> _SLOT, return_counts=True)
-        for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):
-            state = self._segments.states.get(slot)
-            if state is None or state.kind != KIND_LOG:
-                start = number * LEAF_BLOCKS * BLOCK
-                self._report(
-                    f"map leaf {number} of {volume.name}", f"points at slot {slot}, no log segment", volume.name, start
-                )
-                entries = entries[entries >> _SLOT != slot]
-            else:
-                self._live[slot] += count
-        units, last = _last_blocks(entries)
-        self._extents.append(np.stack([units, last]))
+    def _report_foreign(self, volume: Volume, leaves: Batch) -> None:
+        """Say which of some leaves point at what is no extent."""
+        for number, entries in leaves:
+            for slot in np.unique(self._usage.foreign(entries) >> _SLOT).tolist():
+                what = f"points at slot {slot}, which has no such extent"
+                self._report(f"map leaf {number} of {volume.name}", what, volume.name, number * LEAF_BLOCKS * BLOCK)
 
     def _index(self, state: State) -> None:
         if state.index_ref is None:
@@ -181,41 +183,35 @@ class _Checker:
 
     def _all_extents(self) -> None:
         """Open every extent in use, in the order of the file."""
-        pairs = np.concatenate(self._extents, axis=1) if self._extents else np.zeros((2, 0), np.uint64)
-        order = np.lexsort((pairs[1], pairs[0]))
-        units, last = pairs[0][order], pairs[1][order]
-        keep = np.append(units[1:] != units[:-1], True) if len(units) else np.zeros(0, bool)
-        bad = set()
-        todo = list(zip(units[keep].tolist(), last[keep].tolist(), strict=True))
-        for done, (unit, block) in enumerate(todo):
-            if not done % 256:
-                self._progress(done, len(todo))
-            try:
-                self._extent(unit, block)
-            except DamageError as error:
-                bad.add(unit)
-                self._report(self._name(unit), error.why)
-        self._progress(len(todo), len(todo))
+        done, total = 0, self._usage.extents()
+        bad: list[int] = []
+        for state in sorted(self._segments.states.values(), key=lambda state: state.segment.offset):
+            for unit, blocks in self._usage.of(state.segment.slot):
+                if not done % 256:
+                    self._progress(done, total)
+                done += 1
+                try:
+                    self._extent(state, unit, blocks)
+                except DamageError as error:
+                    self._report(_name(state, unit), error.why)
+                    if len(bad) < _ERRORS_MAX:
+                        bad.append(state.segment.slot << (SLOT_SHIFT - UNIT_SHIFT) | unit)
+            state.sealer.forget()
+        self._progress(done, total)
         if bad:
             self._locate(bad)
 
-    def _extent(self, key: int, last_block: int) -> None:
-        state = self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT))
-        unit = key & 0xFFFFFF
+    def _extent(self, state: State, unit: int, used: int) -> None:
         position, length, blocks = self._segments.locate(state, self._segments.index(state), unit)
-        if last_block >= blocks:
-            raise DamageError("extent", f"has {blocks} blocks, the map points at block {last_block}")
+        if used > blocks:
+            raise DamageError("extent", f"has {blocks} blocks, the map points at block {used - 1}")
         sealed = self._segments.read(state.segment.offset + position, length)
         self._decoder.frames(state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks), blocks)
         self.units += 1
 
-    def _name(self, key: int) -> str:
-        state = self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT))
-        return f"segment {state.segment.sequence} at byte {state.segment.offset}, unit {key & 0xFFFFFF}"
-
-    def _locate(self, bad: set[int]) -> None:
+    def _locate(self, bad: list[int]) -> None:
         """Say which bytes of which disk the damaged extents hold."""
-        wanted = np.array(sorted(bad), np.uint64)
+        wanted = np.array(bad, np.uint64)
         for volume in self._loaded.volumes.values():
             for number, entries in self._leaves(volume):
                 hits = np.flatnonzero(np.isin(entries >> _UNIT, wanted) & (entries > ALLOCATED_ZERO))
@@ -223,21 +219,82 @@ class _Checker:
                     if len(run):
                         start = (number * LEAF_BLOCKS + int(run[0])) * BLOCK
                         length = min(len(run) * BLOCK, volume.size - start)
-                        where = self._name(int(entries[run[0]] >> _UNIT))
+                        key = int(entries[run[0]] >> _UNIT)
+                        where = _name(self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT)), key & _UNIT_MASK)
                         self._report(where, "these bytes cannot be read", volume.name, start, length)
 
     def _counts(self) -> None:
         if self.errors:
             return
         for slot, state in self._segments.states.items():
-            if state.live != self._live[slot]:
-                where = f"segment {state.segment.sequence}"
-                self._report(where, f"counts {state.live} live, the maps use {self._live[slot]}")
+            used = self._usage.blocks_in(slot) if state.kind == KIND_LOG else self._live[slot]
+            if state.live != used:
+                self._report(f"segment {state.segment.sequence}", f"counts {state.live} live, the maps use {used}")
 
 
-def _last_blocks(entries: Entries) -> tuple[Entries, Entries]:
-    """The distinct extents of some entries, and the highest block used of each."""
-    ordered = np.sort(entries)
-    units = ordered >> _UNIT
-    last = np.append(units[1:] != units[:-1], True) if len(units) else np.zeros(0, bool)
-    return units[last], ordered[last] & np.uint64((1 << UNIT_SHIFT) - 1)
+class _Usage:
+    """Which blocks the leaves use: how many of each log segment, and the last one of each extent."""
+
+    def __init__(self, segments: Segments) -> None:
+        states = sorted((s for s in segments.states.values() if s.kind == KIND_LOG), key=lambda s: s.segment.slot)
+        self._slots = np.array([state.segment.slot for state in states], np.uint64)
+        self._units = np.array([state.units for state in states], np.uint64)
+        self._starts = np.cumsum(self._units) - self._units
+        self._live = np.zeros(len(states), np.int64)
+        self._blocks = np.zeros(int(self._units.sum()), np.uint16)
+        """For each unit of each segment the blocks up to the last one used, 0 for an extent that is not in use."""
+
+    def add(self, entries: Entries) -> bool:
+        """Take in what leaves point at; whether all of it is extents of log segments."""
+        if not len(self._slots):
+            return not len(entries)
+        at, good = self._segments_of(entries)
+        at, entries = at[good], entries[good]
+        np.add.at(self._live, at, 1)
+        last = np.minimum(entries & np.uint64(_BLOCK_MASK), np.uint64(_BLOCK_MASK - 1)).astype(np.uint16)
+        units = entries >> _UNIT & np.uint64(_UNIT_MASK)
+        np.maximum.at(self._blocks, self._starts[at] + units, last + np.uint16(1))
+        return bool(good.all())
+
+    def foreign(self, entries: Entries) -> Entries:
+        """Those of some entries that point at what is no extent of a log segment."""
+        return entries[np.logical_not(self._segments_of(entries)[1])] if len(self._slots) else entries
+
+    def _segments_of(self, entries: Entries) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """For each entry the place of its segment, and whether there is such a unit."""
+        slots = entries >> _SLOT
+        at = np.minimum(np.searchsorted(self._slots, slots), len(self._slots) - 1)
+        return at, (self._slots[at] == slots) & (entries >> _UNIT & np.uint64(_UNIT_MASK) < self._units[at])
+
+    def extents(self) -> int:
+        """How many are in use."""
+        return int(np.count_nonzero(self._blocks))
+
+    def of(self, slot: int) -> Iterator[tuple[int, int]]:
+        """(unit, blocks up to the last one used) of the extents in use of a segment."""
+        at = int(np.searchsorted(self._slots, slot))
+        if at < len(self._slots) and self._slots[at] == slot:
+            start = int(self._starts[at])
+            blocks = self._blocks[start : start + int(self._units[at])]
+            for unit in np.flatnonzero(blocks).tolist():
+                yield unit, int(blocks[unit])
+
+    def blocks_in(self, slot: int) -> int:
+        """How many blocks of a log segment are in use."""
+        return int(self._live[np.searchsorted(self._slots, slot)])
+
+
+def _batches(leaves: Iterable[tuple[int, Entries]]) -> Iterator[Batch]:
+    """The extents that leaves point at, several leaves at a time: numpy takes as long for one."""
+    batch: Batch = []
+    for number, leaf in leaves:
+        batch.append((number, leaf[leaf > ALLOCATED_ZERO]))
+        if len(batch) == _LEAVES_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _name(state: State, unit: int) -> str:
+    return f"segment {state.segment.sequence} at byte {state.segment.offset}, unit {unit}"

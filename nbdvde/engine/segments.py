@@ -30,8 +30,9 @@ from nbdvde.errors import DamageError, NoSpaceError
 
 Index: TypeAlias = "array[int]"
 """Entries of typecode 'Q', one for each unit: layout.pack_index, 0 for what is no extent."""
-_INDEX_BYTES_MAX = 32 << 20
-"""Indexes of closed segments kept in memory: those of 32 GiB in extents of 32 KiB."""
+_LOADED_BYTES_MAX = 48 << 20
+"""What may be kept of closed segments: enough for 64 GiB in extents of 32 KiB."""
+_CIPHER_BYTES = 3 << 10
 
 
 class State:
@@ -71,7 +72,7 @@ class Segments:
         self._slots: deque[int] = deque()
         self._next_slot = 1
         self._loaded: dict[State, int] = {}
-        """Closed segments whose index is in memory, and its bytes; oldest first."""
+        """Closed segments whose index is in memory, and the bytes of index and cipher; oldest first."""
         self._loaded_bytes = 0
         self._loading = workers.Lock()
 
@@ -230,9 +231,9 @@ class Segments:
             index = state.index
             if index is None or state in self._loaded:
                 return
-            self._loaded[state] = size = len(index) * index.itemsize
+            self._loaded[state] = size = len(index) * index.itemsize + _CIPHER_BYTES
             self._loaded_bytes += size
-            while self._loaded_bytes > _INDEX_BYTES_MAX and len(self._loaded) > 1:
+            while self._loaded_bytes > _LOADED_BYTES_MAX and len(self._loaded) > 1:
                 oldest = next(iter(self._loaded))
                 self._loaded_bytes -= self._loaded.pop(oldest)
                 if oldest.indexed == oldest.units:  # else a checkpoint settles it once it is in the image

@@ -1,10 +1,12 @@
 """Checks of recovery that no crash can reach, and what `check` says of damage."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
+import trio
 
-from nbdvde.engine.access import format_storage
+from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.layout import BLOCK, KIND_LOG, SUPERBLOCKS, LogPoint, Segment, TableEntry, unpack_index
@@ -119,3 +121,25 @@ def test_check_tells_how_far_it_is() -> None:
     check_storage(FrozenStorage(stopped()), master_of, report)
     assert calls[0][0] == 0
     assert calls[-1][0] == calls[-1][1] > 0
+
+
+def test_check_keeps_little_of_what_the_maps_hold() -> None:
+    """64 MiB in 16,384 extents of one block, each in a leaf on its own: two bytes an extent, not a list of them."""
+    storage, leaves = RecordingStorage(), 8192
+    format_storage(storage, leaves * 512 * BLOCK, KEY, extent_bytes=BLOCK, segment_bytes=1 << 20)
+
+    async def fill() -> None:
+        image = await open_storage(storage, KEY)
+        for number in range(leaves):
+            await image.disk().write(number * 512 * BLOCK, memoryview(number.to_bytes(8, "little") * (2 * BLOCK // 8)))
+        await image.close()
+
+    trio.run(fill)
+    frozen = FrozenStorage(bytes(storage.image))
+    tracemalloc.start()
+    try:
+        assert check_storage(frozen, master_of).ok
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20
