@@ -192,7 +192,9 @@ class Session:
                     await self._room()
                 work += len(requests)
             else:
-                count = await transport.receive(parser.targets(), poll=not (self.requests_in_flight.used or workers.busy()))
+                count = await transport.receive(
+                    parser.targets(), poll=not (self.requests_in_flight.used or workers.busy())
+                )
                 if not count:
                     return
                 parser.received(count)

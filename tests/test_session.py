@@ -71,7 +71,7 @@ class SlowDisk(Disk):
     async def cache(self, offset: int, length: int) -> None:
         await self._wait("cache", offset, length)
 
-    async def flush(self) -> None:
+    async def flush(self, *, alone: bool = False) -> None:
         await self._wait("flush")
 
 
@@ -216,7 +216,7 @@ async def test_fua_is_answered_after_the_flush_that_follows(command: int) -> Non
 
 async def test_a_fua_write_whose_flush_fails_is_answered_with_the_error() -> None:
     class Failing(MemoryDisk):
-        async def flush(self) -> None:
+        async def flush(self, *, alone: bool = False) -> None:
             raise DamageError("flush", "the device failed")
 
     async with serving(Failing(SIZE)) as server:

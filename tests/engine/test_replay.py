@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from nbdvde.engine.access import format_storage, open_storage
-from nbdvde.engine.check import check_storage
 from nbdvde.engine.buffer import Generation
+from nbdvde.engine.check import check_storage
 from nbdvde.engine.layout import BLOCK, KIND_LOG, SUPERBLOCKS, LogPoint, Segment, TableEntry, unpack_index
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.recovery import load

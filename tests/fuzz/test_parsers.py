@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from nbdvde.engine import layout
 from nbdvde.engine.extent import Compressor, Decoder
-from nbdvde.engine.layout import BLOCK, FRAME_BLOCKS, MAGIC, VERSION, Link, LogPoint, Record, Root, Segment, Superblock, TableEntry
+from nbdvde.engine.layout import (
+    BLOCK,
+    FRAME_BLOCKS,
+    MAGIC,
+    VERSION,
+    Link,
+    LogPoint,
+    Record,
+    Root,
+    Segment,
+    Superblock,
+    TableEntry,
+)
 from nbdvde.engine.lbamap import Node, parse_leaf
 from nbdvde.engine.metadata import UNIT_MAX, deflate, inflate
 from nbdvde.errors import DamageError, NbdvdeError
