@@ -99,6 +99,8 @@ class _Checker:
         """Both copies of superblock and key area; either one is enough to open, both should be sound."""
         storage, superblock = self._loaded.storage, self._loaded.superblock
         mac_key = self._loaded.keyring.superblock_key()
+        for where, what in self._loaded.flaws:
+            self._report(where, what)
         for offset in SUPERBLOCKS:
             block = read_copy(storage, offset, BLOCK)
             if Superblock.unpack(block) is None or not Superblock.authentic(block, mac_key):

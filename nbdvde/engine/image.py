@@ -60,6 +60,8 @@ class Image:
 
     async def start(self) -> None:
         """Make the recovered state durable and open a new log segment. Only then is anything answered."""
+        for where, what in self._loaded.flaws:
+            _log.warning("%s: %s: %s", self.path, where, what)
         if self.read_only:
             return
         superblock = replace(self.superblock, epoch=self.superblock.epoch + 1)

@@ -5,7 +5,7 @@ the accepted tail is durable before the first reply.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nbdvde.engine.changes import applying
 from nbdvde.engine.layout import (
@@ -63,6 +63,8 @@ class Loaded:
     """Of the next log record."""
     chain: bytes
     units_verified: int
+    flaws: list[tuple[str, str]] = field(default_factory=list)
+    """What is damaged and was done without: (where, what)."""
 
 
 def read_superblocks(storage: Storage) -> list[Superblock]:
@@ -84,9 +86,15 @@ def load(storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: 
     candidates = read_superblocks(storage)
     master = master_of(candidates[0])
     superblock, keyring = _choose(storage, candidates, master)
-    loaded = _load_root(storage, superblock, keyring)
+    try:
+        loaded = _load_root(storage, superblock, keyring)
+    except DamageError as damage:
+        older = candidates[-1]
+        if not replay or older.root == superblock.root or not _fits(storage, older, keyring):
+            raise
+        loaded = _load_older_root(storage, superblock, older, keyring, damage)
     if replay and superblock.state != STATE_CLEAN:
-        _replay(loaded)
+        _replay(loaded, superblock)
     return loaded
 
 
@@ -94,10 +102,34 @@ def _choose(storage: Storage, candidates: list[Superblock], master: bytes) -> tu
     """The newest superblock that was made with this key."""
     for superblock in candidates:
         keyring = Keyring(master, superblock.uuid, superblock.encryption)
-        block = read_copy(storage, SUPERBLOCKS[superblock.sequence % 2], BLOCK)
-        if Superblock.authentic(block, keyring.superblock_key()):
+        if _fits(storage, superblock, keyring):
             return superblock, keyring
     raise KeyFailure("image", "the key does not fit its superblocks", "give the right key; or they were altered")
+
+
+def _fits(storage: Storage, superblock: Superblock, keyring: Keyring) -> bool:
+    block = read_copy(storage, SUPERBLOCKS[superblock.sequence % 2], BLOCK)
+    return Superblock.authentic(block, keyring.superblock_key())
+
+
+def _load_older_root(
+    storage: Storage, newest: Superblock, older: Superblock, keyring: Keyring, damage: DamageError
+) -> Loaded:  # fmt: skip
+    """The state of the newest superblock, whose root is damaged, from the one before and the log between them.
+
+    The newest superblock names the last record before its checkpoint by a hash that covers all records before. Only
+    if the log from the older checkpoint on leads to just that record is the state the same (docs/decisions/0009).
+    """
+    loaded = _load_root(storage, older, keyring)
+    if older.state != STATE_CLEAN:
+        _replay(loaded, older, stop=newest.log.sequence)
+    if (loaded.sequence, loaded.chain) != (newest.log.sequence, newest.log.chain):
+        raise damage
+    loaded.segments.next_sequence = max(loaded.segments.next_sequence, newest.root.sequence + 1)
+    # As if it had been written after the newest one: so the next goes to the place of that, not to the sound one's.
+    loaded.superblock = replace(newest, sequence=newest.sequence + 1, root=older.root, root_length=older.root_length)
+    loaded.flaws.append(("root of the newest checkpoint", f"{damage.why}; the one before and the log make up for it"))
+    return loaded
 
 
 def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Loaded:
@@ -150,8 +182,9 @@ def _volume(entry: VolumeEntry) -> Volume:
     return Volume(entry.volume, entry.name, entry.size, lbamap)
 
 
-def _replay(loaded: Loaded) -> None:
-    replay = Replay(loaded.segments, loaded.superblock.log, loaded.superblock.epoch)
+def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None) -> None:
+    """Apply the log after a superblock's checkpoint; up to the record with the sequence `stop`, if that is given."""
+    replay = Replay(loaded.segments, superblock.log, superblock.epoch, stop)
     for number, changes in replay.transactions():
         volume = loaded.volumes.get(number)
         if volume is None:

@@ -43,8 +43,9 @@ class Group:
 class Replay:
     """Follows the log from a point; `transactions` yields what to apply, `state` and so on tell where it ended."""
 
-    def __init__(self, segments: Segments, point: LogPoint, epoch: int) -> None:
-        self._segments, self._epoch = segments, epoch
+    def __init__(self, segments: Segments, point: LogPoint, epoch: int, stop: int | None = None) -> None:
+        """The record with the sequence `stop`, if that is given, is not read any more."""
+        self._segments, self._epoch, self._stop = segments, epoch, stop
         self._sequence, self._chain = point.sequence, point.chain
         self.state = self._enter(point)
         self.units_verified = 0
@@ -76,14 +77,18 @@ class Replay:
             if segment.end > self._segments.storage.size():
                 raise DamageError("image", "is truncated: a log segment lies past its end", "restore the file's end")
             state = self._segments.adopt(TableEntry(segment, None, point.position, point.unit, 0, KIND_LOG))
+        if (state.used, state.units) != (point.position, point.unit):
+            raise DamageError("log point", "does not fit the segment table", "run nbdvde check")
         self._segments.index(state)
         self._data = self._segments.read(segment.offset, segment.length)
         return state
 
     def _groups(self) -> Iterator[Group]:
         while True:
-            while (group := self._next_group()) is not None:
+            while self._sequence != self._stop and (group := self._next_group()) is not None:
                 yield group
+            if self._sequence == self._stop:
+                return
             link = self._link()
             if link is None or (link.position, link.unit, link.sequence, link.chain) != (
                 self.state.used, self.state.units, self._sequence, self._chain,

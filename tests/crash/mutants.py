@@ -214,6 +214,20 @@ MUTANTS += [
         "no space",
     ),
     mutant(
+        "the older root is taken wherever the log leads",
+        "recovery:_load_older_root",
+        "if (loaded.sequence, loaded.chain) != (newest.log.sequence, newest.log.chain)",
+        "if False",
+        "damaged root and log",
+    ),
+    mutant(
+        "the superblock with the sound root is overwritten first",
+        "recovery:_load_older_root",
+        "sequence=newest.sequence + 1",
+        "sequence=newest.sequence",
+        "damaged root",
+    ),
+    mutant(
         "a checkpoint that finds no space forgets the changes",
         "checkpointer:Checkpointer._undo",
         "volume.map.unfreeze(volume.leaves)",
