@@ -44,7 +44,16 @@ from nbdvde.engine.recovery import empty_segment, load, read_superblocks
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.engine.sealing import Keyring, public_master
 from nbdvde.engine.storage import FileStorage, Storage
-from nbdvde.errors import ImageError, InUseError, KeyFailure, NbdvdeError, NoSpaceError, RefusedError, UsageError
+from nbdvde.errors import (
+    DamageError,
+    ImageError,
+    InUseError,
+    KeyFailure,
+    NbdvdeError,
+    NoSpaceError,
+    RefusedError,
+    UsageError,
+)
 
 PathLike = str | os.PathLike[str]
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -182,9 +191,11 @@ def open_file(path: PathLike, *, write: bool, lock: bool = True) -> FileStorage:
 
 
 def _named(path: PathLike, error: NbdvdeError) -> NbdvdeError:
-    """The error with the image's path in front instead of just `image`."""
+    """The error with the image's path instead of just `image`, or in front of the damaged part's name."""
     if error.what == "image":
         return type(error)(str(path), error.why, error.hint)
+    if isinstance(error, DamageError) and not error.what.startswith(str(path)):
+        return type(error)(f"{path}: {error.what}", error.why, error.hint)
     return error
 
 

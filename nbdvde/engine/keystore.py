@@ -10,13 +10,17 @@ from nbdvde.engine.storage import Storage
 
 
 def load_key_area(storage: Storage) -> KeyArea:
-    """The newer sound copy."""
-    return keys.choose(*(read_copy(storage, offset, KEY_AREA_BYTES) for offset in KEY_AREAS))
+    """The newer sound copy. Raises DamageError, ImageError."""
+    return keys.choose(*_copies(storage))
 
 
-def store_key_area(storage: Storage, area: KeyArea, sync: Callable[[], None]) -> None:
+def _copies(storage: Storage) -> list[bytes]:
+    return [read_copy(storage, offset, KEY_AREA_BYTES) for offset in KEY_AREAS]
+
+
+def store_key_area(storage: Storage, area: KeyArea, sync: Callable[[], None], *, first: int = 0) -> None:
     """Write both copies, one after the other, so that one is whole at any time."""
-    for offset in KEY_AREAS:
+    for offset in (KEY_AREAS[first], KEY_AREAS[1 - first]):
         storage.write(offset, [area.to_bytes()])
         sync()
 
@@ -24,7 +28,12 @@ def store_key_area(storage: Storage, area: KeyArea, sync: Callable[[], None]) ->
 def change_key_area(
     storage: Storage, change: Callable[[KeyArea], KeyArea], sync: Callable[[], None]
 ) -> KeyArea:  # fmt: skip
-    """Replace the key area by what `change` makes of it; answers the new one. Blocks."""
-    area = change(load_key_area(storage))
-    store_key_area(storage, area, sync)
+    """Replace the key area by what `change` makes of it; answers the new one. Blocks.
+
+    A crash may have left one copy behind the other. That one is written first: the other one holds the keys in use.
+    """
+    copies = _copies(storage)
+    old = keys.choose(*copies)
+    area = change(old)
+    store_key_area(storage, area, sync, first=int(copies[0] == old.to_bytes()))
     return area

@@ -228,6 +228,14 @@ MUTANTS += [
         "damaged root",
     ),
     mutant(
+        "the copy of the key slots that counts is written first",
+        "keystore:change_key_area",
+        "first=int(copies[0] == old.to_bytes())",
+        "first=0",
+        "keys",
+    ),
+    mutant("both copies of the key slots at once", "keystore:store_key_area", "\n        sync()", "", "keys"),
+    mutant(
         "a checkpoint that finds no space forgets the changes",
         "checkpointer:Checkpointer._undo",
         "volume.map.unfreeze(volume.leaves)",

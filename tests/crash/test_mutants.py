@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.crash import test_damage, test_faults, test_roots
+from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
@@ -34,12 +34,19 @@ def nonces() -> None:
         assert ledger.repeats == []
 
 
+def keys() -> None:
+    """Crashes while key slots are changed."""
+    test_keys.test_after_a_crash_the_old_keys_open_the_image_or_the_new_ones()
+    test_keys.test_a_change_that_a_crash_made_visible_is_not_undone_by_the_next_crash()
+
+
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
     "either superblock": either_superblock,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
+    "keys": keys,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }
