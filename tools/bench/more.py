@@ -22,6 +22,7 @@ _READER = Job("randread", "4k", 1, extra=(f"--ramp_time={_RAMP_S}",))
 _WRITER = Job("randwrite", "4k", 8, fsync=8, extra=(f"--rate_iops={_WRITES_PER_S}",))
 _ALLOWED_WRITES = 1.1
 _CLEAN_S, _CRASHED_S, _PEAK_BYTES = 1.0, 10.0, 300 << 20
+_FILL = Job("randwrite", "1M", 8, extra=("--end_fsync=1",))
 _LOAD_S, _LOADS = 10.0, ("randread", "randrw")
 
 
@@ -164,9 +165,8 @@ def opening(work: Work, *, size: int, stored: int) -> Section:
     """Time to open and peak memory of a large thin disk: after a clean stop, and after `kill -9` while writing."""
     server = SERVERS[IMAGE]
     work.create(server, size)
-    fill = _scattered(server.uri, Job("randwrite", "1M", 8, extra=("--end_fsync=1",)), size, stored)
     with work.serving(server, size):
-        fio.run(work.directory, fill)
+        fio.run(work.directory, _scattered(server.uri, _FILL, size, stored))
     columns = ["peak memory then", "after reads", "after reads and writes"]
     table, figures = Table(["stopped by", "open", "allowed", "", *columns, "allowed", ""]), {}
     for how, limit in (("SIGTERM", _CLEAN_S), ("kill -9", _CRASHED_S)):
@@ -184,8 +184,8 @@ def opening(work: Work, *, size: int, stored: int) -> Section:
         f"to its greeting, page cache dropped; peak resident memory then, after {_LOAD_S:g} s of 4K reads in those "
         f"pieces in random order, and after {_LOAD_S:g} s of reads and writes."
     )
-    loads = [_in_pieces("URI", rw, size, stored) for rw in _LOADS]
-    return Section("opening", text, [table], [*serve_lines([IMAGE], size), show(fill), *map(show, loads)], figures)
+    clients = [_scattered("URI", _FILL, size, stored), *(_in_pieces("URI", rw, size, stored) for rw in _LOADS)]
+    return Section("opening", text, [table], [*serve_lines([IMAGE], size), *map(show, clients)], figures)
 
 
 def _scattered(uri: str, job: Job, size: int, stored: int, offset: int = 0) -> Command:
