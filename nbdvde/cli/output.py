@@ -142,7 +142,9 @@ def report(path: os.PathLike[str], checked: CheckReport) -> None:
         if error.disk is not None and error.offset is not None:
             where += f", disk {error.disk}, {error.length} bytes at {error.offset}"
         line(f"{where}: {error.what}")
-    found = "sound" if checked.ok else f"{len(checked.errors)} errors"
+    count = len(checked.errors)
+    found = "1 error" if count == 1 else f"{count} errors"
+    found = "sound" if checked.ok else found
     line(f"{os.fspath(path)}: {found}, {checked.units_verified} units verified")
 
 

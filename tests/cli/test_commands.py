@@ -122,7 +122,7 @@ def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:
     assert set(result.json["errors"][0]) == {"where", "what", "disk", "offset", "length"}
     result = command("check", plain_image)
     assert result.code == 6
-    assert result.out.splitlines()[-1].startswith(f"{plain_image}: 1 errors")
+    assert result.out.splitlines()[-1].startswith(f"{plain_image}: 1 error, ")
 
 
 def test_life_of_keys(command: Command, image: Path, key_file: Path) -> None:
