@@ -102,27 +102,26 @@ class _Call(Generic[T]):
 
 
 class Patience:
-    """Waits for a thread without giving way to the event loop, a moment only, and while calls tend to end in it.
+    """Waits for a thread without giving way to the event loop: a moment only, and while calls tend to end in it.
 
-    For a time when nobody else is being served: one 4 KiB write after the other, a flush each, took 350 µs in the
-    engine with a round of the event loop and XXX without (fdatasync alone: 90).
+    For a time when nobody else is being served (docs/decisions/0010-a-lone-flush.md).
     """
 
-    _MOMENT_S = 0.0003
     _CREDIT_MAX, _CREDIT_OF_A_MISS = 32, 8
+    """A hit earns one, a call not waited for one as well: slow calls cost a moment in nine."""
 
-    def __init__(self) -> None:
-        self._credit = 0
+    def __init__(self, moment_s: float = 0.0003) -> None:
+        self._moment_s, self.credit = moment_s, 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run` of this module."""
         call = _Call(partial(function, *args, **kwargs))
-        if self._credit <= 0:
-            self._credit += 1
-        elif call.ends_in(self._MOMENT_S):
-            self._credit = min(self._credit + 1, self._CREDIT_MAX)
+        if self.credit <= 0:
+            self.credit += 1
+        elif call.ends_in(self._moment_s):
+            self.credit = min(self.credit + 1, self._CREDIT_MAX)
         else:
-            self._credit -= self._CREDIT_OF_A_MISS
+            self.credit -= self._CREDIT_OF_A_MISS
         return await call.result()
 
 

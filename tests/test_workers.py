@@ -1,0 +1,92 @@
+"""What threads answer and raise reaches the caller, whether it waits in the event loop or holds it up."""
+
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from nbdvde import workers
+from nbdvde.workers import Patience
+
+
+async def credited(moment_s: float = 60.0) -> Patience:
+    """One that holds up the event loop for the next call."""
+    patience = Patience(moment_s)
+    await patience.run(int)
+    assert patience.credit == 1
+    return patience
+
+
+@pytest.fixture(params=["run", "patient", "impatient"])
+async def run(request: pytest.FixtureRequest) -> Callable[..., Awaitable[Any]]:
+    """The ways to have a thread call a function; the last one often holds up the loop too shortly."""
+    if request.param == "run":
+        return workers.run
+    return (await credited(60.0 if request.param == "patient" else 0.0)).run
+
+
+async def test_what_a_thread_answers_is_answered(run: Callable[..., Awaitable[Any]]) -> None:
+    for number in range(50):
+        assert await run(lambda: (threading.get_ident(), number)) != (threading.get_ident(), number)  # noqa: B023
+        assert (await run(divmod, number, 7)) == divmod(number, 7)
+    assert not workers.busy()
+
+
+async def test_what_a_thread_raises_is_raised(run: Callable[..., Awaitable[Any]]) -> None:
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            await run(divmod, 1, 0)
+    assert not workers.busy()
+
+
+async def test_a_long_call_does_not_hold_up_the_event_loop() -> None:
+    may_end, patience = threading.Event(), await credited(0.001)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(patience.run, may_end.wait))
+        while not workers.busy():
+            await trio.lowlevel.checkpoint()
+        may_end.set()
+    assert not workers.busy()
+
+
+async def test_a_short_call_needs_no_event_loop() -> None:
+    patience, turns = await credited(), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for credit in range(2, 9):
+            await patience.run(int)
+            assert patience.credit == credit
+        assert turns == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_patience_wears_out_and_comes_back() -> None:
+    patience, token = await credited(0.0), trio.lowlevel.current_trio_token()
+
+    async def ask_the_loop() -> None:
+        """A call that cannot end while the loop is held up."""
+        await patience.run(lambda: trio.from_thread.run_sync(int, trio_token=token))
+
+    await ask_the_loop()
+    assert patience.credit == -7
+    for credit in range(-6, 2):
+        await ask_the_loop()
+        assert patience.credit == credit
+
+
+async def test_a_cancelled_caller_waits_for_its_call(run: Callable[..., Awaitable[Any]]) -> None:
+    done: list[int] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run(done.append, 1)
+    assert done == [1]
