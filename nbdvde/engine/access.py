@@ -237,7 +237,9 @@ async def open_storage(
 ) -> Image:  # fmt: skip
     """Open what is in a storage; it belongs to the image from then on, and is closed on failure."""
     try:
-        loaded = await workers.run(load, storage, lambda superblock: master_key(storage, superblock, key))
+        loaded = await workers.run(
+            load, storage, lambda superblock: master_key(storage, superblock, key), salvage=read_only
+        )
         image = Image(
             loaded, path=path, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes,
             checkpoint_bytes=checkpoint_bytes,

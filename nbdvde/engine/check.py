@@ -30,7 +30,7 @@ from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, Volume, load
 from nbdvde.engine.report import CheckError, CheckReport
-from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.segments import LOST_SLOT, Segments, State
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, NbdvdeError
 
@@ -59,7 +59,7 @@ def begin_check(
 ) -> Callable[[Progress | None], CheckReport]:
     """The short part of `check_storage`, during which no superblock may be written; answers the long one."""
     try:
-        checker = _Checker(load(storage, master_of, replay=replay))
+        checker = _Checker(load(storage, master_of, replay=replay, salvage=True))
     except DamageError as error:
         report = CheckReport(False, [CheckError(error.what, error.why)], 0)
         return lambda progress: report
@@ -170,7 +170,11 @@ class _Checker:
         for number, entries in leaves:
             for slot in np.unique(self._usage.foreign(entries) >> _SLOT).tolist():
                 what = f"points at slot {slot}, which has no such extent"
-                self._report(f"map leaf {number} of {volume.name}", what, volume.name, number * LEAF_BLOCKS * BLOCK)
+                if slot == LOST_SLOT:
+                    what = "was damaged; of these bytes only what was written since can be read"
+                start = number * LEAF_BLOCKS * BLOCK
+                length = min(LEAF_BLOCKS * BLOCK, volume.size - start)
+                self._report(f"map leaf {number} of {volume.name}", what, volume.name, start, length)
 
     def _index(self, state: State) -> None:
         if state.index_ref is None:

@@ -1,21 +1,34 @@
 """Driving what has to be loaded into a map: in a thread that may block, or on the event loop."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import trio
 
 from nbdvde import workers
 from nbdvde.engine.changes import Load, Loads
 from nbdvde.engine.lbamap import LbaMap
 from nbdvde.engine.segments import Segments
+from nbdvde.errors import DamageError
 
+Lost: TypeAlias = Callable[[Load, DamageError], bytes]
 _SLICES = 4
 """Slices of a long change between two turns of other tasks."""
 
 
-def drive_blocking(loads: Loads, segments: Segments, lbamap: LbaMap) -> None:
-    """Load what is asked for until there is no more. Raises DamageError, OSError."""
+def drive_blocking(loads: Loads, segments: Segments, lbamap: LbaMap, lost: Lost | None = None) -> None:
+    """Load what is asked for until there is no more. `lost` answers what to take for a damaged leaf or node, or raises.
+
+    Raises DamageError.
+    """
     for batch in loads:
         for load in batch:
-            load.install(lbamap, segments.read_unit(load.ref, load.kind))
+            try:
+                load.install(lbamap, segments.read_unit(load.ref, load.kind))
+            except DamageError as damage:
+                if lost is None:
+                    raise
+                load.install(lbamap, lost(load, damage))
 
 
 async def drive(loads: Loads, segments: Segments, lbamap: LbaMap) -> None:

@@ -7,8 +7,9 @@ the accepted tail is durable before the first reply.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from nbdvde.engine.changes import applying
+from nbdvde.engine.changes import Load, applying
 from nbdvde.engine.layout import (
+    ALLOCATED_ZERO,
     BLOCK,
     DATA_START,
     MAX_DISK_BYTES,
@@ -22,21 +23,25 @@ from nbdvde.engine.layout import (
     Segment,
     Superblock,
     TableEntry,
+    UnitRef,
     VolumeEntry,
+    pack_entry,
 )
-from nbdvde.engine.lbamap import LbaMap
-from nbdvde.engine.loader import drive_blocking
+from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap
+from nbdvde.engine.loader import Lost, drive_blocking
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.reading import read, read_copy
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.sealing import Keyring
-from nbdvde.engine.segments import Segments
+from nbdvde.engine.segments import LOST_SLOT, Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, ImageError, KeyFailure
 
 _NO_LIMIT = 1 << 63
+_LOST_LEAF = pack_entry(LOST_SLOT, 0, ALLOCATED_ZERO + 1).to_bytes(8, "little") * LEAF_BLOCKS
+_LOST_NODE = UnitRef(LOST_SLOT, 0, 0, 1).pack() * FANOUT
 
 
 @dataclass(slots=True)
@@ -78,10 +83,13 @@ def read_superblocks(storage: Storage) -> list[Superblock]:
     raise ImageError("image", "is not an nbdvde image", "make one with nbdvde create")
 
 
-def load(storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True) -> Loaded:
+def load(
+    storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True, salvage: bool = False
+) -> Loaded:
     """Read the image up to the end of its log, or of its last checkpoint. `master_of` answers the master key.
 
-    Raises ImageError, KeyFailure, DamageError.
+    With `salvage` a damaged part of a map that the log changes does not end it: what was there and is not replaced
+    cannot be read (`Loaded.flaws`). Such a state must not be written. Raises ImageError, KeyFailure, DamageError.
     """
     candidates = read_superblocks(storage)
     master = master_of(candidates[0])
@@ -94,7 +102,7 @@ def load(storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: 
             raise
         loaded = _load_older_root(storage, superblock, older, keyring, damage)
     if replay and superblock.state != STATE_CLEAN:
-        _replay(loaded, superblock)
+        _replay(loaded, superblock, salvage=salvage)
     return loaded
 
 
@@ -182,7 +190,7 @@ def _volume(entry: VolumeEntry) -> Volume:
     return Volume(entry.volume, entry.name, entry.size, lbamap)
 
 
-def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None) -> None:
+def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None, *, salvage: bool = False) -> None:
     """Apply the log after a superblock's checkpoint; up to the record with the sequence `stop`, if that is given."""
     replay = Replay(loaded.segments, superblock.log, superblock.epoch, stop)
     for number, changes in replay.transactions():
@@ -191,10 +199,27 @@ def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None) -> 
             raise DamageError("log record", f"changes volume {number}, which does not exist", "run nbdvde check")
         for change in changes:
             _check_bounds(volume, change)
-            drive_blocking(applying(loaded.segments, volume.map, change), loaded.segments, volume.map)
+            loads = applying(loaded.segments, volume.map, change)
+            drive_blocking(loads, loaded.segments, volume.map, _losing(loaded, volume, salvage=salvage))
     loaded.sequence, loaded.chain = replay.sequence, replay.chain
     loaded.units_verified += replay.units_verified
     loaded.segments.finish_adopting()
+
+
+def _losing(loaded: Loaded, volume: Volume, *, salvage: bool) -> Lost:
+    """What becomes of a damaged leaf or node: an error that names it, or everything below it is lost."""
+
+    def lost(load: Load, damage: DamageError) -> bytes:
+        what = f"map node {load.index} of level {load.level}" if load.level else f"map leaf {load.index}"
+        if not salvage:
+            hint = "nbdvde check tells what is lost; the rest can be read with --read-only"
+            raise DamageError(f"{what} of {volume.name}", damage.why, hint) from None
+        loaded.segments.lose()
+        if load.ref.slot != LOST_SLOT:
+            loaded.flaws.append((f"{what} of {volume.name}", f"{damage.why}; not all of its blocks can be read"))
+        return _LOST_NODE if load.level else _LOST_LEAF
+
+    return lost
 
 
 def _check_bounds(volume: Volume, change: Change) -> None:

@@ -33,6 +33,7 @@ Index: TypeAlias = "array[int]"
 _LOADED_BYTES_MAX = 48 << 20
 """What may be kept of closed segments: enough for 64 GiB in extents of 32 KiB."""
 _CIPHER_BYTES = 3 << 10
+LOST_SLOT = 0
 
 
 class State:
@@ -116,6 +117,12 @@ class Segments:
         except ValueError as error:
             raise DamageError("segment table", str(error), "run nbdvde check") from None
 
+    def lose(self) -> None:
+        """From now on references to slot 0, which no segment has, stand for what is lost: reading is DamageError."""
+        if LOST_SLOT not in self.states:
+            none = Segment(LOST_SLOT, 0, 0, 0, bytes(32))
+            self.states[LOST_SLOT] = State(none, KIND_META, self.keyring.sealer(none))
+
     def finish_adopting(self) -> None:
         """Every segment is known: find the unused slots below the highest."""
         self._next_slot = max(self.states, default=0) + 1
@@ -198,6 +205,8 @@ class Segments:
         """(position, sealed bytes, blocks) of an extent, from the index of its segment."""
         if unit < len(index) and (entry := index[unit]):
             return unpack_index(entry)
+        if state.segment.slot == LOST_SLOT:
+            raise DamageError("map", "is damaged where it says what these blocks hold", "run nbdvde check")
         raise DamageError("map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check")
 
     def index(self, state: State) -> Index:
