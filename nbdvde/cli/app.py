@@ -47,15 +47,21 @@ class ControlAction(StrEnum):
     STOP = "stop"
 
 
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="Path of the image.", show_default=False)]
+# Our own errors tell what cannot be read and why, with the exit code that belongs to it: hence `readable=False`.
+ImageArgument = Annotated[
+    Path, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
+]
 KeyFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Key file, mode 0600; without it a passphrase is asked for.")
+    Path | None,
+    typer.Option(metavar="FILE", readable=False, help="Key file, mode 0600; without it a passphrase is asked for."),
 ]
 NewKeyFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The new key file; without it a passphrase is asked for, twice.")
+    Path | None,
+    typer.Option(metavar="FILE", readable=False, help="The new key file; without it a passphrase is asked for, twice."),
 ]
 Control = Annotated[
-    Path | None, typer.Option(metavar="PATH", help="Control socket of the running server. [default: IMAGE.ctl]")
+    Path | None,
+    typer.Option(metavar="PATH", readable=False, help="Control socket of the running server. [default: IMAGE.ctl]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
@@ -110,7 +116,7 @@ def create(
 @app.command()
 def serve(
     image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", help="Path of the image.", show_default=False)
+        Path | None, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")
@@ -127,9 +133,12 @@ def serve(
     control: Annotated[
         str | None, typer.Option(metavar="PATH", help="Control socket, or none. [default: IMAGE.ctl]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Configuration file, TOML.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", readable=False, help="Configuration file, TOML.")
+    ] = None,
     pid_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Holds the process id while the server is ready.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="Holds the process id while the server is ready."),
     ] = None,
     print_uri: Annotated[
         bool | None, typer.Option("--print-uri", help="Print the URIs on standard output once they are served.")

@@ -166,6 +166,18 @@ def test_bad_key_files(command: Command, image: Path, key_file: Path) -> None:
     assert not Path("new.vde").exists()
 
 
+def test_files_of_others(command: Command, image: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be opened is told by whoever opens it, with the exit code that belongs to it."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert command("check", image, "--key-file", key_file).code == 0
+
+    def refuse(path: str, *_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    command("check", image, "--key-file", key_file).fails(3, f"{image}: permission denied")
+
+
 @pytest.mark.parametrize("place", ["", ".", "/", "..", "folder"])
 def test_directory_as_image(command: Command, tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()

@@ -173,7 +173,13 @@ def test_shell_completion() -> None:
         [sys.executable, "-m", "nbdvde"], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.split()) == (0, ["check"])
-    assert real("--show-completion").returncode == 0
+
+
+def test_completion_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # there may be no shell
+    done = real("--show-completion", "bash")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "complete" in done.stdout
 
 
 def test_progress_bar_waits_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
