@@ -9,6 +9,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine import recovery
 from nbdvde.engine.cache import FrameCache
 from nbdvde.engine.changes import loading
+from nbdvde.engine.keystore import load_key_area
 from nbdvde.engine.layout import ALLOCATED_ZERO, ENCRYPTION_NONE, FRAME_BLOCKS, Superblock
 from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.loader import drive_blocking
@@ -20,6 +21,7 @@ from tests.crash.recording import FrozenStorage
 from tests.crash.session import ABSENT, KEY, digest
 from tests.crash.states import Crash
 
+_DIGEST_BYTES = 16
 _TORN_AT_BIRTH = b"both superblocks are damaged (restore them from a backup)"
 """What the first superblock of an image says when it was torn; the other one is not there yet."""
 
@@ -64,7 +66,7 @@ def observe(storage: Storage) -> bytes:
 
 @dataclass
 class Verdicts:
-    """Looks at each distinct state once, and judges it."""
+    """Looks at each distinct state once, its key slots included, and judges it."""
 
     versions: Sequence[bytes]
     distinct: set[bytes] = field(default_factory=set)
@@ -81,8 +83,17 @@ class Verdicts:
         name = blake3(image).digest(16)
         if name not in self._found:
             self.distinct.add(name)
-            self._found[name] = observe(FrozenStorage(image))
+            self._found[name] = self._look(FrozenStorage(image))
         return self._found[name]
+
+    def _look(self, storage: FrozenStorage) -> bytes:
+        found = observe(storage)
+        if len(found) == _DIGEST_BYTES and recovery.read_superblocks(storage)[0].encryption != ENCRYPTION_NONE:
+            try:
+                load_key_area(storage).unlock(KEY)
+            except NbdvdeError as error:
+                return f"{type(error).__name__}: {error}".encode()
+        return found
 
     def judge(self, crash: Crash) -> str | None:
         """Why the state must not be, or None when all is well."""
@@ -91,7 +102,7 @@ class Verdicts:
             found = ABSENT
         places = self._places.get(found)
         if places is None:
-            return f"found {found!r}, which never was" if len(found) == 16 else f"found {found.decode()}"
+            return f"found {found!r}, which never was" if len(found) == _DIGEST_BYTES else f"found {found.decode()}"
         for low, high in crash.windows:
             if not any(low <= place <= high for place in places):
                 return f"found version {places}, allowed were {low} to {high}"

@@ -17,7 +17,7 @@ from blake3 import blake3
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
-from nbdvde.engine.keys import MasterKey
+from nbdvde.engine.keys import Cost, Fresh, KeyArea, KeyFile, MasterKey
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError
 from tests.crash.recording import RecordingStorage
@@ -86,6 +86,8 @@ class Profile:
     """An operation of the storage that fails once, at a random time, after the image was opened."""
     overlap: bool = True
     """Flushes and checkpoints run beside the requests that follow them."""
+    cancel: float = 0.0
+    """How often a request is cancelled, some steps of the event loop after it began."""
 
 
 class Session:
@@ -108,6 +110,7 @@ class Session:
         """The newest version whose request was answered."""
         self._mark()
         self.refused = 0
+        self.cancelled = 0
 
     # The record of what was accepted
 
@@ -204,15 +207,17 @@ class Session:
     async def _step(self, image: Image, nursery: trio.Nursery) -> None:
         kinds, weights = zip(*self.profile.weights.items(), strict=True)
         kind = self._rng.choices(kinds, weights)[0]
-        disk = image.disk()
+        self._disk = disk = image.disk()
         if kind == "write":
             await self._write(disk)
         elif kind == "zero":
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
+        elif kind == "read":
+            await self._cancelling(lambda: disk.read(0, disk.size))
         else:
-            job = self._flush if kind == "flush" else self._checkpoint
+            job = {"flush": self._flush, "checkpoint": self._checkpoint, "keys": self._change_keys}[kind]
             if self.profile.overlap and self._rng.random() < 0.5:
                 nursery.start_soon(job, image)
                 await trio.lowlevel.checkpoint()
@@ -221,8 +226,42 @@ class Session:
 
     async def _flush(self, image: Image) -> None:
         version, disk, alone = self._accepted, image.disk(), self._rng.random() < 0.5
-        if disk.flush_nowait() or await self._tolerating(lambda: disk.flush(alone=alone)):
+        done = disk.flush_nowait()
+
+        async def flush() -> None:
+            nonlocal done
+            done = await self._tolerating(lambda: disk.flush(alone=alone))
+
+        if not done:
+            await self._cancelling(flush)
+        if done:
             self._durable(version)
+
+    async def _cancelling(self, action: Callable[[], Awaitable[Any]]) -> bool:
+        """Do it, or cancel it at some point; whether it was cancelled."""
+        if not self.profile.cancel or self._rng.random() >= self.profile.cancel:
+            await action()
+            return False
+        steps = self._rng.choice((0, 0, 1, 1, 2, 3, 5, 8))
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(_cancel_later, scope, steps)
+                await action()
+            nursery.cancel_scope.cancel()
+        self.cancelled += scope.cancelled_caught
+        return scope.cancelled_caught
+
+    async def _change_keys(self, image: Image) -> None:
+        """Add a key, or remove one once there are two."""
+        number = len(self.versions)
+        fresh = Fresh(self._rng.randbytes(32), self._rng.randbytes(12), number)
+
+        def change(area: KeyArea) -> KeyArea:
+            if len(area.slots()) > 1:
+                return area.without_slot(KEY, area.slots()[0].slot)
+            return area.with_slot(KEY, KeyFile(number.to_bytes(32, "little")), fresh, cost=Cost(8, 1, 1))
+
+        await self._tolerating(lambda: image.update_keys(change))
 
     async def _checkpoint(self, image: Image) -> None:
         await self._tolerating(image.checkpoint)
@@ -249,7 +288,9 @@ class Session:
 
     async def _put(self, disk: Volume, offset: int, data: bytes) -> None:
         view = memoryview(data)
-        if not (self._rng.random() < 0.7 and disk.write_nowait(offset, view, owned=True)):
+        if not (
+            self._rng.random() < (0.2 if self.profile.cancel else 0.7) and disk.write_nowait(offset, view, owned=True)
+        ):
             await disk.write(offset, view)
 
     async def _zero(self, disk: Volume) -> None:
@@ -272,10 +313,30 @@ class Session:
         for pages in steps:
             self._enter(pages)
         self._mark()
-        if not await self._tolerating(action):
+        if self.profile.cancel:
+            if await self._cancelling(action):
+                await self._keep_what_took_effect(before)
+        elif not await self._tolerating(action):
             assert len(steps) == 1, "requests in steps are not mixed with refusals"
             del self.versions[before:], self.snapshots[before:]
         self._accepted = len(self.versions) - 1
+
+    async def _keep_what_took_effect(self, before: int) -> None:
+        """Forget the steps of a cancelled request that did not happen: the disk shows which ones did."""
+        whole = b"".join(bytes(piece) for piece in await self._disk.read(0, self._disk.size))
+        pages = {at // BLOCK: page for at in range(0, len(whole), BLOCK) if any(page := whole[at : at + BLOCK])}
+        found = digest({block: page.ljust(BLOCK, b"\0") for block, page in pages.items()})
+        assert found in self.versions[before - 1 :], "a cancelled request takes effect step by step, or not at all"
+        last = len(self.versions) - 1
+        while self.versions[last] != found:
+            last -= 1
+        del self.versions[last + 1 :], self.snapshots[last + 1 :]
+
+
+async def _cancel_later(scope: trio.CancelScope, steps: int) -> None:
+    for _ in range(steps):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
 
 
 def zero_parts(offset: int, length: int, size: int) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
+from tests.crash.session import Session
 
 STATES = 10_000
 EFFORT = Effort()
@@ -17,6 +18,10 @@ def tally() -> Tally:
 def test_every_crash_state_is_one_cut_of_the_history(name: str, tally: Tally) -> None:
     for seed in (1, 2):
         run_seed(seed, EFFORT, tally, name)
+
+
+def test_requests_are_cancelled_half_way() -> None:
+    assert sum(Session(seed, PROFILES["cancelled"]).run().cancelled for seed in range(8)) > 10
 
 
 def test_enough_states_were_seen(tally: Tally) -> None:

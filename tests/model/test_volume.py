@@ -44,11 +44,16 @@ class Loop:
         await self._end.wait()
 
     def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        return trio.from_thread.run(function, *args, trio_token=self._token)
+        return trio.from_thread.run(_in_time, function, *args, trio_token=self._token)
 
     def stop(self) -> None:
         trio.from_thread.run_sync(self._end.set, trio_token=self._token)
         self._thread.join()
+
+
+async def _in_time(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    with trio.fail_after(60):  # what hangs fails
+        return await function(*args)
 
 
 def flat(pieces: Any) -> bytes:
@@ -137,6 +142,41 @@ class VolumeMachine(RuleBasedStateMachine):
             if status & Status.ZERO:
                 assert not any(flat(self.model.read_nowait(offset, size))), "what is called zero reads as zeroes"
             offset += size
+
+    # Cancelled requests
+
+    @rule(
+        what=st.sampled_from(["write", "zero", "read", "flush"]), offset=offsets, length=lengths,
+        seed=st.integers(0, 9), steps=st.integers(0, 12),
+    )  # fmt: skip
+    def cancelled(self, what: str, offset: int, length: int, seed: int, steps: int) -> None:
+        """A write that is cancelled at some point took effect wholly or not at all; a zeroing part by part."""
+        length = min(length, SIZE - offset)
+        data = random.Random(seed).randbytes(length) if what == "write" else bytes(length)
+        self.loop.run(self._cancelled, what, offset, data, steps)
+        parts = {"write": [(offset, offset + length)], "zero": zero_parts(offset, length, SIZE)}.get(what, [])
+        found = flat(self.loop.run(self._read, 0, SIZE, False))
+        while found != flat(self.model.read_nowait(0, SIZE)):
+            assert parts, "a request that was cancelled did what it was not asked for"
+            low, high = parts.pop(0)
+            self.model.write_nowait(low, memoryview(data[low - offset : high - offset]), owned=False)
+            self._remember()
+
+    async def _cancelled(self, what: str, offset: int, data: bytes, steps: int) -> None:
+        disk = self.image.disk()
+        async with trio.open_nursery() as nursery:
+            match what:
+                case "write":
+                    nursery.start_soon(disk.write, offset, memoryview(data))
+                case "zero":
+                    nursery.start_soon(disk.zero, offset, len(data))
+                case "read":
+                    nursery.start_soon(disk.read, offset, len(data))
+                case _:
+                    nursery.start_soon(disk.flush)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
 
     # Durability
 
