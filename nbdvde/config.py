@@ -97,9 +97,11 @@ class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     requests_in_flight: Count | None = None
     """Requests of one client that wait for a disk or for their answers to be sent."""
     bytes_in_flight: Size | None = None
-    """Lengths of these requests."""
+    """Bytes that these requests hold in memory."""
     server_bytes_in_flight: Size | None = None
-    """Lengths of the requests of all clients that wait for a disk."""
+    """Bytes that the requests of all clients hold, those of payloads on their way included."""
+    stall_s: Seconds | None = None
+    """Seconds that a client may be at a standstill while all of server_bytes_in_flight is used."""
     stop_s: Seconds | None = None
     """Seconds that a stop waits for requests in flight."""
 

@@ -18,6 +18,8 @@ class Metrics:
         """Closed at once because the limit of connections was reached."""
         self.protocol_errors = 0
         """Connections ended because of what the client sent."""
+        self.stalled = 0
+        """Connections ended because they were at a standstill while memory was short."""
         self.errors = 0
         """Requests answered with an error."""
         self.requests = [0] * len(COMMANDS)

@@ -14,9 +14,12 @@ from pathlib import Path
 import trio
 
 from nbdvde.errors import NetworkError, UsageError
+from nbdvde.exports import Exports
+from nbdvde.limits import Limits, Shared
 from nbdvde.metrics import Metrics
+from nbdvde.protocol.handshake import Handshake
 from nbdvde.protocol.messages import ProtocolError
-from nbdvde.session import Exports, Limits, Session, Shared, negotiate
+from nbdvde.session import Session, negotiate
 from nbdvde.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT = 10809
 BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.1
+_STANDSTILL_BYTES = 1 << 16
+"""Who moves less in `Limits.stall_s` counts as being at a standstill."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
 
@@ -195,14 +200,19 @@ class Connection:
     """Canonical name; None during the handshake."""
     session: Session | None = None
     transport: Transport | None = None
-    handshake: trio.CancelScope = field(default_factory=trio.CancelScope)
+    handshake: Handshake | None = None
+    deadline: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of the handshake."""
 
-    def stop(self) -> None:
-        """End the handshake at once, or transmission when what is in flight has been answered."""
+    def stop(self, patience_s: float) -> None:
+        """End transmission when what is in flight has been answered, or tell who still haggles that it is over."""
         if self.transport is not None and self.session is not None:
             self.transport.stop()
+        elif self.handshake is not None and self.handshake.begun:
+            self.handshake.shut_down()
+            self.deadline.deadline = min(self.deadline.deadline, trio.current_time() + patience_s)
         else:
-            self.handshake.cancel()
+            self.deadline.cancel()
 
 
 class Server:
@@ -236,14 +246,16 @@ class Server:
                 async with trio.open_nursery() as acceptors:
                     for sock in [sock for listener in listeners for sock in listener.sockets]:
                         acceptors.start_soon(self._accept, sock, clients)
+                    acceptors.start_soon(self._guard_memory)
                     task_status.started()
                     await self._stopping.wait()
                     acceptors.cancel_scope.cancel()
                 for listener in listeners:
                     listener.close()
-                clients.cancel_scope.deadline = trio.current_time() + self._shared.limits.stop_s
+                limits = self._shared.limits
+                clients.cancel_scope.deadline = trio.current_time() + limits.stop_s
                 for connection in self.connections:
-                    connection.stop()
+                    connection.stop(limits.linger_s)
         finally:
             for listener in listeners:
                 listener.close()
@@ -263,6 +275,26 @@ class Server:
             else:
                 self._admit(sock, clients)
                 await trio.lowlevel.checkpoint()
+
+    async def _guard_memory(self) -> None:
+        """Whenever the memory for all clients stays used up, close those at a standstill who hold some of it."""
+        memory, limits = self._shared.memory, self._shared.limits
+        while True:
+            await memory.exhausted()
+            before = {c.number: c.session.moved for c in self.connections if c.session and c.session.stalled}
+            await trio.sleep(limits.stall_s)
+            if memory.used < memory.limit:
+                continue
+            for connection in self.connections:
+                then, session = before.get(connection.number), connection.session
+                if then is not None and session is not None and session.moved - then < _STANDSTILL_BYTES:
+                    self._close_stalled(connection, session)
+
+    def _close_stalled(self, connection: Connection, session: Session) -> None:
+        if session.stalled and session.account.held and connection.transport is not None:
+            self.metrics.stalled += 1
+            _log.warning("client %d (%s) at a standstill while memory is short", connection.number, connection.peer)
+            connection.transport.abort()
 
     def _admit(self, sock: socket.socket, clients: trio.Nursery) -> None:
         self.metrics.connections_total += 1
@@ -296,9 +328,10 @@ class Server:
 
     async def _serve(self, transport: Transport, connection: Connection) -> None:
         shared, agreed = self._shared, None
-        connection.handshake.deadline = trio.current_time() + shared.limits.handshake_s
-        with connection.handshake:
-            agreed = await negotiate(transport, self._exports)
+        connection.handshake = handshake = Handshake(self._exports.find, self._exports.listing)
+        connection.deadline.deadline = trio.current_time() + shared.limits.handshake_s
+        with connection.deadline:
+            agreed = await negotiate(transport, handshake)
         disk = agreed and self._exports.disk(agreed[0].export.name)
         if agreed is None or disk is None or self._stopping.is_set():
             return

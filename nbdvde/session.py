@@ -5,105 +5,51 @@ a task for each of the others, send all answers in one call. Tasks send their an
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import trio
 
 from nbdvde import workers
 from nbdvde.disk import Buffer, Disk
-from nbdvde.errors import NbdErrno, NbdvdeError, UnsupportedError
-from nbdvde.metrics import Metrics
+from nbdvde.errors import NbdErrno, NbdvdeError, RequestError, UnsupportedError
+from nbdvde.limits import Account, Budget, Shared
 from nbdvde.protocol import wire
-from nbdvde.protocol.connection import LARGE_PAYLOAD, Batch, RequestParser
+from nbdvde.protocol.connection import LARGE_PAYLOAD, RequestParser
 from nbdvde.protocol.constants import Command, CommandFlag
 from nbdvde.protocol.handshake import Handshake, Phase
-from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError, Refusal, Request
+from nbdvde.protocol.messages import NOTHING_TO_DO, Negotiated, ProtocolError, Refusal, Request
 from nbdvde.protocol.replies import Replies, SimpleReplies, StructuredReplies, append_status
-from nbdvde.transport import BufferPool, Transport
+from nbdvde.transport import Transport
 
 _log = logging.getLogger(__name__)
 
 # Enum members are slow, and these are used for every request.
-_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_READ, _WRITE, _FLUSH, _TRIM = int(Command.READ), int(Command.WRITE), int(Command.FLUSH), int(Command.TRIM)
+_ZEROING = (_TRIM, int(Command.WRITE_ZEROES))
+_CHANGING = (_WRITE, *_ZEROING)
+_FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
+_REQ_ONE, _FAST_ZERO = int(CommandFlag.REQ_ONE), int(CommandFlag.FAST_ZERO)
 _TURN = 64
 """Work, about a microsecond each, after which other clients have their turn; a turn costs four [measured]."""
 _WORK_BYTES = 8192
 """Bytes whose reception counts as one."""
-_FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
-_REQ_ONE, _FAST_ZERO = int(CommandFlag.REQ_ONE), int(CommandFlag.FAST_ZERO)
+_LONE = 16
+"""Requests, one after the other, after which a client is taken for the only one."""
 MAX_EXTENTS = 1 << 14
 """Extents in one answer to BLOCK_STATUS; the specification allows 2^20, the client asks again for the rest."""
+_CHARGE = 1 << 12
+_CHARGES = {int(Command.BLOCK_STATUS): 1 << 20}
+"""Bytes that a request in flight is taken to hold, other than READ and WRITE."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What clients may take from a server."""
-
-    connections: int = 1024
-    handshake_s: float = 10.0
-    """From the connection to GO; qemu's deadline since CVE-2024-7409."""
-    requests_in_flight: int = 256
-    """Per client, waiting for a disk or for their answers to be sent. One batch may come on top."""
-    bytes_in_flight: int = 64 << 20
-    """Lengths of these requests. One batch may come on top."""
-    server_bytes_in_flight: int = 256 << 20
-    """As `bytes_in_flight`, of all clients together, while they wait for a disk."""
-    receive_buffers: int = 128
-    """Clients with a large receive buffer; further ones get a small one."""
-    receive_buffer_bytes: int = 1 << 20
-    small_receive_buffer_bytes: int = 1 << 14
-    stop_s: float = 10.0
-    """How long a stop waits for requests in flight and for clients to take their answers."""
-    linger_s: float = 1.0
-    """How long a stop waits for a client to close its side once everything is answered."""
-    batch: Batch = field(default_factory=Batch)
-
-
-class Shared:
-    """What all sessions of a server share."""
-
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self.limits, self.metrics = limits, metrics
-        self.bytes_in_flight = Budget(limits.server_bytes_in_flight)
-        self.buffers = BufferPool(
-            limits.receive_buffers, limits.receive_buffer_bytes, limits.small_receive_buffer_bytes
-        )
-
-
-class Exports:
-    """The disks clients may ask for by name. The empty name is the default one, when there is a default."""
-
-    def __init__(self, disks: Mapping[str, Disk], default: str | None = None) -> None:
-        """`default` is a key of `disks`."""
-        self._disks = dict(disks)
-        self._default = default
-
-    def disk(self, name: str) -> Disk | None:
-        """The disk of a name."""
-        return self._disks.get(self._canonical(name))
-
-    def find(self, name: str) -> ExportInfo | None:
-        """What the handshake tells of a name."""
-        disk = self.disk(name)
-        return None if disk is None else ExportInfo(self._canonical(name), disk.size, disk.read_only)
-
-    def listing(self) -> Iterator[ExportInfo]:
-        """All exports."""
-        for name, disk in self._disks.items():
-            yield ExportInfo(name, disk.size, disk.read_only)
-
-    def _canonical(self, name: str) -> str:
-        return self._default if not name and self._default is not None else name
-
-
-async def negotiate(transport: Transport, exports: Exports) -> tuple[Negotiated, bytes] | None:
-    """The handshake: what was agreed and the first bytes of transmission, or None when the client gave up.
+async def negotiate(transport: Transport, handshake: Handshake) -> tuple[Negotiated, bytes] | None:
+    """Speak for `handshake`: what was agreed and the first bytes of transmission, or None when the client gave up.
 
     Raises `ProtocolError` and `trio.BrokenResourceError`.
     """
-    handshake = Handshake(exports.find, exports.listing)
     buffer = memoryview(bytearray(4096))
     await transport.send([wire.greeting()])
     while handshake.phase in (Phase.FLAGS, Phase.OPTIONS):
@@ -118,29 +64,6 @@ async def negotiate(transport: Transport, exports: Exports) -> tuple[Negotiated,
     return None if handshake.negotiated is None else (handshake.negotiated, handshake.unread)
 
 
-class Budget:
-    """A limit on something in flight. Taking never waits and may exceed the limit; `room` waits until it is kept."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    def take(self, count: int) -> None:
-        """Begin to use `count`."""
-        self.used += count
-
-    def give(self, count: int) -> None:
-        """End the use of `count`."""
-        self.used -= count
-        if self.used < self.limit:
-            self._waiting.unpark_all()
-
-    async def room(self) -> None:
-        """Wait, if need be, until less than the limit is used."""
-        while self.used >= self.limit:
-            await self._waiting.park()
-
-
 class Session:
     """The transmission phase of one client.
 
@@ -153,12 +76,14 @@ class Session:
         """`buffer` is where requests are received; the session has it until `run` ends."""
         limits = shared.limits
         self.requests_in_flight = Budget(limits.requests_in_flight)
-        self.bytes_in_flight = Budget(limits.bytes_in_flight)
+        self.account = Account(Budget(limits.bytes_in_flight), shared.memory)
         self._transport, self._disk, self._shared = transport, disk, shared
         self._parser = RequestParser(negotiated, buffer, limits.batch)
         self._replies: Replies = StructuredReplies() if negotiated.structured else SimpleReplies()
         self._contexts = negotiated.contexts
         self._out: list[Buffer] = []
+        self._pending = self._received = 0
+        self._complaints = Complaints()
         self._sending = False
         self._sent = trio.lowlevel.ParkingLot()
         self._disconnected = False
@@ -177,81 +102,140 @@ class Session:
                 await self._serve(nursery)
             except (ProtocolError, trio.BrokenResourceError) as error:
                 failure = error
+            finally:
+                self._release()
         if failure is not None:
             raise failure
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it is the client that we are waiting for in the middle of a payload or of an answer."""
+        transport = self._transport
+        return transport.sending or bool(self._pending and transport.receiving)
+
+    @property
+    def moved(self) -> int:
+        """Bytes received and sent so far."""
+        return self._received + self._transport.sent
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         parser, transport = self._parser, self._transport
         work = 0
         while not self._disconnected:
             requests = parser.parse()
+            if self._pending and parser.pending != self._pending:
+                self._release()
             if requests:
-                self._dispatch(requests, nursery)
+                alone = self._is_alone(len(requests))
+                flush = self._dispatch(requests, nursery, alone)
+                if flush is not None:
+                    await self._flush_alone(flush)
                 await self._send()
                 if self.requests_in_flight.used:
                     await self._room()
                 work += len(requests)
             else:
-                count = await transport.receive(
-                    parser.targets(), poll=not (self.requests_in_flight.used or workers.busy())
-                )
+                if parser.pending and not self._pending:
+                    await self._hold(parser.pending)
+                poll = not (self.requests_in_flight.used or workers.busy())
+                count = await transport.receive(parser.targets(), poll=poll)
                 if not count:
                     return
                 parser.received(count)
+                self._received += count
                 work += 1 + count // _WORK_BYTES
             if work >= _TURN:
                 work = 0
                 await trio.lowlevel.checkpoint()
 
     async def _room(self) -> None:
-        for budget in (self.requests_in_flight, self.bytes_in_flight, self._shared.bytes_in_flight):
-            if budget.used >= budget.limit:
-                await budget.room()
+        """Wait until more may be in flight; a payload that is on its way has got its room, and is not held up."""
+        await self.requests_in_flight.room()
+        if not self._pending:
+            await self.account.room()
 
-    def _dispatch(self, requests: Iterable[Request], nursery: trio.Nursery) -> None:
-        """Answer what needs no waiting, and start a task for each of the others."""
+    async def _hold(self, pending: int) -> None:
+        """Account for a payload that is on its way, once there is room for it."""
+        await self.account.room()
+        self.account.take(pending)
+        self._pending = pending
+
+    def _release(self) -> None:
+        self.account.give(self._pending)
+        self._pending = 0
+
+    def _is_alone(self, requests: int) -> bool:
+        """Whether this client has been asking one thing after the other for a while, and nobody else anything."""
+        shared = self._shared
+        if shared.lone is not self or requests > 1 or self.requests_in_flight.used:
+            shared.lone, shared.lone_for = self, 0
+        shared.lone_for += 1
+        return shared.lone_for > _LONE
+
+    def _dispatch(self, requests: Iterable[Request], nursery: trio.Nursery, alone: bool) -> int | None:
+        """Answer what needs no waiting, and start a task for each of the others.
+
+        Answers the cookie of a flush that is left to the caller, when the client is `alone`.
+        """
         disk, out, replies = self._disk, self._out, self._replies
         counts, lengths = self._shared.metrics.requests, self._shared.metrics.request_bytes
         for request in requests:
             command, flags, cookie, offset, length, payload, refused = request
-            if refused is not None:
-                self._refuse(request, refused)
-                continue
-            counts[command] += 1
-            lengths[command] += length
+            left: Request | None = request
             try:
-                if command == _READ:
+                if refused is None:
+                    counts[command] += 1
+                    lengths[command] += length
+                if command == _READ and refused is None:
                     pieces = disk.read_nowait(offset, length)
                     if pieces is not None:
                         replies.data(out, cookie, offset, pieces, flags)
                         continue
-                elif command == _WRITE:
-                    assert payload is not None
-                    if not flags and disk.write_nowait(offset, payload, owned=length >= LARGE_PAYLOAD):
+                elif command == _WRITE and not flags and payload is not None:
+                    if disk.write_nowait(offset, payload, owned=length >= LARGE_PAYLOAD):
                         replies.done(out, cookie)
                         continue
-                elif command == Command.DISC:
-                    self._disconnected = True
-                    return
-                elif self._zeroed(command, flags, cookie, offset, length):
-                    continue
+                else:
+                    left = self._settle(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
                 self._fail(cookie, error)
             else:
-                self._start(request, nursery)
+                if self._disconnected:
+                    break
+                if left is not None and left[0] == _FLUSH and alone:
+                    return cookie
+                if left is not None:
+                    self._start(left, nursery)
+        return None
 
-    def _zeroed(self, command: int, flags: int, cookie: int, offset: int, length: int) -> bool:
-        """Answer a TRIM or WRITE_ZEROES at once, if that can be; a fast zero must be answered so."""
-        if command == Command.TRIM and not flags:
-            done = self._disk.trim_nowait(offset, length)
-        elif command == Command.WRITE_ZEROES and flags & ~_NO_HOLE in (0, _FAST_ZERO):
-            done = self._disk.zero_nowait(offset, length, allocate=bool(flags & _NO_HOLE))
-            if not done and flags & _FAST_ZERO:
-                raise UnsupportedError("write zeroes", "not faster than writing here")
-        else:
-            return False
-        if done:
-            self._replies.done(self._out, cookie)
+    def _settle(self, request: Request) -> Request | None:
+        """Answer what is neither a READ nor a plain WRITE, as far as it needs no waiting; what is left to do of it."""
+        command, flags, cookie, offset, length, payload, refused = request
+        if refused is not None and not (refused is NOTHING_TO_DO and flags & _FUA and command in _CHANGING):
+            self._refuse(request, refused)
+            return None
+        if command == Command.DISC:
+            self._disconnected = True
+            return None
+        if refused is None and command != _FLUSH:
+            if payload is not None:
+                done = self._disk.write_nowait(offset, payload, owned=length >= LARGE_PAYLOAD)
+            else:
+                done = command in _ZEROING and self._zeroed(command, flags, offset, length)
+            if not done:
+                return request
+        if (command == _FLUSH or flags & _FUA) and not self._disk.flush_nowait():
+            return _FLUSH, 0, cookie, 0, 0, None, None
+        self._replies.done(self._out, cookie)
+        return None
+
+    def _zeroed(self, command: int, flags: int, offset: int, length: int) -> bool:
+        """Do a TRIM or WRITE_ZEROES at once, if that can be; a fast zero must be done so."""
+        if command == _TRIM:
+            return self._disk.trim_nowait(offset, length)
+        done = self._disk.zero_nowait(offset, length, allocate=bool(flags & _NO_HOLE))
+        if not done and flags & _FAST_ZERO:
+            raise UnsupportedError("write zeroes", "not faster than writing here")
         return done
 
     def _refuse(self, request: Request, refused: Refusal) -> None:
@@ -266,38 +250,41 @@ class Session:
             self._replies.done(self._out, cookie)
 
     def _fail(self, cookie: int, error: Exception) -> None:
+        """Tell the client in general terms, and the log what exactly."""
         self._shared.metrics.errors += 1
-        if isinstance(error, NbdvdeError):
+        if isinstance(error, RequestError):
             self._replies.error(self._out, cookie, error.nbd_errno, error.message)
-        else:
-            _log.error("unexpected failure of a request", exc_info=error)
+            return
+        if not isinstance(error, NbdvdeError):
             self._replies.error(self._out, cookie, NbdErrno.EIO, "internal error")
+            _log.error("unexpected failure of a request", exc_info=error)
+            return
+        self._replies.error(self._out, cookie, error.nbd_errno, os.strerror(error.nbd_errno).lower())
+        more = self._complaints.count(type(error), trio.current_time())
+        if more is not None:
+            _log.warning("a request failed: %s%s", error, f"; {more} more like it since the last line" * (more > 0))
 
     def _start(self, request: Request, nursery: trio.Nursery) -> None:
         """Give a request a task of its own, and a small payload a copy: the receive buffer goes on being used."""
         command, flags, cookie, offset, length, payload, _ = request
         if payload is not None and length < LARGE_PAYLOAD:
             payload = memoryview(bytearray(payload))
-        charge = length if command in (Command.READ, Command.WRITE) else 0
+        charge = length if command in (_READ, _WRITE) else _CHARGES.get(command, _CHARGE)
         self.requests_in_flight.take(1)
-        self.bytes_in_flight.take(charge)
-        self._shared.bytes_in_flight.take(charge)
+        self.account.take(charge)
         nursery.start_soon(self._work, (command, flags, cookie, offset, length, payload, None), charge)
 
     async def _work(self, request: Request, charge: int) -> None:
-        """Do one request and answer it; only the client's own limits last until it has taken the answer."""
-        cookie = request[2]
+        """Do one request and answer it; what it holds it holds until the client has taken the answer."""
         try:
             try:
                 await self._perform(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-                self._fail(cookie, error)
-            finally:
-                self._shared.bytes_in_flight.give(charge)
+                self._fail(request[2], error)
             with suppress(trio.BrokenResourceError):
                 await self._send()
         finally:
-            self.bytes_in_flight.give(charge)
+            self.account.give(charge)
             self.requests_in_flight.give(1)
 
     async def _perform(self, request: Request) -> None:
@@ -317,7 +304,7 @@ class Session:
                 assert payload is not None
                 await disk.write(offset, payload, owned=True)
             case Command.WRITE_ZEROES:
-                await self._zero(flags, offset, length)
+                await disk.zero(offset, length, allocate=bool(flags & _NO_HOLE))
             case Command.TRIM:
                 await disk.trim(offset, length)
             case Command.CACHE:
@@ -326,12 +313,14 @@ class Session:
             await disk.flush()
         self._replies.done(self._out, cookie)
 
-    async def _zero(self, flags: int, offset: int, length: int) -> None:
-        allocate = bool(flags & _NO_HOLE)
-        if not flags & _FAST_ZERO:
-            await self._disk.zero(offset, length, allocate=allocate)
-        elif not self._disk.zero_nowait(offset, length, allocate=allocate):
-            raise UnsupportedError("write zeroes", "not faster than writing here")
+    async def _flush_alone(self, cookie: int) -> None:
+        """Flush without a task: a round of the event loop less for a client that waits for it before going on."""
+        try:
+            await self._disk.flush(alone=True)
+        except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
+            self._fail(cookie, error)
+        else:
+            self._replies.done(self._out, cookie)
 
     async def _send(self) -> None:
         """Send everything that waits to be sent, or wait until another task has.
@@ -346,7 +335,36 @@ class Session:
         try:
             while self._out:
                 out, self._out = self._out, []
-                await self._transport.send(out)
+                rest = self._transport.send_nowait(out)
+                if rest:
+                    await self._send_slowly(rest)
         finally:
             self._sending = False
             self._sent.unpark_all()
+
+    async def _send_slowly(self, buffers: Sequence[Buffer]) -> None:
+        """Send what the client has to make room for, and account for it meanwhile."""
+        held = sum(map(len, buffers))
+        self.account.take(held)
+        try:
+            await self._transport.send(buffers)
+        finally:
+            self.account.give(held)
+
+
+class Complaints:
+    """Lets one line of each kind into the log every so often, so that a client cannot flood it."""
+
+    PAUSE_S = 10.0
+
+    def __init__(self) -> None:
+        self._kinds: dict[type, tuple[float, int]] = {}
+
+    def count(self, kind: type, now: float) -> int | None:
+        """How many were kept back since the last line, or None when this one is to be kept back as well."""
+        last, kept = self._kinds.get(kind, (-math.inf, 0))
+        if now - last < self.PAUSE_S:
+            self._kinds[kind] = last, kept + 1
+            return None
+        self._kinds[kind] = now, 0
+        return kept

@@ -7,6 +7,7 @@ requests. Errors of the connection are `trio.BrokenResourceError`.
 import mmap
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -35,6 +36,10 @@ class Transport:
         self._sock = sock
         self._stopped = False
         self._credit = 0
+        self.receiving = self.sending = False
+        """Whether we wait for the client to send, or to take what we send."""
+        self.sent = 0
+        """Bytes."""
 
     async def receive(self, targets: Sequence[memoryview], *, poll: bool = False) -> int:
         """Receive into the targets, one after the other; how many bytes, 0 at the end and, after `stop`, when idle.
@@ -52,10 +57,10 @@ class Transport:
                     return 0
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
-            try:
+            self.receiving = True
+            with suppress(trio.ClosedResourceError):  # `stop` wakes us so
                 await trio.lowlevel.wait_readable(sock)
-            except trio.ClosedResourceError:
-                """`stop` woke us."""
+            self.receiving = False
             self._credit += 1
 
     def _poll(self, targets: Sequence[memoryview]) -> int:
@@ -73,24 +78,27 @@ class Transport:
         self._credit -= _CREDIT_OF_A_MISS
         return 0
 
-    async def send(self, buffers: Sequence[Buffer]) -> None:
-        """Send all buffers, one after the other."""
+    def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Send the buffers, one after the other, as far as the kernel takes them at once; what is left."""
         sock = self._sock
         while buffers:
             try:
                 sent = sock.sendmsg(buffers if len(buffers) <= _IOV_MAX else buffers[:_IOV_MAX])
             except BlockingIOError:
-                await self._wait_writable()
+                break
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
-            else:
-                buffers = _rest(buffers, sent)
+            buffers = _rest(buffers, sent)
+            self.sent += sent
+        return buffers
 
-    async def _wait_writable(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._sock)
-        except trio.ClosedResourceError:
-            """`stop` woke us, but replies are still sent."""
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send all buffers, one after the other."""
+        while buffers := self.send_nowait(buffers):
+            self.sending = True
+            with suppress(trio.ClosedResourceError):  # `stop` wakes us so, but replies are still sent
+                await trio.lowlevel.wait_writable(self._sock)
+            self.sending = False
 
     def stop(self) -> None:
         """Receive what is there already, and then the end."""
@@ -119,6 +127,11 @@ class Transport:
                     return
             except OSError:
                 return
+
+    def abort(self) -> None:
+        """Break the connection off: whoever waits for it meets the end or an error."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""

@@ -16,8 +16,10 @@ import trio.testing
 
 from nbdvde.disk import Disk
 from nbdvde.errors import ExitCode, NetworkError, UsageError
+from nbdvde.exports import Exports
+from nbdvde.limits import Limits
 from nbdvde.memory import MemoryDisk
-from nbdvde.protocol.constants import Command, Option
+from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.protocol.messages import ExportInfo
 from nbdvde.server import (
     Address,
@@ -28,7 +30,6 @@ from nbdvde.server import (
     open_listener,
     parse_listen,
 )
-from nbdvde.session import Exports, Limits
 from tests.protocol.client import Client, info_data
 from tests.test_session import SlowDisk
 
@@ -383,3 +384,72 @@ async def test_no_export_no_transmission(address: UnixAddress, connect: Connect)
         assert (await client.option(Option.GO, info_data("other")))[-1][0] >> 31
         assert (await client.option(Option.GO, info_data("")))[-1] == (1, b"")
         assert (await client.ask(READ, 0, 1)).bytes == b"\0"
+
+
+async def test_who_is_at_a_standstill_while_memory_is_short_is_closed(
+    address: UnixAddress, connect: Connect, mock_clock: trio.testing.MockClock
+) -> None:
+    """Eight clients that never read cannot keep a ninth from being served."""
+    disk, listener = MemoryDisk(16 << 20), await open_listener(address)
+    disk.write_nowait(0, memoryview(bytearray(b"x" * (16 << 20))), owned=True)
+    server = server_of(disk, replace(IMPATIENT, server_bytes_in_flight=8 << 20, stall_s=5.0))
+    async with running(server, listener):
+        stalled = [connect(address) for _ in range(8)]
+        for client in stalled:
+            await client.go()
+            for _ in range(4):
+                await client.send(READ, 0, 4 << 20)
+        honest = connect(address)
+        await honest.go()
+        await trio.testing.wait_all_tasks_blocked()
+        memory = server._shared.memory
+        assert memory.used >= memory.limit
+        assert (await honest.ask(READ, 0, 4096)).bytes == b"x" * 4096, "who holds nothing does not wait"
+        with trio.fail_after(4):
+            mock_clock.jump(3)
+            assert (await honest.ask(WRITE, 0, payload=bytes(4096))).error == 0
+            mock_clock.jump(0.5)
+        assert server.metrics.stalled == 0
+        mock_clock.jump(2)
+        while server.metrics.connections > 1:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1)
+        assert server.metrics.stalled == 8
+        assert memory.used == 0
+        assert (await honest.ask(READ, 0, 4096)).bytes == bytes(4096)
+
+
+async def test_a_slow_disk_is_not_the_fault_of_its_clients(
+    address: UnixAddress, connect: Connect, mock_clock: trio.testing.MockClock
+) -> None:
+    disk, listener = SlowDisk(), await open_listener(address)
+    server = server_of(disk, replace(IMPATIENT, server_bytes_in_flight=1 << 20, stall_s=5.0))
+    async with running(server, listener):
+        client = connect(address)
+        await client.go()
+        await client.send(READ, 0, 1 << 20)
+        for _ in range(4):
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(4)
+        assert server.metrics.stalled == 0
+        disk.go.set()
+        assert (await client.reply()).error == 0
+
+
+async def test_who_haggles_during_a_stop_is_told(address: UnixAddress, connect: Connect) -> None:
+    listener = await open_listener(address)
+    server = server_of(limits=Limits(linger_s=5))
+    async with running(server, listener) as ended:
+        haggling, silent = connect(address), connect(address)
+        await haggling.greet()
+        await trio.testing.wait_all_tasks_blocked()
+        server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [reply for reply, _ in await haggling.option(Option.LIST)] == [OptionReply.ERR_SHUTDOWN]
+        assert [reply for reply, _ in await haggling.option(Option.GO, info_data(""))] == [OptionReply.ERR_SHUTDOWN]
+        assert [reply for reply, _ in await haggling.option(Option.ABORT)] == [OptionReply.ACK]
+        assert await haggling.at_end()
+        await silent.exactly(18)
+        assert await silent.at_end()
+        with trio.fail_after(4):
+            await ended.wait()

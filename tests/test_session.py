@@ -13,12 +13,15 @@ import trio.testing
 
 from nbdvde.disk import Buffer, Disk, Piece, Status
 from nbdvde.errors import DamageError, NbdErrno, NoSpaceError
+from nbdvde.exports import Exports
+from nbdvde.limits import Budget, Limits, Shared
 from nbdvde.memory import MemoryDisk
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import LARGE_PAYLOAD
 from nbdvde.protocol.constants import Command, CommandFlag
+from nbdvde.protocol.handshake import Handshake
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
-from nbdvde.session import MAX_EXTENTS, Budget, Exports, Limits, Session, Shared, negotiate
+from nbdvde.session import MAX_EXTENTS, Session, negotiate
 from nbdvde.transport import BufferPool, Transport
 from tests.protocol.client import Client, request
 
@@ -82,9 +85,9 @@ def shared(limits: Limits | None = None) -> Shared:
 class Server:
     """A session with one client, started after the handshake."""
 
-    def __init__(self, disk: Disk, limits: Limits | None, negotiated: Negotiated) -> None:
+    def __init__(self, disk: Disk, common: Shared, negotiated: Negotiated) -> None:
         ours, theirs = socket.socketpair()
-        self.shared = shared(limits)
+        self.shared = common
         self.transport = Transport(ours)
         buffer = self.shared.buffers.take()
         self.session = Session(self.transport, disk, negotiated, buffer, self.shared)
@@ -105,10 +108,11 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    disk: Disk, *, limits: Limits | None = None, structured: bool = True, contexts: tuple[str, ...] = ()
-) -> AsyncIterator[Server]:
+    disk: Disk, *, limits: Limits | None = None, structured: bool = True, contexts: tuple[str, ...] = (),
+    common: Shared | None = None,
+) -> AsyncIterator[Server]:  # fmt: skip
     negotiated = Negotiated(ExportInfo(disk.name, disk.size, disk.read_only), structured, contexts)
-    server = Server(disk, limits, negotiated)
+    server = Server(disk, common or shared(limits), negotiated)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         yield server
@@ -216,12 +220,15 @@ async def test_fua_is_answered_after_the_flush_that_follows(command: int) -> Non
 
 async def test_a_fua_write_whose_flush_fails_is_answered_with_the_error() -> None:
     class Failing(MemoryDisk):
+        def flush_nowait(self) -> bool:
+            return False
+
         async def flush(self, *, alone: bool = False) -> None:
             raise DamageError("flush", "the device failed")
 
     async with serving(Failing(SIZE)) as server:
         for reply in (await server.client.ask(WRITE, 0, payload=b"x", flags=FUA), await server.client.ask(FLUSH)):
-            assert (reply.error, reply.message) == (NbdErrno.EIO, "flush: the device failed")
+            assert (reply.error, reply.message) == (NbdErrno.EIO, "input/output error")
 
 
 @BOTH
@@ -233,7 +240,8 @@ async def test_errors_of_the_disk_reach_the_client(structured: bool, command: in
     async with serving(disk, structured=structured) as server:
         length = 0 if command == FLUSH else 4
         reply = await server.client.ask(command, 0, length, payload=b"data" if command == WRITE else None)
-        assert (reply.error, reply.message) == (NbdErrno.ENOSPC, "image: full" if structured else "")
+        message = "no space left on device" if structured else ""
+        assert (reply.error, reply.message) == (NbdErrno.ENOSPC, message), "what the image is called is not for clients"
 
 
 @SPEEDS
@@ -367,20 +375,137 @@ async def test_limits_in_flight_hold_the_client_back(limits: Limits, accepted: i
         assert len(disk.calls) == accepted
         disk.go.set()
         assert sorted([(await server.client.reply()).cookie for _ in range(10)]) == [*range(10)]
-        assert server.session.requests_in_flight.used == server.session.bytes_in_flight.used == 0
-        assert server.shared.bytes_in_flight.used == 0
+        assert server.session.requests_in_flight.used == server.session.account.held == server.shared.memory.used == 0
 
 
-async def test_a_stalled_reader_gives_its_share_of_the_server_back() -> None:
+@SPEEDS
+async def test_an_answer_that_is_not_taken_counts_as_held(slow: bool) -> None:
+    disk = disk_of(slow)
+    memory = disk.memory if isinstance(disk, SlowDisk) else disk
+    memory.write_nowait(0, memoryview(bytearray(b"x" * (8 << 20))), owned=True)
+    async with serving(disk) as server:
+        await server.client.send(READ, 0, 8 << 20)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.session.stalled
+        assert server.shared.memory.used == server.session.account.held > 6 << 20
+        assert (await server.client.reply()).bytes == b"x" * (8 << 20)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not server.session.stalled
+        assert server.shared.memory.used == server.session.account.held == 0
+
+
+async def test_a_payload_on_its_way_counts_as_held_once_there_is_room() -> None:
+    disk, payload = MemoryDisk(SIZE), bytes(range(256)) * (4 << 12)
+    async with serving(disk, limits=Limits(server_bytes_in_flight=1 << 20)) as server:
+        server.shared.memory.take(1 << 20)
+        data = request(WRITE, 0, payload=payload)
+        await server.client.stream.send_all(data[: 1 << 16])
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.session.account.held == 0
+        assert not server.session.stalled, "it is not the client that is waited for"
+        server.shared.memory.give(1 << 20)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.session.account.held == len(payload)
+        assert server.session.stalled
+        await server.client.stream.send_all(data[1 << 16 :])
+        assert (await server.client.reply()).error == 0
+        assert contents(disk, 0, len(payload)) == payload
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.shared.memory.used == 0
+
+
+async def test_a_client_that_leaves_amid_a_payload_gives_it_back() -> None:
+    async with serving(MemoryDisk(SIZE)) as server:
+        await server.client.stream.send_all(request(WRITE, 0, payload=bytes(1 << 20))[: 1 << 16])
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.shared.memory.used == 1 << 20
+        await server.client.stream.aclose()
+        await server.ended.wait()
+        assert server.shared.memory.used == 0
+
+
+@pytest.mark.parametrize("command", [WRITE, WRITE_ZEROES, TRIM])
+async def test_an_empty_change_with_fua_flushes(command: int) -> None:
     disk = SlowDisk()
     disk.go.set()
     async with serving(disk) as server:
-        disk.memory.write_nowait(0, memoryview(bytearray(b"x" * (8 << 20))), owned=True)
-        await server.client.send(READ, 0, 8 << 20)
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.session.bytes_in_flight.used == 8 << 20
-        assert server.shared.bytes_in_flight.used == 0
-        assert (await server.client.reply()).bytes == b"x" * (8 << 20)
+        assert (await server.client.ask(command, 0, 0, payload=b"" if command == WRITE else None)).error == 0
+        assert not disk.calls
+        assert (await server.client.ask(command, 0, 0, payload=b"" if command == WRITE else None, flags=FUA)).error == 0
+        assert [call[0] for call in disk.calls] == ["flush"]
+
+
+async def test_a_flush_with_a_range_is_a_flush() -> None:
+    disk = SlowDisk()
+    disk.go.set()
+    async with serving(disk) as server:
+        assert (await server.client.ask(FLUSH, 1 << 60, 512)).error == 0
+        assert [call[0] for call in disk.calls] == ["flush"]
+
+
+class Flushed(MemoryDisk):
+    """Takes down who was said to be alone, and never has a flush for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE)
+        self.flushes: list[bool] = []
+
+    def flush_nowait(self) -> bool:
+        return False
+
+    async def flush(self, *, alone: bool = False) -> None:
+        self.flushes.append(alone)
+
+
+async def test_one_request_after_the_other_makes_a_client_alone() -> None:
+    disk = Flushed()
+    async with serving(disk) as server:
+        for _ in range(20):
+            assert (await server.client.ask(FLUSH)).error == 0
+        assert disk.flushes == [False] * 16 + [True] * 4
+        assert (await server.client.ask(WRITE, 0, payload=b"x", flags=FUA)).error == 0
+        assert disk.flushes[-1]
+        await server.client.stream.send_all(request(READ, 0, 1, cookie=90) + request(FLUSH, cookie=91))
+        assert {(await server.client.reply()).cookie for _ in range(2)} == {90, 91}
+        assert not disk.flushes[-1], "with two requests at a time the second might have to wait"
+
+
+async def test_a_client_beside_another_is_not_alone() -> None:
+    disk, common = Flushed(), shared()
+    async with serving(disk, common=common) as one, serving(MemoryDisk(SIZE), common=common) as other:
+        for _ in range(20):
+            assert (await one.client.ask(FLUSH)).error == 0
+            assert (await other.client.ask(READ, 0, 1)).error == 0
+        assert disk.flushes == [False] * 20
+
+
+async def test_a_lone_flush_that_fails_is_answered_with_the_error() -> None:
+    class Failing(Flushed):
+        async def flush(self, *, alone: bool = False) -> None:
+            await super().flush(alone=alone)
+            raise DamageError("flush", "the device failed")
+
+    disk = Failing()
+    async with serving(disk) as server:
+        assert [(await server.client.ask(FLUSH)).error for _ in range(18)] == [NbdErrno.EIO] * 18
+        assert disk.flushes[-1]
+
+
+async def test_failures_do_not_flood_the_log(
+    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = SlowDisk()
+    disk.go.set()
+    disk.error = NoSpaceError("/secret/path", "full", "make room")
+    async with serving(disk) as server:
+        for _ in range(50):
+            assert "secret" not in (await server.client.ask(READ, 0, 1)).message
+        mock_clock.jump(11)
+        await server.client.ask(READ, 0, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a request failed: /secret/path: full (make room)",
+        "a request failed: /secret/path: full (make room); 49 more like it since the last line",
+    ]
 
 
 async def test_many_small_requests_in_one_go() -> None:
@@ -407,8 +532,8 @@ class Flood(Transport):
         targets[0][: len(data)] = data
         return len(data)
 
-    async def send(self, buffers: Sequence[Buffer]) -> None:
-        pass
+    def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        return ()
 
 
 async def test_a_busy_client_lets_others_have_their_turn() -> None:
@@ -473,7 +598,7 @@ async def test_a_client_may_leave_the_handshake(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         transport = Transport(ours)
-        assert await negotiate(transport, Exports({})) is None
+        assert await negotiate(transport, Handshake(Exports({}).find, Exports({}).listing)) is None
         transport.close()
 
 

@@ -89,7 +89,9 @@ class Service:
 
     async def keys(self, body: bytes, emit: Emit) -> KeyList:
         """The key slots in use."""
-        return KeyList((await workers.run(_key_area, self._encrypted_image())).slots())
+        image = self._encrypted_image()
+        with naming(image.path):
+            return KeyList((await workers.run(_key_area, image)).slots())
 
     async def add_key(self, body: bytes, emit: Emit) -> KeyList:
         """Let `new_secret` open the image too."""

@@ -16,7 +16,7 @@ from nbdvde.cli.run import CLOSED, INTERRUPTED
 from nbdvde.config import Options
 from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES
 from nbdvde.errors import ExitCode
-from nbdvde.session import Limits
+from nbdvde.limits import Limits
 
 INTRODUCTION = """# Reference
 

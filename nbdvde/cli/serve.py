@@ -25,10 +25,11 @@ from nbdvde.engine.access import open_image
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NetworkError, UsageError
+from nbdvde.exports import Exports
+from nbdvde.limits import Limits
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
-from nbdvde.session import Exports, Limits
 from nbdvde.tuning import tune_process
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ STORED, ZSTD = 0, 1
 _HEAD = struct.Struct("<BBH")
 FRAME_BYTES = FRAME_BLOCKS * BLOCK
 _KEEP_BELOW = 0.95
-"""A result of 95 % of the input or more is not worth decompressing (REQUIREMENTS.md, B4)."""
+"""A result of 95 % of the input or more is not worth decompressing."""
 _MANY = 8
 """Frames from which on one call for all is faster than a call for each."""
 LEVELS = {"fastest": 1, "optimal": 3, "smallest": 19, "none": 0}

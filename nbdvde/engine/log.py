@@ -40,7 +40,8 @@ from nbdvde.errors import PoisonedError
 PART_BLOCKS = 256
 """Blocks in a group at most: 1 MiB, so that little is lost at the end of a segment."""
 PARALLEL_BLOCKS = 32
-"""From here on sealing is spread over threads: below 64 KiB for each they cost more than they give (DESIGN.md, 3)."""
+"""From here on sealing is spread over threads: below 64 KiB for each, two threads cost more than
+they give."""
 _EXTENT_OVERHEAD = 4 + TAG_BYTES
 _ZERO_PAGE = bytes(BLOCK)
 _SMALL_GROUP = 32 << 10

@@ -73,6 +73,8 @@ class RequestParser:
         self._payload_end = 0
         self._payload_of = (0, 0, 0)
         self._large_before = False
+        self.pending = 0
+        """Bytes that the payload takes that is on its way in pages of its own."""
 
     def targets(self) -> list[memoryview]:
         """Where to receive: the rest of a large payload if one is under way, then free space of the buffer."""
@@ -154,6 +156,7 @@ class RequestParser:
         self._payload = np.empty(length, np.uint8).data  # not cleared first: 10 µs less a MiB
         self._payload_of = header
         self._large_before = True
+        self.pending = length
         self._payload_end = have = min(length, self._end - position)
         self._payload[:have] = self._buffer[position : position + have]
         return position + have
@@ -169,6 +172,7 @@ class RequestParser:
         flags, cookie, offset = self._payload_of
         requests.append((_WRITE, flags, cookie, offset, length, payload, None))
         self._payload = None
+        self.pending = 0
         return True
 
     def _refusal(self, command: int, flags: int, offset: int, length: int) -> Refusal | None:
@@ -182,7 +186,7 @@ class RequestParser:
         if self._read_only and command in _MODIFYING:
             return refusal(NbdErrno.EPERM, "the export is read-only")
         if command == Command.FLUSH:
-            return refusal(NbdErrno.EINVAL, "a flush has no range") if offset or length else None
+            return None  # its range is reserved, and not looked at
         if offset + length > self._size:
             errno = NbdErrno.ENOSPC if command in _NO_SPACE_PAST_END else NbdErrno.EINVAL
             return refusal(errno, "the range reaches past the end of the export")

@@ -82,6 +82,16 @@ class Handshake:
         self._options = 0
         self._skip = 0
         self._after_skip: bytes | None = None
+        self._shut_down = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has sent anything."""
+        return self.phase is not Phase.FLAGS or bool(self._buffer)
+
+    def shut_down(self) -> None:
+        """From now on every option but ABORT is refused with ERR_SHUTDOWN."""
+        self._shut_down = True
 
     @property
     def unread(self) -> bytes:
@@ -162,6 +172,10 @@ class Handshake:
         return b""
 
     def _answer(self, option: int, data: bytes) -> bytes:
+        if self._shut_down and option != Option.ABORT:
+            if option == Option.EXPORT_NAME:
+                raise ProtocolError("export", "the server is stopping")
+            return option_reply(option, OptionReply.ERR_SHUTDOWN, b"the server is stopping")
         handler = _HANDLERS.get(option)
         if handler is None:
             return option_reply(option, OptionReply.ERR_UNSUP, b"unknown option")

@@ -1,0 +1,107 @@
+"""What clients may take from a server, and what all of them take now."""
+
+from dataclasses import dataclass, field
+
+import trio
+
+from nbdvde.metrics import Metrics
+from nbdvde.protocol.connection import Batch
+from nbdvde.transport import BufferPool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may take from a server."""
+
+    connections: int = 1024
+    handshake_s: float = 10.0
+    """From the connection to GO; qemu's deadline since CVE-2024-7409."""
+    requests_in_flight: int = 256
+    """Per client, waiting for a disk or for their answers to be sent. One batch may come on top."""
+    bytes_in_flight: int = 64 << 20
+    """What these requests hold in memory. One batch may come on top."""
+    server_bytes_in_flight: int = 256 << 20
+    """As `bytes_in_flight`, of all clients together, with the payloads still on their way."""
+    stall_s: float = 5.0
+    """How long a client may be at a standstill while all of `server_bytes_in_flight` is used: then it is closed."""
+    receive_buffers: int = 128
+    """Clients with a large receive buffer; further ones get a small one."""
+    receive_buffer_bytes: int = 1 << 20
+    small_receive_buffer_bytes: int = 1 << 14
+    stop_s: float = 10.0
+    """How long a stop waits for requests in flight and for clients to take their answers."""
+    linger_s: float = 1.0
+    """How long a stop waits for a client to close its side once everything is answered."""
+    batch: Batch = field(default_factory=Batch)
+
+
+class Budget:
+    """A limit on something in flight. Taking never waits and may exceed the limit; `room` waits until it is kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._room, self._exhausted = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+
+    def take(self, count: int) -> None:
+        """Begin to use `count`."""
+        self.used += count
+        if self.used >= self.limit:
+            self._exhausted.unpark_all()
+
+    def give(self, count: int) -> None:
+        """End the use of `count`."""
+        self.used -= count
+        if self.used < self.limit:
+            self._room.unpark_all()
+
+    async def room(self) -> None:
+        """Wait, if need be, until less than the limit is used; the caller takes before it waits again."""
+        while self.used >= self.limit:
+            await self._room.park()
+
+    async def exhausted(self) -> None:
+        """Wait, if need be, until the limit is used up."""
+        while self.used < self.limit:
+            await self._exhausted.park()
+
+
+class Account:
+    """What one client holds of its own budget and of the server's."""
+
+    def __init__(self, own: Budget, server: Budget) -> None:
+        self._own, self._server = own, server
+
+    @property
+    def held(self) -> int:
+        """Bytes."""
+        return self._own.used
+
+    def take(self, count: int) -> None:
+        """Hold `count` more bytes."""
+        self._own.take(count)
+        self._server.take(count)
+
+    def give(self, count: int) -> None:
+        """Hold `count` bytes less."""
+        self._own.give(count)
+        self._server.give(count)
+
+    async def room(self) -> None:
+        """Wait until neither budget is used up; the caller takes before it waits again."""
+        while self._own.used >= self._own.limit or self._server.used >= self._server.limit:
+            await self._own.room()
+            await self._server.room()
+
+
+class Shared:
+    """What all sessions of a server share."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits, self.metrics = limits, metrics
+        self.memory = Budget(limits.server_bytes_in_flight)
+        self.buffers = BufferPool(
+            limits.receive_buffers, limits.receive_buffer_bytes, limits.small_receive_buffer_bytes
+        )
+        self.lone: object = None
+        """The client that was the last to ask, and how often nobody else did in between."""
+        self.lone_for = 0
