@@ -73,13 +73,17 @@ class Disk(abc.ABC):
         """As `trim_nowait`, waiting."""
         await self.zero(offset, length, allocate=False)
 
-    def flush_nowait(self) -> bool:
-        """Whether everything that was accepted so far is known to be durable already."""
+    def mark(self) -> int:
+        """Stands for everything that was accepted so far, for `flush`."""
+        return 0
+
+    def flush_nowait(self, mark: int) -> bool:
+        """Whether everything up to `mark` is known to be durable already."""
         return False
 
     @abc.abstractmethod
-    async def flush(self, *, alone: bool = False) -> None:
-        """Make everything that was accepted before this call durable.
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
+        """Make everything durable that was accepted before `mark`, or else before this call.
 
         With `alone` nobody else is being served just now, so that it may hold up the event loop for a moment (< 1 ms).
         """

@@ -79,10 +79,10 @@ class MemoryDisk(Disk):
         """See `Disk`."""
         self.zero_nowait(offset, length, allocate=allocate)
 
-    def flush_nowait(self) -> bool:
+    def flush_nowait(self, mark: int) -> bool:
         return True
 
-    async def flush(self, *, alone: bool = False) -> None:
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         """See `Disk`; memory is as durable as it gets."""
 
     async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:

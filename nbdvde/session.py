@@ -36,6 +36,8 @@ _TURN = 64
 """Work, about a microsecond each, after which other clients have their turn; a turn costs four [measured]."""
 _WORK_BYTES = 8192
 """Bytes whose reception counts as one."""
+_FLUSHERS = 2
+"""While one flush syncs, the next one can append; more would wait for these."""
 _LONE = 16
 """Requests, one after the other, after which a client is taken for the only one."""
 MAX_EXTENTS = 1 << 14
@@ -84,6 +86,9 @@ class Session:
         self._out: list[Buffer] = []
         self._pending = self._received = 0
         self._complaints = Complaints()
+        self._flushes: list[tuple[int, int]] = []
+        """(cookie, mark of the disk) of the flushes that wait for a task."""
+        self._flushers = 0
         self._sending = False
         self._sent = trio.lowlevel.ParkingLot()
         self._disconnected = False
@@ -129,7 +134,7 @@ class Session:
                 alone = self._is_alone(len(requests))
                 flush = self._dispatch(requests, nursery, alone)
                 if flush is not None:
-                    await self._flush_alone(flush)
+                    await self._flush((flush,), self._disk.mark(), alone=True)
                 await self._send()
                 if self.requests_in_flight.used:
                     await self._room()
@@ -202,10 +207,14 @@ class Session:
             else:
                 if self._disconnected:
                     break
-                if left is not None and left[0] == _FLUSH and alone:
-                    return cookie
-                if left is not None:
+                if left is None:
+                    continue
+                if left[0] != _FLUSH:
                     self._start(left, nursery)
+                elif alone:
+                    return cookie
+                else:
+                    self._start_flush(cookie, nursery)
         return None
 
     def _settle(self, request: Request) -> Request | None:
@@ -224,7 +233,7 @@ class Session:
                 done = command in _ZEROING and self._zeroed(command, flags, offset, length)
             if not done:
                 return request
-        if (command == _FLUSH or flags & _FUA) and not self._disk.flush_nowait():
+        if (command == _FLUSH or flags & _FUA) and not self._disk.flush_nowait(self._disk.mark()):
             return _FLUSH, 0, cookie, 0, 0, None, None
         self._replies.done(self._out, cookie)
         return None
@@ -309,18 +318,41 @@ class Session:
                 await disk.trim(offset, length)
             case Command.CACHE:
                 await disk.cache(offset, length)
-        if command == Command.FLUSH or (flags & _FUA and command != Command.CACHE):
+        if flags & _FUA and command != Command.CACHE:
             await disk.flush()
         self._replies.done(self._out, cookie)
 
-    async def _flush_alone(self, cookie: int) -> None:
-        """Flush without a task: a round of the event loop less for a client that waits for it before going on."""
+    def _start_flush(self, cookie: int, nursery: trio.Nursery) -> None:
+        """Flush with the next of a few tasks that is free, which does it for all who wait."""
+        self.requests_in_flight.take(1)
+        self._flushes.append((cookie, self._disk.mark()))
+        if self._flushers < _FLUSHERS:
+            self._flushers += 1
+            nursery.start_soon(self._flush_waiting)
+
+    async def _flush_waiting(self) -> None:
+        while self._flushes:
+            cookies, marks = zip(*self._flushes, strict=True)
+            self._flushes.clear()
+            try:
+                await self._flush(cookies, max(marks))
+                with suppress(trio.BrokenResourceError):
+                    await self._send()
+            finally:
+                self.requests_in_flight.give(len(cookies))
+        self._flushers -= 1
+
+    async def _flush(self, cookies: Iterable[int], mark: int, *, alone: bool = False) -> None:
+        """Flush once, if need be, and answer all."""
         try:
-            await self._disk.flush(alone=True)
+            if not self._disk.flush_nowait(mark):
+                await self._disk.flush(mark, alone=alone)
         except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-            self._fail(cookie, error)
+            for cookie in cookies:
+                self._fail(cookie, error)
         else:
-            self._replies.done(self._out, cookie)
+            for cookie in cookies:
+                self._replies.done(self._out, cookie)
 
     async def _send(self) -> None:
         """Send everything that waits to be sent, or wait until another task has.

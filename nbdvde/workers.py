@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -73,7 +73,7 @@ class _Call(Generic[T]):
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
-        self._task, self._token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        self._token = trio.lowlevel.current_trio_token()
         self._ended, self._taken = threading.Lock(), threading.Lock()
         self._ended.acquire()
         _threads.submit(self._call)
@@ -93,6 +93,7 @@ class _Call(Generic[T]):
 
     async def result(self) -> T:
         """Wait until the call has ended; what it answered or raised."""
+        self._task = trio.lowlevel.current_task()
         try:
             if self._taken.acquire(blocking=False):
                 return cast(T, await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED))
@@ -113,9 +114,11 @@ class Patience:
     def __init__(self, moment_s: float = 0.0003) -> None:
         self._moment_s, self.credit = moment_s, 0
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run` of this module."""
-        call = _Call(partial(function, *args, **kwargs))
+    def begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Have a thread call `function`. What comes back is awaited for the result, and must be."""
+        return self._end(_Call(partial(function, *args, **kwargs)))
+
+    async def _end(self, call: _Call[T]) -> T:
         if self.credit <= 0:
             self.credit += 1
         elif call.ends_in(self._moment_s):

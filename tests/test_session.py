@@ -74,7 +74,7 @@ class SlowDisk(Disk):
     async def cache(self, offset: int, length: int) -> None:
         await self._wait("cache", offset, length)
 
-    async def flush(self, *, alone: bool = False) -> None:
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         await self._wait("flush")
 
 
@@ -220,10 +220,10 @@ async def test_fua_is_answered_after_the_flush_that_follows(command: int) -> Non
 
 async def test_a_fua_write_whose_flush_fails_is_answered_with_the_error() -> None:
     class Failing(MemoryDisk):
-        def flush_nowait(self) -> bool:
+        def flush_nowait(self, mark: int) -> bool:
             return False
 
-        async def flush(self, *, alone: bool = False) -> None:
+        async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
             raise DamageError("flush", "the device failed")
 
     async with serving(Failing(SIZE)) as server:
@@ -450,10 +450,10 @@ class Flushed(MemoryDisk):
         super().__init__(SIZE)
         self.flushes: list[bool] = []
 
-    def flush_nowait(self) -> bool:
+    def flush_nowait(self, mark: int) -> bool:
         return False
 
-    async def flush(self, *, alone: bool = False) -> None:
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         self.flushes.append(alone)
 
 
@@ -481,8 +481,8 @@ async def test_a_client_beside_another_is_not_alone() -> None:
 
 async def test_a_lone_flush_that_fails_is_answered_with_the_error() -> None:
     class Failing(Flushed):
-        async def flush(self, *, alone: bool = False) -> None:
-            await super().flush(alone=alone)
+        async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
+            await super().flush(mark, alone=alone)
             raise DamageError("flush", "the device failed")
 
     disk = Failing()
@@ -611,3 +611,35 @@ def test_exports() -> None:
     assert exports.find("") == ExportInfo("b", 1024, read_only=True)
     assert [export.name for export in exports.listing()] == ["a", "b"]
     assert Exports({"a": one}).find("") is None
+
+
+async def test_flushes_that_wait_together_are_flushed_together() -> None:
+    class Marked(SlowDisk):
+        def mark(self) -> int:
+            return len([call for call in self.calls if call[0] == "write"])
+
+        def flush_nowait(self, mark: int) -> bool:
+            return self.durable >= mark
+
+        async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
+            assert mark is not None
+            await self._wait("flush", mark)
+            self.durable = max(self.durable, mark)
+
+        durable = 0
+
+    disk = Marked()
+    async with serving(disk) as server:
+        requests = [request(WRITE, 0, payload=b"x", cookie=1), *(request(FLUSH, cookie=10 + i) for i in range(40))]
+        await server.client.stream.send_all(requests[0])
+        await trio.testing.wait_all_tasks_blocked()
+        await server.client.stream.send_all(b"".join(requests[1:]))
+        await trio.testing.wait_all_tasks_blocked()
+        await server.client.stream.send_all(request(WRITE, 0, payload=b"y", cookie=2))
+        await trio.testing.wait_all_tasks_blocked()
+        disk.go.set()
+        assert {(await server.client.reply()).cookie for _ in range(42)} == {1, 2, *range(10, 50)}
+        flushes = [call for call in disk.calls if call[0] == "flush"]
+        assert len(flushes) <= 2
+        assert set(flushes) == {("flush", 1)}, "what came later is not waited for"
+        assert server.session.requests_in_flight.used == 0

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from nbdvde.workers import Patience
 async def credited(moment_s: float = 60.0) -> Patience:
     """One that holds up the event loop for the next call."""
     patience = Patience(moment_s)
-    await patience.run(int)
+    await patience.begin(int)
     assert patience.credit == 1
     return patience
 
@@ -25,7 +24,7 @@ async def run(request: pytest.FixtureRequest) -> Callable[..., Awaitable[Any]]:
     """The ways to have a thread call a function; the last one often holds up the loop too shortly."""
     if request.param == "run":
         return workers.run
-    return (await credited(60.0 if request.param == "patient" else 0.0)).run
+    return (await credited(60.0 if request.param == "patient" else 0.0)).begin
 
 
 async def test_what_a_thread_answers_is_answered(run: Callable[..., Awaitable[Any]]) -> None:
@@ -43,11 +42,14 @@ async def test_what_a_thread_raises_is_raised(run: Callable[..., Awaitable[Any]]
 
 
 async def test_a_long_call_does_not_hold_up_the_event_loop() -> None:
+    async def wait(call: Awaitable[Any]) -> None:
+        assert await call
+
     may_end, patience = threading.Event(), await credited(0.001)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(patience.run, may_end.wait))
-        while not workers.busy():
-            await trio.lowlevel.checkpoint()
+        nursery.start_soon(wait, patience.begin(may_end.wait))
+        await trio.lowlevel.checkpoint()
+        assert workers.busy()
         may_end.set()
     assert not workers.busy()
 
@@ -64,7 +66,7 @@ async def test_a_short_call_needs_no_event_loop() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
         for credit in range(2, 9):
-            await patience.run(int)
+            await patience.begin(int)
             assert patience.credit == credit
         assert turns == 0
         nursery.cancel_scope.cancel()
@@ -75,7 +77,7 @@ async def test_patience_wears_out_and_comes_back() -> None:
 
     async def ask_the_loop() -> None:
         """A call that cannot end while the loop is held up."""
-        await patience.run(lambda: trio.from_thread.run_sync(int, trio_token=token))
+        await patience.begin(lambda: trio.from_thread.run_sync(int, trio_token=token))
 
     await ask_the_loop()
     assert patience.credit == -7

@@ -5,7 +5,7 @@ changes, so what is hashed, compressed and encrypted is one and the same. Inside
 replace earlier ones, so the order of requests needs no record: blocks lie over zeroed ranges.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sortedcontainers import SortedDict
 
@@ -20,9 +20,6 @@ class ZeroRanges:
 
     def __init__(self) -> None:
         self._ranges: SortedDict[int, tuple[int, bool]] = SortedDict()  # start: (stop, allocated)
-
-    def __bool__(self) -> bool:
-        return bool(self._ranges)
 
     def __iter__(self) -> Iterator[tuple[int, int, bool]]:
         """(start, stop, allocated) by start."""
@@ -88,12 +85,13 @@ class Generation:
         self.blocks: dict[int, Buffer] = {}
         self._frames: dict[int, tuple[list[memoryview], memoryview]] = {}
         """By first block: the pages of a frame that were written together, and all of it."""
-        self.zeroes = ZeroRanges()
+        self.zeroes: ZeroRanges | None = None
+        """None as long as nothing was zeroed."""
         self.payload = 0
         """Bytes accepted, replaced ones included: what the memory and the log can cost at most."""
 
     def __bool__(self) -> bool:
-        return bool(self.blocks) or bool(self.zeroes)
+        return bool(self.blocks) or self.zeroes is not None
 
     def put(self, first: int, data: memoryview) -> None:
         """Take over whole blocks."""
@@ -117,12 +115,17 @@ class Generation:
         else:
             for block in [b for b in blocks if start <= b < stop]:
                 del blocks[block]
+        self.zeroes = self.zeroes or ZeroRanges()
         self.zeroes.add(start, stop, allocated)
         self.payload += zero_cost(start, stop, allocated)
+
+    def zeroed(self, start: int, stop: int) -> Sequence[tuple[int, int, bool]]:
+        """(start, stop, allocated) of the zeroed ranges that share a block with [start, stop), whole."""
+        return self.zeroes.overlapping(start, stop) if self.zeroes is not None else ()
 
     def covers_any(self, start: int, stop: int) -> bool:
         """Whether any of the blocks [start, stop) is in this generation."""
         blocks = self.blocks
         if blocks and (start in blocks or not blocks.keys().isdisjoint(range(start, stop))):
             return True
-        return bool(self.zeroes) and bool(self.zeroes.overlapping(start, stop))
+        return bool(self.zeroed(start, stop))

@@ -39,13 +39,12 @@ from nbdvde.errors import PoisonedError
 
 PART_BLOCKS = 256
 """Blocks in a group at most: 1 MiB, so that little is lost at the end of a segment."""
-PARALLEL_BLOCKS = 32
-"""From here on sealing is spread over threads: below 64 KiB for each, two threads cost more than
-they give."""
+PARALLEL_BLOCKS = 128
+"""From here on sealing is spread over threads. With 32, random 4 KiB writes with a flush each 32 were 4 % slower."""
 _EXTENT_OVERHEAD = 4 + TAG_BYTES
 _ZERO_PAGE = bytes(BLOCK)
 _SMALL_GROUP = 32 << 10
-_LARGE_WRITE = 64 << 10
+_LARGE_WRITE = 256 << 10
 """From here on the device is told to begin at once: a sync of 1.5 MiB then takes 0.2 ms instead of 1.5."""
 _ZEROES_AHEAD = 256 << 10
 """About forty commits of one block: what they save pays for writing it."""
@@ -112,6 +111,7 @@ class LogWriter:
         self._unwritten: list[tuple[int, list[bytes]]] = []
         """(offset in the image, buffers) of what is only sealed, in order."""
         self._part_blocks = min(PART_BLOCKS, log_room(state.segment) // BLOCK // 2)
+        self._waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
         self.ready: deque[State] = deque()
         """Allocated, durable segments to go on in."""
         self.counters = Counters()
@@ -135,8 +135,7 @@ class LogWriter:
 
     def usable(self, state: State) -> int:
         """Bytes of a segment that groups can surely take."""
-        waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
-        return max(0, log_room(state.segment) - state.used - waste)
+        return max(0, log_room(state.segment) - state.used - self._waste)
 
     def worst(self, payload: int) -> int:
         """Bytes that so many bytes of whole blocks take at most in the log, with what two transactions add."""
@@ -329,7 +328,7 @@ def _without_zeroes(written: Generation) -> tuple[list[int], list[tuple[int, int
     blocks = written.blocks
     kept = sorted(blocks)
     empty = [block for block in kept if not blocks[block][0] and bytes(blocks[block]) == _ZERO_PAGE]
-    ranges = [(start, stop - start, allocated) for start, stop, allocated in written.zeroes]
+    ranges = [(start, stop - start, allocated) for start, stop, allocated in written.zeroes or ()]
     if empty:
         gone = set(empty)
         kept = [block for block in kept if block not in gone]

@@ -78,13 +78,13 @@ class Volume(Disk):
         page = active.blocks.get(block)
         if page is not None:
             return page
-        if active.zeroes and active.zeroes.find(block) is not None:
+        if active.zeroes is not None and active.zeroes.find(block) is not None:
             return BLOCK
         if frozen is not None:
             page = frozen.blocks.get(block)
             if page is not None:
                 return page
-            if frozen.zeroes and frozen.zeroes.find(block) is not None:
+            if frozen.zeroes is not None and frozen.zeroes.find(block) is not None:
                 return BLOCK
         return None
 
@@ -284,12 +284,15 @@ class Volume(Disk):
             finally:
                 self._lock.release(claim)
 
-    def flush_nowait(self) -> bool:
-        return self.writer is None or self.writer.flush_nowait()
+    def mark(self) -> int:
+        return 0 if self.writer is None else self.writer.mark()
 
-    async def flush(self, *, alone: bool = False) -> None:
+    def flush_nowait(self, mark: int) -> bool:
+        return self.writer is None or self.writer.flush_nowait(mark)
+
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         if self.writer is not None:
-            await self.writer.flush(alone=alone)
+            await self.writer.flush(mark, alone=alone)
 
     # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
 
@@ -311,7 +314,7 @@ class Volume(Disk):
     async def prepare(self, frozen: Generation) -> None:
         """Have the leaves in memory that a commit changes in part: what is damaged shows before anything is logged."""
         numbers = {block >> LEAF_SHIFT for block in frozen.blocks}
-        for start, stop, _ in frozen.zeroes:
+        for start, stop, _ in frozen.zeroes or ():
             numbers |= {start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT}
         await self._load_leaves(numbers)
 
@@ -352,7 +355,7 @@ class Volume(Disk):
         codes = _CODES[np.minimum(entries, 2).astype(np.intp)]
         for generation in (self.frozen, self.active):
             if generation is not None and generation.covers_any(start, stop):
-                for zero_start, zero_stop, kept in generation.zeroes.overlapping(start, stop):
+                for zero_start, zero_stop, kept in generation.zeroed(start, stop):
                     codes[max(zero_start - start, 0) : zero_stop - start] = _CODES[int(kept)]
                 written = [block - start for block in range(start, stop) if block in generation.blocks]
                 codes[written] = Status.DATA

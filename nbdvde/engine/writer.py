@@ -7,8 +7,7 @@ flushes first commits for all who wait.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import trio
@@ -128,20 +127,21 @@ class Writer:
 
     # Commits
 
-    def flush_nowait(self) -> bool:
-        """Whether everything accepted so far is durable already."""
-        return not self.log.poisoned and self._durable == self._begun and not self._dirty()
+    def mark(self) -> int:
+        """Number of the commit that has, or will have, the last write accepted so far."""
+        return self._begun + any(volume.active for volume in self._volumes)
 
-    def _dirty(self) -> bool:
-        return any(volume.active for volume in self._volumes)
+    def flush_nowait(self, mark: int) -> bool:
+        """Whether everything up to `mark` is durable already."""
+        return self._durable >= mark and not self.log.poisoned
 
-    async def flush(self, *, alone: bool = False) -> None:
-        """Make everything accepted so far durable. Raises PoisonedError.
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
+        """Make everything up to `mark`, or accepted so far, durable. Raises PoisonedError.
 
         While one flush syncs, the next one can append already.
         """
         self.refuse_if_poisoned()
-        target = self._begun + self._dirty()
+        target = self.mark() if mark is None else mark
         async with holding(self.commit_lock):
             if self._appended < target:
                 sync = self._admitted <= _SYNC_AT_ONCE and not self._sync_lock.locked()
@@ -176,11 +176,10 @@ class Writer:
                 for volume, generation in frozen:
                     await volume.prepare(generation)
                 if patient:
-                    changes = await self._append_patiently(frozen)
+                    await self._append_patiently(frozen)
                 else:
-                    changes = await workers.run(_append, self.log, frozen, sync)
-                for (volume, _), change in zip(frozen, changes, strict=True):
-                    await volume.apply(change)
+                    await _apply(frozen, await workers.run(_append, self.log, frozen, sync))
+                for volume, _ in frozen:
                     volume.thaw()
             except BaseException as error:
                 # The frozen blocks stay readable; nothing is written after this.
@@ -192,24 +191,33 @@ class Writer:
                 self._durable = self._begun
         self._notify()
 
-    async def _append_patiently(self, frozen: Frozen) -> list[Change]:
-        """Append and sync a small commit; only what takes I/O goes to a thread."""
+    async def _append_patiently(self, frozen: Frozen) -> None:
+        """Append and sync a small commit; only what takes I/O goes to a thread, and the maps are changed meanwhile.
+
+        That is early, but reads are served from what is frozen, and nothing else looks at the maps during a commit.
+        """
         changes = [self.log.append(volume.number, generation, write=False) for volume, generation in frozen]
-        await self._patience.run(self.log.finish)
-        return changes
+        finished = self._patience.begin(self.log.finish)
+        try:
+            await _apply(frozen, changes)
+        finally:
+            await finished
 
 
-@asynccontextmanager
-async def holding(lock: trio.Lock) -> AsyncIterator[None]:
+class holding:  # noqa: N801 - used like a function
     """As `async with lock`, a round of the event loop faster while nobody holds it."""
-    try:
-        lock.acquire_nowait()
-    except trio.WouldBlock:
-        await lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+
+    def __init__(self, lock: trio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 async def allocate_first(segments: Segments) -> State:
@@ -232,6 +240,11 @@ async def allocate(segments: Segments, length: int | None = None) -> State:
         segments.abandon(state)
         raise NoSpaceError("image", f"cannot grow: {error.strerror}", "free space on the host") from None
     return state
+
+
+async def _apply(frozen: Frozen, changes: Sequence[Change]) -> None:
+    for (volume, _), change in zip(frozen, changes, strict=True):
+        await volume.apply(change)
 
 
 def _append(log: LogWriter, frozen: Frozen, sync: bool) -> list[Change]:

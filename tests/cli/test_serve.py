@@ -128,12 +128,12 @@ def test_ctl(command: Command, image: Path, key_file: Path) -> None:
 
 
 async def test_second_stop_ends_the_wait_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(self: object, **_: bool) -> None:
+    async def never(self: object, mark: int, **_: bool) -> None:
         flushing.set()
         await trio.sleep_forever()
 
     flushing, ended = trio.Event(), trio.Event()
-    monkeypatch.setattr(MemoryDisk, "flush_nowait", lambda _: False)
+    monkeypatch.setattr(MemoryDisk, "flush_nowait", lambda *_: False)
     monkeypatch.setattr(MemoryDisk, "flush", never)
     options = Options(server=ServerOptions(listen=(f"unix:{tmp_path}/sock",)), limits=LimitOptions(stop_s=600))
     plan = serve.Plan.make(None, "1M", options)

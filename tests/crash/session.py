@@ -226,11 +226,14 @@ class Session:
 
     async def _flush(self, image: Image) -> None:
         version, disk, alone = self._accepted, image.disk(), self._rng.random() < 0.5
-        done = disk.flush_nowait()
+        mark = disk.mark()
+        if self._rng.random() < 0.3:
+            await trio.lowlevel.checkpoint()
+        done = disk.flush_nowait(mark)
 
         async def flush() -> None:
             nonlocal done
-            done = await self._tolerating(lambda: disk.flush(alone=alone))
+            done = await self._tolerating(lambda: disk.flush(mark, alone=alone))
 
         if not done:
             await self._cancelling(flush)

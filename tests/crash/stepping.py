@@ -110,7 +110,7 @@ def deterministic(seed: int) -> Iterator[None]:
     run = _stepped(rng)
     with (
         mock.patch.object(workers, "run", run),
-        mock.patch.object(workers.Patience, "run", staticmethod(run)),
+        mock.patch.object(workers.Patience, "begin", staticmethod(run)),
         mock.patch.object(workers, "parallel", _inline),
         mock.patch.object(workers, "Lock", _Lock),
         mock.patch.object(os, "urandom", rng.randbytes),
