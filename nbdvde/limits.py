@@ -1,5 +1,6 @@
 """What clients may take from a server, and what all of them take now."""
 
+import math
 from dataclasses import dataclass, field
 
 import trio
@@ -7,6 +8,9 @@ import trio
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import Batch
 from nbdvde.transport import BufferPool
+
+SMALL_BYTES = 1 << 17
+"""What a client that holds nothing may take even while the memory of all clients is used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +25,15 @@ class Limits:
     bytes_in_flight: int = 64 << 20
     """What these requests hold in memory. One batch may come on top."""
     server_bytes_in_flight: int = 256 << 20
-    """As `bytes_in_flight`, of all clients together, with the payloads still on their way."""
+    """As `bytes_in_flight`, of all clients together, with the payloads still on their way.
+
+    One batch may come on top, and `SMALL_BYTES` of each client.
+    """
     stall_s: float = 5.0
     """How long a client may be at a standstill while all of `server_bytes_in_flight` is used: then it is closed."""
+    surveys: int = 16
+    """CACHE and BLOCK_STATUS at a time, of all clients: they take long, and hold much while they are at it."""
+    client_surveys: int = 4
     receive_buffers: int = 128
     """Clients with a large receive buffer; further ones get a small one."""
     receive_buffer_bytes: int = 1 << 20
@@ -40,7 +50,9 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._room, self._exhausted = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        self._changed, self._exhausted = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        self.dependents: dict[Budget, None] = {}
+        """Budgets with waiters that must hear of room in this one as well, the longest wait first."""
 
     def take(self, count: int) -> None:
         """Begin to use `count`."""
@@ -52,12 +64,18 @@ class Budget:
         """End the use of `count`."""
         self.used -= count
         if self.used < self.limit:
-            self._room.unpark_all()
+            self._changed.unpark_all()
+            for dependent in self.dependents:
+                dependent._changed.unpark_all()
 
     async def room(self) -> None:
         """Wait, if need be, until less than the limit is used; the caller takes before it waits again."""
         while self.used >= self.limit:
-            await self._room.park()
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Wait until there is room in this budget, or in one that it depends on."""
+        await self._changed.park()
 
     async def exhausted(self) -> None:
         """Wait, if need be, until the limit is used up."""
@@ -86,11 +104,44 @@ class Account:
         self._own.give(count)
         self._server.give(count)
 
-    async def room(self) -> None:
-        """Wait until neither budget is used up; the caller takes before it waits again."""
-        while self._own.used >= self._own.limit or self._server.used >= self._server.limit:
-            await self._own.room()
-            await self._server.room()
+    async def room(self, count: int = 0) -> None:
+        """Wait until neither budget is used up; the caller takes `count` bytes before it waits again.
+
+        Who holds nothing need not wait for the server to take a few (`SMALL_BYTES`).
+        """
+        if self._has_room(count):
+            return
+        waiting = self._server.dependents
+        waiting[self._own] = None
+        try:
+            while not self._has_room(count):
+                await self._own.changed()
+        finally:
+            del waiting[self._own]
+
+    def _has_room(self, count: int) -> bool:
+        own, server = self._own, self._server
+        if server.used >= server.limit and (own.used or count > SMALL_BYTES):
+            return False
+        return own.used < own.limit
+
+
+class Complaints:
+    """Lets one line of each kind into the log every so often, so that clients cannot flood it, reconnecting or not."""
+
+    PAUSE_S = 10.0
+
+    def __init__(self) -> None:
+        self._kinds: dict[type, tuple[float, int]] = {}
+
+    def count(self, kind: type, now: float) -> int | None:
+        """How many were kept back since the last line, or None when this one is to be kept back as well."""
+        last, kept = self._kinds.get(kind, (-math.inf, 0))
+        if now - last < self.PAUSE_S:
+            self._kinds[kind] = last, kept + 1
+            return None
+        self._kinds[kind] = now, 0
+        return kept
 
 
 class Shared:
@@ -99,6 +150,8 @@ class Shared:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits, self.metrics = limits, metrics
         self.memory = Budget(limits.server_bytes_in_flight)
+        self.surveys = trio.Semaphore(limits.surveys)
+        self.complaints = Complaints()
         self.buffers = BufferPool(
             limits.receive_buffers, limits.receive_buffer_bytes, limits.small_receive_buffer_bytes
         )

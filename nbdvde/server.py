@@ -28,7 +28,9 @@ DEFAULT_PORT = 10809
 BACKLOG = 128
 _ACCEPT_PAUSE_S = 0.1
 _STANDSTILL_BYTES = 1 << 16
-"""Who moves less in `Limits.stall_s` counts as being at a standstill."""
+"""Who moves less in `Limits.stall_s` counts as being at a standstill,"""
+_TURNOVER_S = 60.0
+"""and so does who would not be done with what it holds in this time at that pace."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
 
@@ -287,8 +289,10 @@ class Server:
                 continue
             for connection in self.connections:
                 then, session = before.get(connection.number), connection.session
-                if then is not None and session is not None and session.moved - then < _STANDSTILL_BYTES:
-                    self._close_stalled(connection, session)
+                if then is not None and session is not None:
+                    enough = max(_STANDSTILL_BYTES, session.account.held * limits.stall_s / _TURNOVER_S)
+                    if session.moved - then < enough:
+                        self._close_stalled(connection, session)
 
     def _close_stalled(self, connection: Connection, session: Session) -> None:
         if session.stalled and session.account.held and connection.transport is not None:

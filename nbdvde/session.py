@@ -5,7 +5,6 @@ a task for each of the others, send all answers in one call. Tasks send their an
 """
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -43,7 +42,7 @@ _LONE = 16
 MAX_EXTENTS = 1 << 14
 """Extents in one answer to BLOCK_STATUS; the specification allows 2^20, the client asks again for the rest."""
 _CHARGE = 1 << 12
-_CHARGES = {int(Command.BLOCK_STATUS): 1 << 20}
+_CHARGES = {int(Command.BLOCK_STATUS): 8 * MAX_EXTENTS}
 """Bytes that a request in flight is taken to hold, other than READ and WRITE."""
 
 
@@ -84,8 +83,8 @@ class Session:
         self._replies: Replies = StructuredReplies() if negotiated.structured else SimpleReplies()
         self._contexts = negotiated.contexts
         self._out: list[Buffer] = []
-        self._pending = self._received = 0
-        self._complaints = Complaints()
+        self._surveys = trio.Semaphore(limits.client_surveys)
+        self._pending = self._queued = self._received = 0
         self._flushes: list[tuple[int, int]] = []
         """(cookie, mark of the disk) of the flushes that wait for a task."""
         self._flushers = 0
@@ -124,7 +123,7 @@ class Session:
         return self._received + self._transport.sent
 
     async def _serve(self, nursery: trio.Nursery) -> None:
-        parser, transport = self._parser, self._transport
+        parser, transport, memory = self._parser, self._transport, self._shared.memory
         work = 0
         while not self._disconnected:
             requests = parser.parse()
@@ -132,10 +131,12 @@ class Session:
                 self._release()
             if requests:
                 alone = self._is_alone(len(requests))
+                if memory.used >= memory.limit:
+                    requests, alone, work = await self._take_turns(requests, nursery), False, _TURN
                 flush = self._dispatch(requests, nursery, alone)
                 if flush is not None:
                     await self._flush((flush,), self._disk.mark(), alone=True)
-                await self._send()
+                await (self._send_behind() if self._sending else self._send())
                 if self.requests_in_flight.used:
                     await self._room()
                 work += len(requests)
@@ -159,9 +160,27 @@ class Session:
         if not self._pending:
             await self.account.room()
 
+    async def _take_turns(self, requests: list[Request], nursery: trio.Nursery) -> list[Request]:
+        """Dispatch while the memory of all clients is used up, one request at a time; the last is left to the caller.
+
+        Each waits for room first, but for large payloads, which had to before. What others may be waiting for is not
+        held meanwhile, or they would wait for each other.
+        """
+        self._release()
+        for index, request in enumerate(requests):
+            if request[5] is None or request[4] < LARGE_PAYLOAD:
+                await (self._send_behind() if self._sending else self._send())
+                await self.requests_in_flight.room()
+                await self.account.room(_charge(request))
+            if index < len(requests) - 1:
+                self._dispatch((request,), nursery, alone=False)
+            if self._disconnected:
+                return []
+        return requests[-1:]
+
     async def _hold(self, pending: int) -> None:
         """Account for a payload that is on its way, once there is room for it."""
-        await self.account.room()
+        await self.account.room(pending)
         self.account.take(pending)
         self._pending = pending
 
@@ -264,21 +283,23 @@ class Session:
         if isinstance(error, RequestError):
             self._replies.error(self._out, cookie, error.nbd_errno, error.message)
             return
-        if not isinstance(error, NbdvdeError):
-            self._replies.error(self._out, cookie, NbdErrno.EIO, "internal error")
-            _log.error("unexpected failure of a request", exc_info=error)
-            return
-        self._replies.error(self._out, cookie, error.nbd_errno, os.strerror(error.nbd_errno).lower())
-        more = self._complaints.count(type(error), trio.current_time())
-        if more is not None:
-            _log.warning("a request failed: %s%s", error, f"; {more} more like it since the last line" * (more > 0))
+        expected = isinstance(error, NbdvdeError)
+        errno = error.nbd_errno if isinstance(error, NbdvdeError) else NbdErrno.EIO
+        self._replies.error(self._out, cookie, errno, os.strerror(errno).lower() if expected else "internal error")
+        kept_back = self._shared.complaints.count(type(error), trio.current_time())
+        if kept_back is not None:
+            more = f"; {kept_back} more like it since the last line" if kept_back else ""
+            if expected:
+                _log.warning("a request failed: %s%s", error, more)
+            else:
+                _log.error("unexpected failure of a request%s", more, exc_info=error)
 
     def _start(self, request: Request, nursery: trio.Nursery) -> None:
         """Give a request a task of its own, and a small payload a copy: the receive buffer goes on being used."""
         command, flags, cookie, offset, length, payload, _ = request
         if payload is not None and length < LARGE_PAYLOAD:
             payload = memoryview(bytearray(payload))
-        charge = length if command in (_READ, _WRITE) else _CHARGES.get(command, _CHARGE)
+        charge = _charge(request)
         self.requests_in_flight.take(1)
         self.account.take(charge)
         nursery.start_soon(self._work, (command, flags, cookie, offset, length, payload, None), charge)
@@ -306,7 +327,8 @@ class Session:
                 self._replies.data(self._out, cookie, offset, pieces, flags)
                 return
             case Command.BLOCK_STATUS:
-                extents = await disk.status(offset, length, 1 if flags & _REQ_ONE else MAX_EXTENTS)
+                async with self._surveys, self._shared.surveys:
+                    extents = await disk.status(offset, length, 1 if flags & _REQ_ONE else MAX_EXTENTS)
                 append_status(self._out, cookie, [extents] * len(self._contexts))
                 return
             case Command.WRITE:
@@ -317,7 +339,8 @@ class Session:
             case Command.TRIM:
                 await disk.trim(offset, length)
             case Command.CACHE:
-                await disk.cache(offset, length)
+                async with self._surveys, self._shared.surveys:
+                    await disk.cache(offset, length)
         if flags & _FUA and command != Command.CACHE:
             await disk.flush()
         self._replies.done(self._out, cookie)
@@ -367,12 +390,25 @@ class Session:
         try:
             while self._out:
                 out, self._out = self._out, []
+                if self._queued:
+                    self._unqueue()
                 rest = self._transport.send_nowait(out)
                 if rest:
                     await self._send_slowly(rest)
         finally:
             self._sending = False
             self._sent.unpark_all()
+
+    async def _send_behind(self) -> None:
+        """As `_send`, while another task is sending: account for what has to wait for that."""
+        queued = sum(map(len, self._out))
+        self.account.take(queued - self._queued)
+        self._queued = queued
+        await self._send()
+
+    def _unqueue(self) -> None:
+        self.account.give(self._queued)
+        self._queued = 0
 
     async def _send_slowly(self, buffers: Sequence[Buffer]) -> None:
         """Send what the client has to make room for, and account for it meanwhile."""
@@ -384,19 +420,9 @@ class Session:
             self.account.give(held)
 
 
-class Complaints:
-    """Lets one line of each kind into the log every so often, so that a client cannot flood it."""
-
-    PAUSE_S = 10.0
-
-    def __init__(self) -> None:
-        self._kinds: dict[type, tuple[float, int]] = {}
-
-    def count(self, kind: type, now: float) -> int | None:
-        """How many were kept back since the last line, or None when this one is to be kept back as well."""
-        last, kept = self._kinds.get(kind, (-math.inf, 0))
-        if now - last < self.PAUSE_S:
-            self._kinds[kind] = last, kept + 1
-            return None
-        self._kinds[kind] = now, 0
-        return kept
+def _charge(request: Request) -> int:
+    """Bytes that a request is taken to hold until it is answered."""
+    command, _, _, _, length, _, refused = request
+    if refused is not None:
+        return 0
+    return length if command in (_READ, _WRITE) else _CHARGES.get(command, _CHARGE)

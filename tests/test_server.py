@@ -17,8 +17,9 @@ import trio.testing
 from nbdvde.disk import Disk
 from nbdvde.errors import ExitCode, NetworkError, UsageError
 from nbdvde.exports import Exports
-from nbdvde.limits import Limits
+from nbdvde.limits import SMALL_BYTES, Limits
 from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.connection import Batch
 from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.protocol.messages import ExportInfo
 from nbdvde.server import (
@@ -30,7 +31,7 @@ from nbdvde.server import (
     open_listener,
     parse_listen,
 )
-from tests.protocol.client import Client, info_data
+from tests.protocol.client import Client, info_data, request
 from tests.test_session import SlowDisk
 
 READ, WRITE, DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
@@ -417,6 +418,54 @@ async def test_who_is_at_a_standstill_while_memory_is_short_is_closed(
         assert server.metrics.stalled == 8
         assert memory.used == 0
         assert (await honest.ask(READ, 0, 4096)).bytes == bytes(4096)
+
+
+async def test_the_memory_of_many_clients_that_never_read_is_bounded(
+    address: UnixAddress, connect: Connect, mock_clock: trio.testing.MockClock
+) -> None:
+    disk, listener, large = MemoryDisk(8 << 20), await open_listener(address), 8 << 20
+    disk.write_nowait(0, memoryview(bytearray(b"x" * large)), owned=True)
+    limits = replace(IMPATIENT, server_bytes_in_flight=8 << 20, stall_s=0.1, batch=Batch(read_bytes=1 << 20))
+    server = server_of(disk, limits)
+    async with running(server, listener):
+        memory = server._shared.memory
+        for _ in range(24):
+            client = connect(address)
+            await client.go()
+            for _ in range(8):
+                await client.send(READ, 0, large)
+            await trio.testing.wait_all_tasks_blocked()
+            assert memory.used <= memory.limit + large, "the limit and one batch"
+        assert memory.used >= memory.limit
+        honest = connect(address)
+        await honest.go()
+        assert (await honest.ask(READ, 0, SMALL_BYTES)).bytes == b"x" * SMALL_BYTES
+        await honest.send(READ, 0, SMALL_BYTES + 1)
+        while server.metrics.connections > 1:
+            await trio.testing.wait_all_tasks_blocked()
+            assert memory.used <= memory.limit + large
+            mock_clock.jump(0.2)
+        assert (await honest.reply()).bytes == b"x" * (SMALL_BYTES + 1)
+        assert server.metrics.stalled == 24
+        assert memory.used == 0
+
+
+@pytest.mark.parametrize(("sent", "closed"), [(200 << 10, 1), (1 << 20, 0)])
+async def test_who_moves_too_little_for_what_it_holds_is_at_a_standstill(
+    address: UnixAddress, connect: Connect, mock_clock: trio.testing.MockClock, sent: int, closed: int
+) -> None:
+    listener = await open_listener(address)
+    server = server_of(MemoryDisk(16 << 20), replace(IMPATIENT, server_bytes_in_flight=1 << 20))
+    async with running(server, listener):
+        client, data = connect(address), request(WRITE, 0, payload=bytes(8 << 20))
+        await client.go()
+        await client.stream.send_all(data[: 1 << 16])
+        await trio.testing.wait_all_tasks_blocked()
+        await client.stream.send_all(data[1 << 16 : (1 << 16) + sent])
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.metrics.stalled == closed
 
 
 async def test_a_slow_disk_is_not_the_fault_of_its_clients(

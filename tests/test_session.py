@@ -14,7 +14,7 @@ import trio.testing
 from nbdvde.disk import Buffer, Disk, Piece, Status
 from nbdvde.errors import DamageError, NbdErrno, NoSpaceError
 from nbdvde.exports import Exports
-from nbdvde.limits import Budget, Limits, Shared
+from nbdvde.limits import SMALL_BYTES, Budget, Limits, Shared
 from nbdvde.memory import MemoryDisk
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import LARGE_PAYLOAD
@@ -424,6 +424,109 @@ async def test_a_client_that_leaves_amid_a_payload_gives_it_back() -> None:
         assert server.shared.memory.used == 0
 
 
+async def test_while_memory_is_short_only_large_requests_wait() -> None:
+    disk, common = MemoryDisk(SIZE), shared(Limits(server_bytes_in_flight=1 << 20))
+    common.memory.take(1 << 20)
+    async with serving(disk, common=common) as server:
+        await server.client.send(WRITE, 0, payload=b"x", cookie=1)
+        assert (await server.client.reply()).cookie == 1
+        parts = [
+            request(READ, 0, 1, cookie=2),
+            request(READ, 0, SMALL_BYTES + 1, cookie=3),
+            request(READ, 1, 1, cookie=4),
+        ]
+        await server.client.stream.send_all(b"".join(parts))
+        assert (await server.client.reply()).cookie == 2
+        await trio.testing.wait_all_tasks_blocked()
+        assert common.metrics.requests[READ] == 1
+        assert not server.session.stalled, "it is not the client that is waited for"
+        common.memory.give(1 << 20)
+        assert [(await server.client.reply()).cookie for _ in range(2)] == [3, 4]
+    assert common.memory.used == 0
+    assert not common.memory.dependents
+
+
+async def test_while_memory_is_short_small_requests_of_a_client_follow_each_other() -> None:
+    disk, common = SlowDisk(), shared(Limits(server_bytes_in_flight=1 << 20))
+    common.memory.take(1 << 20)
+    async with serving(disk, common=common) as server:
+        await server.client.stream.send_all(b"".join(request(READ, i, 1000, cookie=i) for i in range(10)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.session.account.held == 1000
+        disk.go.set()
+        assert [(await server.client.reply()).cookie for _ in range(10)] == [*range(10)]
+        assert common.memory.used == 1 << 20
+
+
+async def test_nothing_follows_a_disc_while_memory_is_short() -> None:
+    disk, common = MemoryDisk(SIZE), shared(Limits(server_bytes_in_flight=1 << 20))
+    common.memory.take(1 << 20)
+    async with serving(disk, common=common) as server:
+        late = request(WRITE, 0, payload=b"late", cookie=2)
+        await server.client.stream.send_all(request(FLUSH, cookie=1) + request(DISC) + 2 * late)
+        assert (await server.client.reply()).cookie == 1
+        assert await server.client.at_end()
+    assert disk.allocated_bytes == 0
+
+
+async def test_clients_with_payloads_do_not_wait_for_each_other() -> None:
+    """Each could hold the payload under way, and with it all memory, while a read in front of it waits for room."""
+    disk, common = MemoryDisk(SIZE), shared(Limits(server_bytes_in_flight=1 << 20))
+    write, read = request(WRITE, 0, payload=bytes(1 << 20), cookie=1), request(READ, 0, 1 << 20, cookie=2)
+
+    async def talk(client: Client) -> None:
+        for _ in range(5):
+            await client.stream.send_all(write + read + write[: 1 << 15])
+            assert [(await client.reply()).cookie for _ in range(2)] == [1, 2]
+            await client.stream.send_all(write[1 << 15 :])
+            assert (await client.reply()).cookie == 1
+
+    async with serving(disk, common=common) as one, serving(disk, common=common) as other:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(talk, one.client)
+                nursery.start_soon(talk, other.client)
+    assert common.memory.used == 0
+
+
+async def test_an_answer_behind_another_that_is_not_taken_counts_as_held() -> None:
+    class ColdAtZero(SlowDisk):
+        def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:
+            return None if offset == 0 else self.memory.read_nowait(offset, length)
+
+    disk = ColdAtZero()
+    disk.memory.write_nowait(0, memoryview(bytearray(b"x" * SIZE)), owned=True)
+    disk.go.set()
+    async with serving(disk) as server:
+        await server.client.send(READ, 0, 4 << 20, cookie=1)
+        await trio.testing.wait_all_tasks_blocked()
+        before = server.shared.memory.used
+        await server.client.send(READ, 4096, 4 << 20, cookie=2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert before + (4 << 20) <= server.shared.memory.used < before + (5 << 20)
+        assert [len((await server.client.reply()).bytes) for _ in range(2)] == [4 << 20] * 2
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.shared.memory.used == server.session.account.held == 0
+
+
+@pytest.mark.parametrize("command", [CACHE, BLOCK_STATUS])
+async def test_surveys_at_a_time_are_limited_for_each_and_for_all(command: int) -> None:
+    disk, common = SlowDisk(), shared(Limits(surveys=3, client_surveys=2))
+    contexts = ("base:allocation",)
+    async with (
+        serving(disk, common=common, contexts=contexts) as one,
+        serving(disk, common=common, contexts=contexts) as other,
+    ):
+        for server, running in ((one, 2), (other, 3)):
+            await server.client.stream.send_all(b"".join(request(command, 0, 512, cookie=i) for i in range(10)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(disk.calls) == running
+            assert (await server.client.ask(WRITE_ZEROES, 0, 0, cookie=99)).cookie == 99, "others go on"
+        disk.go.set()
+        for server in (one, other):
+            assert {(await server.client.reply()).cookie for _ in range(10)} == {*range(10)}
+
+
 @pytest.mark.parametrize("command", [WRITE, WRITE_ZEROES, TRIM])
 async def test_an_empty_change_with_fua_flushes(command: int) -> None:
     disk = SlowDisk()
@@ -506,6 +609,20 @@ async def test_failures_do_not_flood_the_log(
         "a request failed: /secret/path: full (make room)",
         "a request failed: /secret/path: full (make room); 49 more like it since the last line",
     ]
+
+
+@pytest.mark.parametrize("error", [NoSpaceError("image", "full"), ZeroDivisionError("a bug")])
+async def test_a_client_that_comes_again_does_not_flood_the_log_either(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, common = SlowDisk(), shared()
+    disk.go.set()
+    disk.error = error
+    for _ in range(3):
+        async with serving(disk, common=common) as server:
+            for _ in range(3):
+                assert (await server.client.ask(READ, 0, 1)).error
+    assert len(caplog.records) == 1
 
 
 async def test_many_small_requests_in_one_go() -> None:

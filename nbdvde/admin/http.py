@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import h11
@@ -117,11 +118,9 @@ class Exchange:
 
     async def _watch(self) -> None:
         """Cancel when the client closes; what it sends meanwhile is ignored."""
-        try:
+        with suppress(trio.BrokenResourceError):  # as good as closed
             while await self._stream.receive_some(4096):
                 pass
-        except trio.BrokenResourceError:
-            """As good as closed."""
         self._scope.cancel()
 
     async def _emit(self, line: object) -> None:

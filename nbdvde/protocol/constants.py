@@ -1,4 +1,4 @@
-"""Numbers of the NBD protocol (spec, "Values")."""
+"""Numbers of the NBD protocol that this server uses (spec, "Values")."""
 
 import enum
 
@@ -40,12 +40,10 @@ class TransmissionFlag(enum.IntFlag):
     READ_ONLY = 1 << 1
     SEND_FLUSH = 1 << 2
     SEND_FUA = 1 << 3
-    ROTATIONAL = 1 << 4
     SEND_TRIM = 1 << 5
     SEND_WRITE_ZEROES = 1 << 6
     SEND_DF = 1 << 7
     CAN_MULTI_CONN = 1 << 8
-    SEND_RESIZE = 1 << 9
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
 
@@ -71,13 +69,9 @@ class OptionReply(enum.IntEnum):
     INFO = 3
     META_CONTEXT = 4
     ERR_UNSUP = (1 << 31) + 1
-    ERR_POLICY = (1 << 31) + 2
     ERR_INVALID = (1 << 31) + 3
-    ERR_PLATFORM = (1 << 31) + 4
-    ERR_TLS_REQD = (1 << 31) + 5
     ERR_UNKNOWN = (1 << 31) + 6
     ERR_SHUTDOWN = (1 << 31) + 7
-    ERR_BLOCK_SIZE_REQD = (1 << 31) + 8
     ERR_TOO_BIG = (1 << 31) + 9
 
 
@@ -127,4 +121,3 @@ class Chunk(enum.IntEnum):
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
     ERROR = (1 << 15) + 1
-    ERROR_OFFSET = (1 << 15) + 2
