@@ -16,9 +16,10 @@ from nbdvde.disk import Buffer
 SEND_BUFFER = 1 << 20
 """Bytes of replies the kernel is asked to hold for one client, so that a large read goes out in few pieces."""
 _IOV_MAX = 1024
-_POLLS = 25
-"""Attempts to receive before the event loop is left to wait: about 30 µs. One request at a time is answered
-32,000 times a second so, 17,000 times if each has to wake us (2 cores, Unix socket, 4 KiB reads)."""
+_POLLS = 60
+"""Attempts to receive before the event loop is left to wait: about 70 µs. One 4 KiB read at a time is answered 32,000
+times a second so, 17,000 times if each has to wake us (2 cores, Unix socket). With 25, a client that is woken itself by
+each answer to a flush was missed: 7 % fewer writes with a flush each."""
 _CREDIT_MAX = 32
 _CREDIT_OF_A_MISS = 8
 """A hit earns one, a wait one as well: a client that thinks longer costs one attempt in nine requests."""
@@ -64,7 +65,7 @@ class Transport:
             self._credit += 1
 
     def _poll(self, targets: Sequence[memoryview]) -> int:
-        """Try for some 30 µs. A client that answers in that time is asked so again, one that does not seldom is."""
+        """Try for a moment. A client that answers in that time is asked so again, one that does not seldom is."""
         target, receive = targets[0], self._sock.recv_into
         for _ in range(_POLLS):
             try:
