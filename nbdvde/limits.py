@@ -132,9 +132,9 @@ class Complaints:
     PAUSE_S = 10.0
 
     def __init__(self) -> None:
-        self._kinds: dict[type, tuple[float, int]] = {}
+        self._kinds: dict[type | str, tuple[float, int]] = {}
 
-    def count(self, kind: type, now: float) -> int | None:
+    def count(self, kind: type | str, now: float) -> int | None:
         """How many were kept back since the last line, or None when this one is to be kept back as well."""
         last, kept = self._kinds.get(kind, (-math.inf, 0))
         if now - last < self.PAUSE_S:

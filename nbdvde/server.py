@@ -304,7 +304,8 @@ class Server:
         self.metrics.connections_total += 1
         if len(self._connections) >= self._shared.limits.connections:
             self.metrics.connections_refused += 1
-            _log.warning("client refused: %d are connected", len(self._connections))
+            if self._shared.complaints.count("refused", trio.current_time()) is not None:
+                _log.warning("client refused: %d are connected", len(self._connections))
             sock.close()
             return
         connection = Connection(self.metrics.connections_total, _peer(sock))

@@ -233,6 +233,19 @@ async def test_clients_above_the_limit_are_sent_away(address: UnixAddress, conne
         await connect(address).go()
 
 
+async def test_clients_sent_away_do_not_flood_the_log(
+    address: UnixAddress, connect: Connect, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_of(limits=replace(IMPATIENT, connections=0))
+    async with running(server, await open_listener(address)):
+        for lines in (1, 2):
+            mock_clock.jump(10 * (lines - 1))
+            for _ in range(5):
+                assert await connect(address).at_end()
+            assert len(caplog.records) == lines
+        assert server.metrics.connections_refused == 10
+
+
 async def test_a_stalled_handshake_ends_at_its_deadline(
     address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
 ) -> None:

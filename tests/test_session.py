@@ -582,6 +582,30 @@ async def test_a_client_beside_another_is_not_alone() -> None:
         assert disk.flushes == [False] * 20
 
 
+async def test_a_lone_flush_holds_up_nobody_else() -> None:
+    class Stuck(Flushed):
+        async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
+            await super().flush(mark, alone=alone)
+            if alone:
+                await go.wait()
+
+    go, disk, common = trio.Event(), Stuck(), shared()
+    async with serving(disk, common=common) as one, serving(disk, common=common) as other:
+        for _ in range(16):
+            assert (await one.client.ask(FLUSH)).error == 0
+        await one.client.send(FLUSH, cookie=50)
+        await trio.testing.wait_all_tasks_blocked()
+        assert disk.flushes[-1]
+        await one.client.send(READ, 0, 1, cookie=51)
+        with trio.fail_after(5):
+            for _ in range(3):
+                assert (await other.client.ask(READ, 0, 1)).error == 0
+                assert (await other.client.ask(FLUSH)).error == 0
+        assert not disk.flushes[-1], "there is someone else now"
+        go.set()
+        assert [(await one.client.reply()).cookie for _ in range(2)] == [50, 51]
+
+
 async def test_a_lone_flush_that_fails_is_answered_with_the_error() -> None:
     class Failing(Flushed):
         async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
