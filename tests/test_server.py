@@ -498,6 +498,21 @@ async def test_a_slow_disk_is_not_the_fault_of_its_clients(
         assert (await client.reply()).error == 0
 
 
+async def test_who_began_to_haggle_and_fell_silent_holds_up_a_stop_for_a_moment_only(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    server = server_of(limits=Limits(handshake_s=8, linger_s=2))
+    async with running(server, await open_listener(address)) as ended:
+        client = connect(address)
+        await client.greet()
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        server.stop()
+        assert await client.at_end()
+        await ended.wait()
+        assert trio.current_time() - start == pytest.approx(2)
+
+
 async def test_who_haggles_during_a_stop_is_told(address: UnixAddress, connect: Connect) -> None:
     listener = await open_listener(address)
     server = server_of(limits=Limits(linger_s=5))

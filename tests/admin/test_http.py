@@ -155,6 +155,29 @@ async def test_leaving_cancels() -> None:
     assert cancelled.is_set()
 
 
+async def test_a_reset_connection_cancels_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    reset = trio.Event()
+
+    async def work(body: bytes, emit: Emit) -> object:
+        await trio.sleep_forever()
+
+    async def wait_for_reset() -> None:
+        if asked.is_set():
+            await reset.wait()
+            raise trio.BrokenResourceError
+        asked.set()
+
+    asked = trio.Event()
+    far.receive_stream.receive_some_hook = wait_for_reset
+    async with trio.open_nursery() as nursery:
+        await near.send_all(post("/v1/work"))
+        nursery.start_soon(http._client, {"/v1/work": ("POST", work)}, far)
+        await trio.testing.wait_all_tasks_blocked()
+        reset.set()
+    assert not caplog.records
+
+
 async def test_what_stops_the_server_is_still_answered() -> None:
     """The answer of /v1/stop was lost when the handler's own stop cancelled it."""
     near, far = trio.testing.memory_stream_pair()
