@@ -22,6 +22,10 @@ class Status(enum.IntFlag):
     ZERO = 2
 
 
+ALLOCATION, ALLOCATION_DEPTH = "base:allocation", "qemu:allocation-depth"
+"""Metadata contexts: `Status`; and 0 for holes, 1 for the rest (QEMU, docs/interop/nbd.rst)."""
+
+
 class Disk(abc.ABC):
     """A linear array of bytes.
 
@@ -36,6 +40,8 @@ class Disk(abc.ABC):
     size: int
     """Length in bytes, any number."""
     read_only: bool
+    contexts: tuple[str, ...] = (ALLOCATION, ALLOCATION_DEPTH)
+    """Metadata contexts that `status` knows."""
 
     @abc.abstractmethod
     def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:
@@ -89,8 +95,8 @@ class Disk(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
-        """(length, status) of consecutive extents from `offset`, neighbours merged, at most `max_extents`.
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
+        """(length, number) of consecutive extents from `offset`, equal neighbours merged, at most `max_extents`.
 
         They lie inside the range, and cover it unless the limit was reached.
         """

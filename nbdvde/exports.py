@@ -21,12 +21,16 @@ class Exports:
     def find(self, name: str) -> ExportInfo | None:
         """What the handshake tells of a name."""
         disk = self.disk(name)
-        return None if disk is None else ExportInfo(self._canonical(name), disk.size, disk.read_only)
+        return None if disk is None else _info(self._canonical(name), disk)
 
     def listing(self) -> Iterator[ExportInfo]:
         """All exports."""
         for name, disk in self._disks.items():
-            yield ExportInfo(name, disk.size, disk.read_only)
+            yield _info(name, disk)
 
     def _canonical(self, name: str) -> str:
         return self._default if not name and self._default is not None else name
+
+
+def _info(name: str, disk: Disk) -> ExportInfo:
+    return ExportInfo(name, disk.size, disk.read_only, contexts=disk.contexts)

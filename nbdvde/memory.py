@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from nbdvde.disk import Disk, Piece, Status
+from nbdvde.disk import ALLOCATION_DEPTH, Disk, Piece, Status
 
 _SHIFT = 16
 CHUNK = 1 << _SHIFT
@@ -85,11 +85,13 @@ class MemoryDisk(Disk):
     async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         """See `Disk`; memory is as durable as it gets."""
 
-    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         """See `Disk`."""
-        extents: list[tuple[int, Status]] = []
+        extents: list[tuple[int, int]] = []
         for index, start, end in _spans(offset, length):
-            status = self._chunk_status(index)
+            status = int(self._chunk_status(index))
+            if context == ALLOCATION_DEPTH:
+                status = int(not status & Status.HOLE)
             if extents and extents[-1][1] == status:
                 extents[-1] = (extents[-1][0] + end - start, status)
             elif len(extents) == max_extents:

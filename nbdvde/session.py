@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
 import trio
 
@@ -20,7 +21,7 @@ from nbdvde.protocol.connection import LARGE_PAYLOAD, RequestParser
 from nbdvde.protocol.constants import Command, CommandFlag
 from nbdvde.protocol.handshake import Handshake, Phase
 from nbdvde.protocol.messages import NOTHING_TO_DO, Negotiated, ProtocolError, Refusal, Request
-from nbdvde.protocol.replies import Replies, SimpleReplies, StructuredReplies, append_status
+from nbdvde.protocol.replies import Extents, replies_of
 from nbdvde.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ MAX_EXTENTS = 1 << 14
 _CHARGE = 1 << 12
 _CHARGES = {int(Command.BLOCK_STATUS): 8 * MAX_EXTENTS}
 """Bytes that a request in flight is taken to hold, other than READ and WRITE."""
+
+
+Origin: TypeAlias = tuple[int, int]
+"""Cookie and offset of a request, which its reply repeats."""
 
 
 async def negotiate(transport: Transport, handshake: Handshake) -> tuple[Negotiated, bytes] | None:
@@ -80,12 +85,12 @@ class Session:
         self.account = Account(Budget(limits.bytes_in_flight), shared.memory)
         self._transport, self._disk, self._shared = transport, disk, shared
         self._parser = RequestParser(negotiated, buffer, limits.batch)
-        self._replies: Replies = StructuredReplies() if negotiated.structured else SimpleReplies()
+        self._replies = replies_of(negotiated)
         self._contexts = negotiated.contexts
         self._out: list[Buffer] = []
         self._surveys = trio.Semaphore(limits.client_surveys)
         self._pending = self._queued = self._received = 0
-        self._flushes: list[tuple[int, int]] = []
+        self._flushes: list[tuple[Origin, int]] = []
         """(cookie, mark of the disk) of the flushes that wait for a task."""
         self._flushers = 0
         self._sending = False
@@ -196,10 +201,10 @@ class Session:
         shared.lone_for += 1
         return shared.lone_for > _LONE
 
-    def _dispatch(self, requests: Iterable[Request], nursery: trio.Nursery, alone: bool) -> int | None:
+    def _dispatch(self, requests: Iterable[Request], nursery: trio.Nursery, alone: bool) -> Origin | None:
         """Answer what needs no waiting, and start a task for each of the others.
 
-        Answers the cookie of a flush that is left to the caller, when the client is `alone`.
+        Answers where a flush comes from that is left to the caller, when the client is `alone`.
         """
         disk, out, replies = self._disk, self._out, self._replies
         counts, lengths = self._shared.metrics.requests, self._shared.metrics.request_bytes
@@ -217,12 +222,12 @@ class Session:
                         continue
                 elif command == _WRITE and not flags and payload is not None:
                     if disk.write_nowait(offset, payload, owned=length >= LARGE_PAYLOAD):
-                        replies.done(out, cookie)
+                        replies.done(out, cookie, offset)
                         continue
                 else:
                     left = self._settle(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-                self._fail(cookie, error)
+                self._fail((cookie, offset), error)
             else:
                 if self._disconnected:
                     break
@@ -231,9 +236,9 @@ class Session:
                 if left[0] != _FLUSH:
                     self._start(left, nursery)
                 elif alone:
-                    return cookie
+                    return cookie, offset
                 else:
-                    self._start_flush(cookie, nursery)
+                    self._start_flush((cookie, offset), nursery)
         return None
 
     def _settle(self, request: Request) -> Request | None:
@@ -246,15 +251,16 @@ class Session:
             self._disconnected = True
             return None
         if refused is None and command != _FLUSH:
-            if payload is not None:
+            if command == _WRITE:
+                assert payload is not None
                 done = self._disk.write_nowait(offset, payload, owned=length >= LARGE_PAYLOAD)
             else:
                 done = command in _ZEROING and self._zeroed(command, flags, offset, length)
             if not done:
                 return request
         if (command == _FLUSH or flags & _FUA) and not self._disk.flush_nowait(self._disk.mark()):
-            return _FLUSH, 0, cookie, 0, 0, None, None
-        self._replies.done(self._out, cookie)
+            return _FLUSH, 0, cookie, offset, 0, None, None
+        self._replies.done(self._out, cookie, offset)
         return None
 
     def _zeroed(self, command: int, flags: int, offset: int, length: int) -> bool:
@@ -271,21 +277,21 @@ class Session:
         errno, message = refused
         if errno:
             self._shared.metrics.errors += 1
-            self._replies.error(self._out, cookie, errno, message)
+            self._replies.error(self._out, cookie, offset, errno, message)
         elif command == _READ:
             self._replies.data(self._out, cookie, offset, (), flags)
         else:
-            self._replies.done(self._out, cookie)
+            self._replies.done(self._out, cookie, offset)
 
-    def _fail(self, cookie: int, error: Exception) -> None:
+    def _fail(self, origin: Origin, error: Exception) -> None:
         """Tell the client in general terms, and the log what exactly."""
         self._shared.metrics.errors += 1
         if isinstance(error, RequestError):
-            self._replies.error(self._out, cookie, error.nbd_errno, error.message)
+            self._replies.error(self._out, *origin, error.nbd_errno, error.message)
             return
         expected = isinstance(error, NbdvdeError)
         errno = error.nbd_errno if isinstance(error, NbdvdeError) else NbdErrno.EIO
-        self._replies.error(self._out, cookie, errno, os.strerror(errno).lower() if expected else "internal error")
+        self._replies.error(self._out, *origin, errno, os.strerror(errno).lower() if expected else "internal error")
         kept_back = self._shared.complaints.count(type(error), trio.current_time())
         if kept_back is not None:
             more = f"; {kept_back} more like it since the last line" if kept_back else ""
@@ -310,7 +316,7 @@ class Session:
             try:
                 await self._perform(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-                self._fail(request[2], error)
+                self._fail((request[2], request[3]), error)
             with suppress(trio.BrokenResourceError):
                 await self._send()
         finally:
@@ -328,8 +334,8 @@ class Session:
                 return
             case Command.BLOCK_STATUS:
                 async with self._surveys, self._shared.surveys:
-                    extents = await disk.status(offset, length, 1 if flags & _REQ_ONE else MAX_EXTENTS)
-                append_status(self._out, cookie, [extents] * len(self._contexts))
+                    found = await self._status(request)
+                self._replies.status(self._out, cookie, offset, found)
                 return
             case Command.WRITE:
                 assert payload is not None
@@ -343,39 +349,46 @@ class Session:
                     await disk.cache(offset, length)
         if flags & _FUA and command != Command.CACHE:
             await disk.flush()
-        self._replies.done(self._out, cookie)
+        self._replies.done(self._out, cookie, offset)
 
-    def _start_flush(self, cookie: int, nursery: trio.Nursery) -> None:
+    async def _status(self, request: Request) -> list[tuple[int, Extents]]:
+        """Extents of each of the contexts that were asked for."""
+        _, flags, _, offset, length, payload, _ = request
+        most = 1 if flags & _REQ_ONE else MAX_EXTENTS
+        ids = range(len(self._contexts)) if payload is None else wire.ids(payload)
+        return [(number, await self._disk.status(self._contexts[number], offset, length, most)) for number in ids]
+
+    def _start_flush(self, origin: Origin, nursery: trio.Nursery) -> None:
         """Flush with the next of a few tasks that is free, which does it for all who wait."""
         self.requests_in_flight.take(1)
-        self._flushes.append((cookie, self._disk.mark()))
+        self._flushes.append((origin, self._disk.mark()))
         if self._flushers < _FLUSHERS:
             self._flushers += 1
             nursery.start_soon(self._flush_waiting)
 
     async def _flush_waiting(self) -> None:
         while self._flushes:
-            cookies, marks = zip(*self._flushes, strict=True)
+            origins, marks = zip(*self._flushes, strict=True)
             self._flushes.clear()
             try:
-                await self._flush(cookies, max(marks))
+                await self._flush(origins, max(marks))
                 with suppress(trio.BrokenResourceError):
                     await self._send()
             finally:
-                self.requests_in_flight.give(len(cookies))
+                self.requests_in_flight.give(len(origins))
         self._flushers -= 1
 
-    async def _flush(self, cookies: Iterable[int], mark: int, *, alone: bool = False) -> None:
+    async def _flush(self, origins: Iterable[Origin], mark: int, *, alone: bool = False) -> None:
         """Flush once, if need be, and answer all."""
         try:
             if not self._disk.flush_nowait(mark):
                 await self._disk.flush(mark, alone=alone)
         except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-            for cookie in cookies:
-                self._fail(cookie, error)
+            for origin in origins:
+                self._fail(origin, error)
         else:
-            for cookie in cookies:
-                self._replies.done(self._out, cookie)
+            for origin in origins:
+                self._replies.done(self._out, *origin)
 
     async def _send(self) -> None:
         """Send everything that waits to be sent, or wait until another task has.

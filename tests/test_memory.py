@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nbdvde.disk import Disk, Status
+from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, Disk, Status
 from nbdvde.memory import CHUNK, MemoryDisk
 
 SIZE = 5 * CHUNK + 777
@@ -19,8 +19,8 @@ def contents(disk: Disk, offset: int, length: int) -> bytes:
     return b"".join(bytes(piece) for piece in pieces)
 
 
-def status(disk: Disk, offset: int, length: int, limit: int = 1000) -> list[tuple[int, Status]]:
-    return trio.run(disk.status, offset, length, limit)
+def status(disk: Disk, offset: int, length: int, limit: int = 1000, context: str = ALLOCATION) -> list[tuple[int, int]]:
+    return trio.run(disk.status, context, offset, length, limit)
 
 
 ENDS = st.one_of(
@@ -68,15 +68,19 @@ class Model(RuleBasedStateMachine):
         assert contents(self.disk, start, end - start) == self.bytes[start:end]
         extents = status(self.disk, start, end - start)
         assert status(self.disk, start, end - start, limit) == extents[:limit]
+        depths = status(self.disk, start, end - start, context=ALLOCATION_DEPTH)
+        assert sum(size for size, depth in depths if not depth) == sum(
+            size for size, flags in extents if flags & Status.HOLE
+        )
         self.check(start, end, extents)
 
     def check(self, start: int, end: int, extents: list[tuple[int, Status]]) -> None:
         assert all(one[1] != other[1] for one, other in pairwise(extents))
         for length, flags in extents:
             assert length > 0
-            if Status.ZERO in flags:
+            if flags & Status.ZERO:
                 assert not any(self.bytes[start : start + length])
-            if Status.HOLE in flags:
+            if flags & Status.HOLE:
                 assert not any(self.allocated[start : start + length])
             start += length
         assert start == end
@@ -149,4 +153,4 @@ async def test_waiting_forms_do_the_same() -> None:
     assert [bytes(piece) for piece in await disk.read(0, 5) if not isinstance(piece, int)] == [b"\0a\0c\0"]
     await disk.trim(0, 4096)
     assert await disk.read(0, 4096) == (4096,)
-    assert await disk.status(0, 4096, 9) == [(4096, Status.HOLE | Status.ZERO)]
+    assert await disk.status(ALLOCATION, 0, 4096, 9) == [(4096, Status.HOLE | Status.ZERO)]

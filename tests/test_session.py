@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from nbdvde.disk import Buffer, Disk, Piece, Status
+from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, Buffer, Disk, Piece
 from nbdvde.errors import DamageError, NbdErrno, NoSpaceError
 from nbdvde.exports import Exports
 from nbdvde.limits import SMALL_BYTES, Budget, Limits, Shared
@@ -23,10 +23,10 @@ from nbdvde.protocol.handshake import Handshake
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
 from nbdvde.session import MAX_EXTENTS, Session, negotiate
 from nbdvde.transport import BufferPool, Transport
-from tests.protocol.client import Client, request
+from tests.protocol.client import Client, request, status_filter
 
 SIZE = 1 << 24
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (int(flag) for flag in CommandFlag)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, _ = (int(flag) for flag in CommandFlag)
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = (int(command) for command in Command)
 
 
@@ -67,9 +67,9 @@ class SlowDisk(Disk):
         await self._wait("zero", offset, length, allocate)
         self.memory.zero_nowait(offset, length, allocate=allocate)
 
-    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         await self._wait("status", offset, length, max_extents)
-        return await self.memory.status(offset, length, max_extents)
+        return await self.memory.status(context, offset, length, max_extents)
 
     async def cache(self, offset: int, length: int) -> None:
         await self._wait("cache", offset, length)
@@ -92,7 +92,7 @@ class Server:
         buffer = self.shared.buffers.take()
         self.session = Session(self.transport, disk, negotiated, buffer, self.shared)
         self.client = Client(theirs)
-        self.client.structured = negotiated.structured
+        self.client.structured, self.client.extended = negotiated.structured, negotiated.extended
         self.failure: BaseException | None = None
         self.ended = trio.Event()
 
@@ -109,9 +109,9 @@ class Server:
 @asynccontextmanager
 async def serving(
     disk: Disk, *, limits: Limits | None = None, structured: bool = True, contexts: tuple[str, ...] = (),
-    common: Shared | None = None,
+    common: Shared | None = None, wide: bool = False,
 ) -> AsyncIterator[Server]:  # fmt: skip
-    negotiated = Negotiated(ExportInfo(disk.name, disk.size, disk.read_only), structured, contexts)
+    negotiated = Negotiated(ExportInfo(disk.name, disk.size, disk.read_only), structured, contexts, extended=wide)
     server = Server(disk, common or shared(limits), negotiated)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
@@ -137,12 +137,12 @@ def disk_of(slow: bool) -> MemoryDisk | SlowDisk:
     return disk
 
 
-@BOTH
+@pytest.mark.parametrize(("structured", "wide"), [(False, False), (True, False), (True, True)])
 @SPEEDS
-async def test_every_command(structured: bool, slow: bool) -> None:
+async def test_every_command(structured: bool, wide: bool, slow: bool) -> None:
     disk = disk_of(slow)
-    contexts = ("base:allocation",) if structured else ()
-    async with serving(disk, structured=structured, contexts=contexts) as server:
+    contexts = (ALLOCATION,) if structured else ()
+    async with serving(disk, structured=structured, contexts=contexts, wide=wide) as server:
         client = server.client
         page = bytes(range(256)) * 16
         assert (await client.ask(WRITE, 4000, payload=page, cookie=2**64 - 1)).cookie == 2**64 - 1
@@ -161,6 +161,33 @@ async def test_every_command(structured: bool, slow: bool) -> None:
             assert (await client.ask(BLOCK_STATUS, 0, 1 << 20, flags=REQ_ONE)).contexts == {0: [(65536, 2)]}
         metrics = server.shared.metrics.snapshot()
     assert (metrics["requests_write"], metrics["request_bytes_write"], metrics["errors"]) == (2, 4099, 0)
+
+
+@SPEEDS
+async def test_every_failure_with_extended_headers(slow: bool) -> None:
+    """The client checks that each reply repeats the offset of its request."""
+    disk = disk_of(slow)
+    async with serving(disk, wide=True) as server:
+        assert (await server.client.ask(READ, SIZE, 4096)).error == NbdErrno.EINVAL
+        assert (await server.client.ask(WRITE, SIZE - 1, payload=bytes(70_000))).error == NbdErrno.ENOSPC
+        assert (await server.client.ask(BLOCK_STATUS, 512, 512)).error == NbdErrno.EINVAL
+        assert (await server.client.ask(FLUSH, 7, payload=bytes(7))).error == NbdErrno.EINVAL
+        assert (await server.client.ask(TRIM, 4096, 0, flags=FUA)).error == 0
+        assert (await server.client.ask(READ, 4096, 0)).bytes == b""
+
+
+async def test_status_of_the_contexts_that_are_asked_for() -> None:
+    disk = MemoryDisk(SIZE)
+    disk.zero_nowait(0, 65536, allocate=True)
+    async with serving(disk, contexts=(ALLOCATION, ALLOCATION_DEPTH), wide=True) as server:
+        rest = SIZE - 65536
+        both = {0: [(65536, 2), (rest, 3)], 1: [(65536, 1), (rest, 0)]}
+        assert (await server.client.ask(BLOCK_STATUS, 0, SIZE)).contexts == both
+        for ids in ((0,), (1,), (1, 0)):
+            reply = await server.client.ask(BLOCK_STATUS, 0, payload=status_filter(SIZE, *ids))
+            assert reply.contexts == {number: both[number] for number in ids}
+        reply = await server.client.ask(BLOCK_STATUS, 0, payload=status_filter(SIZE, 1), flags=REQ_ONE)
+        assert reply.contexts == {1: [(65536, 1)]}
 
 
 @BOTH
@@ -749,7 +776,7 @@ def test_exports() -> None:
     assert exports.disk("") is two
     assert exports.disk("a") is one
     assert exports.disk("c") is None
-    assert exports.find("") == ExportInfo("b", 1024, read_only=True)
+    assert exports.find("") == ExportInfo("b", 1024, read_only=True, contexts=two.contexts)
     assert [export.name for export in exports.listing()] == ["a", "b"]
     assert Exports({"a": one}).find("") is None
 

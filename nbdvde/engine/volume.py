@@ -1,15 +1,13 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import trio
 
 from nbdvde import workers
-from nbdvde.disk import BLOCK, Disk, Piece, Status
+from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.buffer import Generation, zero_cost
 from nbdvde.engine.changes import applying, loading
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
@@ -19,6 +17,7 @@ from nbdvde.engine.log import Change
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.status import CONTEXTS, status_of
 from nbdvde.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -32,9 +31,6 @@ _SHIFT = 12
 _MASK = BLOCK - 1
 
 
-Codes: TypeAlias = npt.NDArray[np.uint8]
-
-
 class Volume(Disk):
     """A disk of an open image."""
 
@@ -44,7 +40,8 @@ class Volume(Disk):
     ) -> None:  # fmt: skip
         """`reading` keeps segments from being freed. Writes need a `writer`."""
         self.number, self.name, self.size, self.map, self.read_only = number, name, size, lbamap, read_only
-        self._reader, self._segments, self._reading = reader, segments, reading
+        self._reader, self.segments, self._reading = reader, segments, reading
+        self.contexts = tuple(CONTEXTS)
         self.writer: Writer | None = None
         self.active = Generation()
         self.frozen: Generation | None = None
@@ -135,7 +132,7 @@ class Volume(Disk):
             if leaf[at] <= ALLOCATED_ZERO:
                 pieces.append([run * BLOCK])
             else:
-                state = self._segments.find(leaf[at] >> SLOT_SHIFT)
+                state = self.segments.find(leaf[at] >> SLOT_SHIFT)
                 wants.append(Want(len(pieces), leaf[at], run, state))
                 pieces.append([])
             block += run
@@ -149,7 +146,7 @@ class Volume(Disk):
     def _leaf_nowait(self, number: int) -> Leaf | None:
         """A leaf that is not in memory, if that takes no waiting."""
         self._bound_leaves()
-        segments = self._segments
+        segments = self.segments
         while True:
             try:
                 ref = self.map.leaf_ref(number)
@@ -167,7 +164,7 @@ class Volume(Disk):
     async def _load_leaves(self, numbers: Iterable[int]) -> None:
         """Have all the leaves in memory. They are until the caller waits for something."""
         self._bound_leaves()
-        await drive(loading(self.map, numbers), self._segments, self.map)
+        await drive(loading(self.map, numbers), self.segments, self.map)
 
     def _bound_leaves(self) -> None:
         """Keep the leaves in memory within bounds; those of a commit in flight stay."""
@@ -309,7 +306,7 @@ class Volume(Disk):
 
     async def apply(self, change: Change) -> None:
         """Change the map by what a commit wrote; reads are served from `frozen` until that is done."""
-        await drive(applying(self._segments, self.map, change), self._segments, self.map)
+        await drive(applying(self.segments, self.map, change), self.segments, self.map)
 
     async def prepare(self, frozen: Generation) -> None:
         """Have the leaves in memory that a commit changes in part: what is damaged shows before anything is logged."""
@@ -320,61 +317,21 @@ class Volume(Disk):
 
     # Status
 
-    async def status(self, offset: int, length: int, max_extents: int) -> list[tuple[int, Status]]:
-        first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
-        stop = min(stop, first + _STATUS_BLOCKS)
-        extents: list[tuple[int, Status]] = []
-        for start in range(first - first % LEAF_BLOCKS, stop, LEAF_BLOCKS):
-            codes = await self._leaf_status(max(start, first), min(start + LEAF_BLOCKS, stop))
-            for count, status in _runs(codes):
-                if extents and extents[-1][1] == status:
-                    extents[-1] = (extents[-1][0] + count * BLOCK, status)
-                elif len(extents) == max_extents:
-                    return _trim_status(extents, offset - first * BLOCK, length)
-                else:
-                    extents.append((count * BLOCK, status))
-            if start % (64 * LEAF_BLOCKS) == 0:
-                await trio.lowlevel.checkpoint()
-        return _trim_status(extents, offset - first * BLOCK, length)
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
+        with self._reading():
+            return await status_of(self, context, offset, length, max_extents)
+
+    async def leaf(self, number: int) -> Leaf:
+        """One leaf, only to look at: a hole of that size is not put into memory."""
+        if not self._is_absent(number):
+            await self._load_leaves((number,))
+        return self.map.leaves.get(number, uniform_leaf(HOLE))
 
     def _is_absent(self, number: int) -> bool:
-        """Whether a leaf is known to be all holes, and not in memory: looking at it shall not put it there."""
         try:
             return number not in self.map.leaves and self.map.leaf_ref(number) is None
         except Missing:
             return False
-
-    async def _leaf_status(self, start: int, stop: int) -> Codes:
-        """Status of each of the blocks [start, stop) of one leaf: map, then what lies over it in the buffer."""
-        number = start >> LEAF_SHIFT
-        if not self._is_absent(number):
-            await self._load_leaves((number,))
-        low = start & (LEAF_BLOCKS - 1)
-        leaf = self.map.leaves.get(number, uniform_leaf(HOLE))
-        entries = np.frombuffer(leaf, np.uint64)[low : low + stop - start]
-        codes = _CODES[np.minimum(entries, 2).astype(np.intp)]
-        for generation in (self.frozen, self.active):
-            if generation is not None and generation.covers_any(start, stop):
-                for zero_start, zero_stop, kept in generation.zeroed(start, stop):
-                    codes[max(zero_start - start, 0) : zero_stop - start] = _CODES[int(kept)]
-                written = [block - start for block in range(start, stop) if block in generation.blocks]
-                codes[written] = Status.DATA
-        return codes
-
-
-_CODES = np.array([int(Status.HOLE | Status.ZERO), int(Status.ZERO), int(Status.DATA)], np.uint8)
-"""Status by map entry: a hole, an allocated zero, an extent."""
-_STATUS_BLOCKS = 1 << 21
-"""Blocks that one answer covers at most (8 GiB); the client asks again for the rest."""
-
-
-def _runs(codes: Codes) -> Iterator[tuple[int, Status]]:
-    """(length, status) of the runs of equal codes."""
-    stops = [*(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-    start = 0
-    for stop in stops:
-        yield stop - start, Status(int(codes[start]))
-        start = stop
 
 
 def _run_length(leaf: Leaf, at: int, limit: int) -> int:
@@ -422,15 +379,3 @@ def _unaligned_parts(offset: int, length: int, first: int, stop: int) -> list[tu
         return [(offset, end)]
     parts = [(offset, first * BLOCK), (stop * BLOCK, end)]
     return [(low, high) for low, high in parts if low < high]
-
-
-def _trim_status(extents: list[tuple[int, Status]], skip: int, length: int) -> list[tuple[int, Status]]:
-    result = []
-    for size, status in extents:
-        size -= skip  # noqa: PLW2901
-        skip = 0
-        result.append((min(size, length), status))
-        length -= size
-        if length <= 0:
-            break
-    return result

@@ -1,19 +1,20 @@
-"""The transmission phase, receiving: bytes to requests (spec, "Transmission").
+"""The transmission phase, receiving: bytes to requests (spec, "Transmission", "Extended request message").
 
 `RequestParser` works in one receive buffer and hands out every complete request in it at once. Payloads are not
 copied, except what came of a large one in one piece with its header.
 
 Limits: one payload of at most `MAX_PAYLOAD` bytes beside the receive buffer; a longer one is refused, and skipped as
-it arrives. `parse` stops at `Batch.requests` requests or `Batch.read_bytes` bytes to be read.
+it arrives, up to 4 GiB. `parse` stops at `Batch.requests` requests or `Batch.read_bytes` bytes to be read.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from nbdvde.disk import Buffer
 from nbdvde.errors import NbdErrno
 from nbdvde.protocol import wire
-from nbdvde.protocol.constants import MAX_PAYLOAD, REQUEST_MAGIC, Command, CommandFlag
+from nbdvde.protocol.constants import EXTENDED_REQUEST_MAGIC, MAX_PAYLOAD, REQUEST_MAGIC, Command, CommandFlag
 from nbdvde.protocol.messages import NOTHING_TO_DO, Negotiated, ProtocolError, Refusal, Request, refusal
 
 LARGE_PAYLOAD = 1 << 16
@@ -22,8 +23,9 @@ OVER_READ = 1 << 12
 """Bytes received beyond a large payload, or where one is expected: the next header and little that must be copied."""
 
 # Enum members cost an attribute look-up and a slow comparison each; these are used for every request.
-_READ, _WRITE = int(Command.READ), int(Command.WRITE)
-_HEADER = wire.REQUEST.size
+_READ, _WRITE, _PAYLOAD_LEN = int(Command.READ), int(Command.WRITE), int(CommandFlag.PAYLOAD_LEN)
+_MAX_SKIP = (1 << 32) - 1
+"""Bytes of a refused payload that are read and thrown away: what a compact header can announce."""
 
 _FLAGS: dict[int, int] = {
     Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
@@ -62,11 +64,14 @@ class RequestParser:
         """`buffer` receives everything but large payloads: writable, at least 64 bytes."""
         self._size = negotiated.export.size
         self._read_only = negotiated.export.read_only
-        self._structured = negotiated.structured
+        self._structured = negotiated.structured or negotiated.extended
+        self._extended = negotiated.extended
         self._contexts = negotiated.contexts
+        self._header = wire.EXTENDED_REQUEST.size if negotiated.extended else wire.REQUEST.size
+        self._unpack = _unpack_extended if negotiated.extended else wire.REQUEST.unpack_from
         self._buffer = buffer
         self._batch = batch
-        self._own_from = min(LARGE_PAYLOAD, len(buffer) - _HEADER + 1)
+        self._own_from = min(LARGE_PAYLOAD, len(buffer) - self._header + 1)
         self._start = self._end = 0
         self._skip = 0
         self._payload: memoryview | None = None
@@ -97,21 +102,24 @@ class RequestParser:
         Raises `ProtocolError`, once the requests before have been handed out.
         """
         requests: list[Request] = []
-        if not self._end_payload(requests) or self._end - self._start < _HEADER:
+        if not self._end_payload(requests) or self._end - self._start < self._header:
             return requests
         self._start += self._skipped(self._start)
         buffer, position, end = self._buffer, self._start, self._end
-        size, last_plain, unpack = self._size, _READ if self._read_only else _WRITE, wire.REQUEST.unpack_from
-        last, budget = end - _HEADER, self._batch.read_bytes
+        size, last_plain, unpack = self._size, _READ if self._read_only else _WRITE, self._unpack
+        last, budget, header = end - self._header, self._batch.read_bytes, self._header
         for _ in range(self._batch.requests):
             if position > last or budget <= 0:
                 break
             magic, flags, command, cookie, offset, length = unpack(buffer, position)
             if magic != REQUEST_MAGIC:
-                if requests:
+                unusual = self._unusual(position, first=not requests)
+                if unusual is None:
                     break
-                raise ProtocolError("request", f"magic {magic:#x}")
-            body, payload, refused = position + _HEADER, None, None
+                request, position = unusual
+                requests.append(request)
+                continue
+            body, payload, refused = position + header, None, None
             if flags or command > last_plain or not 0 < length <= MAX_PAYLOAD or offset + length > size:
                 refused = self._refusal(command, flags, offset, length)
             if command == _READ:
@@ -136,12 +144,58 @@ class RequestParser:
             self._large_before = self._payload is not None or _is_large(requests[-1])
         return requests
 
+    def _unusual(self, position: int, *, first: bool) -> tuple[Request, int] | None:
+        """A request that differs from a compact one in more than its header; and where the next one begins.
+
+        None while bytes of it are missing, or when it ends the connection and is not the first to be handed out.
+        """
+        if not self._extended:
+            magic: int = wire.REQUEST.unpack_from(self._buffer, position)[0]
+            return _ended(f"magic {magic:#x}", first)
+        magic, *header = wire.EXTENDED_REQUEST.unpack_from(self._buffer, position)
+        flags, command, cookie, offset, length = header
+        body = position + wire.EXTENDED_REQUEST.size
+        if magic != EXTENDED_REQUEST_MAGIC:
+            return _ended(f"magic {magic:#x}", first)
+        if not flags & _PAYLOAD_LEN:
+            refused = self._refusal(command, flags, offset, length)
+            if command == _WRITE:
+                refused = refusal(NbdErrno.EINVAL, "a write without payload")
+            return (command, flags, cookie, offset, length, None, refused), body
+        if command == Command.BLOCK_STATUS and self._is_filter(length):
+            if body + length > self._end:
+                return None
+            data = bytes(self._buffer[body : body + length])
+            return self._filtered((command, flags, cookie, offset), data), body + length
+        if length > _MAX_SKIP:
+            return _ended(f"{length} bytes of payload", first)
+        self._skip = length
+        refused = refusal(NbdErrno.EINVAL, "a payload that does not belong here")
+        return (command, flags, cookie, offset, length, None, refused), body + self._skipped(body)
+
+    def _is_filter(self, length: int) -> bool:
+        """Whether a payload of this length can name selected contexts, each once."""
+        count, rest = divmod(length - wire.STATUS_FILTER.size, 4)
+        return not rest and 0 <= count <= len(self._contexts)
+
+    def _filtered(self, header: tuple[int, int, int, int], data: bytes) -> Request:
+        """A BLOCK_STATUS that asks for some of the contexts."""
+        command, flags, cookie, offset = header
+        flags &= ~_PAYLOAD_LEN
+        (length,) = wire.STATUS_FILTER.unpack_from(data)
+        ids = data[wire.STATUS_FILTER.size :]
+        wanted = wire.ids(ids)
+        refused = self._refusal(command, flags, offset, length)
+        if not wanted or len(set(wanted)) < len(wanted) or max(wanted) >= len(self._contexts):
+            refused = refusal(NbdErrno.EINVAL, "context ids that were not agreed on")
+        return command, flags, cookie, offset, length, memoryview(ids), refused
+
     def _make_room(self) -> None:
         """Move an incomplete request to the front once the space behind it gets short."""
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
-        elif len(self._buffer) - start < self._own_from + _HEADER:
+        elif len(self._buffer) - start < self._own_from + self._header:
             self._buffer[: end - start] = self._buffer[start:end]
             self._start, self._end = 0, end - start
 
@@ -204,3 +258,19 @@ class RequestParser:
 
 def _is_large(request: Request) -> bool:
     return request[5] is not None and request[4] >= LARGE_PAYLOAD
+
+
+def _unpack_extended(buffer: Buffer, position: int) -> tuple[int, ...]:
+    """An extended header as the compact one of the same request; magic 0 when there is none."""
+    magic, flags, command, cookie, offset, length = wire.EXTENDED_REQUEST.unpack_from(buffer, position)
+    if command == _WRITE:
+        flags ^= _PAYLOAD_LEN
+    usual = magic == EXTENDED_REQUEST_MAGIC and not flags & _PAYLOAD_LEN and length <= _MAX_SKIP
+    return REQUEST_MAGIC if usual else 0, flags, command, cookie, offset, length
+
+
+def _ended(why: str, first: bool) -> tuple[Request, int] | None:
+    """Nothing that follows can be understood; the requests before are handed out first."""
+    if first:
+        raise ProtocolError("request", why)
+    return None

@@ -10,6 +10,8 @@ OPTION_REPLY_MAGIC = 0x0003E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_REPLY_MAGIC = 0x6E8A278C
 
 MAX_STRING = 4096
 """Bytes in any string (spec, "Conventions")."""
@@ -46,6 +48,7 @@ class TransmissionFlag(enum.IntFlag):
     CAN_MULTI_CONN = 1 << 8
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 class Option(enum.IntEnum):
@@ -59,6 +62,7 @@ class Option(enum.IntEnum):
     STRUCTURED_REPLY = 8
     LIST_META_CONTEXT = 9
     SET_META_CONTEXT = 10
+    EXTENDED_HEADERS = 11
 
 
 class OptionReply(enum.IntEnum):
@@ -73,6 +77,7 @@ class OptionReply(enum.IntEnum):
     ERR_UNKNOWN = (1 << 31) + 6
     ERR_SHUTDOWN = (1 << 31) + 7
     ERR_TOO_BIG = (1 << 31) + 9
+    ERR_EXT_HEADER_REQD = (1 << 31) + 10
 
 
 class Info(enum.IntEnum):
@@ -105,6 +110,7 @@ class CommandFlag(enum.IntFlag):
     DF = 1 << 2
     REQ_ONE = 1 << 3
     FAST_ZERO = 1 << 4
+    PAYLOAD_LEN = 1 << 5
 
 
 class ReplyFlag(enum.IntFlag):
@@ -120,4 +126,5 @@ class Chunk(enum.IntEnum):
     OFFSET_DATA = 1
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
     ERROR = (1 << 15) + 1

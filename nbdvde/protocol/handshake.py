@@ -37,8 +37,6 @@ MAX_SKIP = 1 << 25
 """Bytes of option data that are read and thrown away; qemu's limit (NBD_MAX_BUFFER_SIZE)."""
 MAX_OPTIONS = 256
 """Options in one connection; nbdkit takes 32, and more when there are many exports to ask for."""
-ALLOCATION = "base:allocation"
-_CONTEXTS = (ALLOCATION,)
 _CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 _ZEROES = bytes(124)
 
@@ -52,14 +50,19 @@ class Phase(enum.Enum):
     ABORTED = enum.auto()
 
 
-def transmission_flags(read_only: bool, structured: bool) -> TransmissionFlag:
-    """What every export of this server can do (spec, "Transmission flags")."""
+def transmission_flags(read_only: bool, *, structured: bool = False, filtered: bool = False) -> TransmissionFlag:
+    """What every export of this server can do (spec, "Transmission flags").
+
+    `filtered`: a BLOCK_STATUS may say which of the selected contexts it asks for.
+    """
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
     flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_CACHE
     if read_only:
         flags |= TransmissionFlag.READ_ONLY
     else:
         flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+    if filtered:
+        flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
     return flags | TransmissionFlag.SEND_DF if structured else flags
 
 
@@ -76,7 +79,7 @@ class Handshake:
         self._find, self._listing = find, listing
         self._buffer = bytearray()
         self._no_zeroes = False
-        self._structured = False
+        self._structured = self._extended = False
         self._contexts: tuple[str, ...] = ()
         self._contexts_for: str | None = None
         self._options = 0
@@ -186,13 +189,15 @@ class Handshake:
 
     def _export_name(self, _option: int, data: bytes) -> bytes:
         """There is no error reply to this option: what cannot be served ends the connection."""
+        if self._extended:
+            raise ProtocolError("export", "EXPORT_NAME after EXTENDED_HEADERS")
         try:
             name = wire.decode_string(data)
             export = self._export(name)
         except OptionRefused as refused:
             raise ProtocolError("export", refused.message) from None
         self._go(name, export)
-        reply = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export.read_only, self._structured))
+        reply = wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(name, export))
         return reply if self._no_zeroes else reply + _ZEROES
 
     def _abort(self, option: int, _data: bytes) -> bytes:
@@ -211,7 +216,7 @@ class Handshake:
         wanted = [cursor.u16() for _ in range(cursor.u16())]
         cursor.finish()
         export = self._export(name)
-        flags = transmission_flags(export.read_only, self._structured)
+        flags = self._flags(name, export)
         replies = [option_reply(option, OptionReply.INFO, info) for info in wire.infos(export, flags, wanted)]
         if option == Option.GO:
             self._go(name, export)
@@ -219,30 +224,38 @@ class Handshake:
 
     def _structured_reply(self, option: int, data: bytes) -> bytes:
         OptionData(data).finish()
+        if self._extended:
+            raise OptionRefused(OptionReply.ERR_EXT_HEADER_REQD, "extended headers are in use")
         self._structured = True
         return option_reply(option, OptionReply.ACK)
 
+    def _extended_headers(self, option: int, data: bytes) -> bytes:
+        OptionData(data).finish()
+        self._extended = True
+        return option_reply(option, OptionReply.ACK)
+
     def _list_meta_context(self, option: int, data: bytes) -> bytes:
-        _, queries = self._meta_queries(data)
-        found = [name for name in _CONTEXTS if not queries or name in queries or "base:" in queries]
+        export, queries = self._meta_queries(data)
+        found = [
+            name for name in export.contexts if not queries or name in queries or name[: name.find(":") + 1] in queries
+        ]
         return _meta_contexts(option, [(0, name) for name in found])
 
     def _set_meta_context(self, option: int, data: bytes) -> bytes:
         """The selection is replaced even when the option fails."""
         self._select(None, ())
-        name, queries = self._meta_queries(data)
-        self._select(name, tuple(context for context in _CONTEXTS if context in queries))
+        export, queries = self._meta_queries(data)
+        self._select(OptionData(data).string(), tuple(name for name in export.contexts if name in queries))
         return _meta_contexts(option, enumerate(self._contexts))
 
-    def _meta_queries(self, data: bytes) -> tuple[str, set[str]]:
+    def _meta_queries(self, data: bytes) -> tuple[ExportInfo, set[str]]:
         cursor = OptionData(data)
         name = cursor.string()
         queries = {cursor.string() for _ in range(cursor.u32())}
         cursor.finish()
-        if not self._structured:
+        if not (self._structured or self._extended):
             raise OptionRefused(OptionReply.ERR_INVALID, "negotiate structured replies first")
-        self._export(name)
-        return name, queries
+        return self._export(name), queries
 
     def _select(self, name: str | None, contexts: tuple[str, ...]) -> None:
         self._contexts_for, self._contexts = name, contexts
@@ -253,10 +266,18 @@ class Handshake:
             raise OptionRefused(OptionReply.ERR_UNKNOWN, f"no export named '{name}'"[:MAX_STRING])
         return export
 
+    def _contexts_of(self, name: str) -> tuple[str, ...]:
+        """The selection, if it was made with this name."""
+        return self._contexts if name == self._contexts_for else ()
+
+    def _flags(self, name: str, export: ExportInfo) -> TransmissionFlag:
+        structured = self._structured or self._extended
+        filtered = self._extended and bool(self._contexts_of(name))
+        return transmission_flags(export.read_only, structured=structured, filtered=filtered)
+
     def _go(self, name: str, export: ExportInfo) -> None:
         """A selection of contexts holds only for the export name it was made with (spec, "Metadata querying")."""
-        contexts = self._contexts if name == self._contexts_for else ()
-        self.negotiated = Negotiated(export, self._structured, contexts)
+        self.negotiated = Negotiated(export, self._structured, self._contexts_of(name), self._extended)
         self.phase = Phase.TRANSMISSION
 
 
@@ -272,6 +293,7 @@ _HANDLERS: dict[int, Callable[[Handshake, int, bytes], bytes]] = {
     Option.INFO: Handshake._info,
     Option.GO: Handshake._info,
     Option.STRUCTURED_REPLY: Handshake._structured_reply,
+    Option.EXTENDED_HEADERS: Handshake._extended_headers,
     Option.LIST_META_CONTEXT: Handshake._list_meta_context,
     Option.SET_META_CONTEXT: Handshake._set_meta_context,
 }

@@ -20,6 +20,8 @@ class ExportInfo:
     """Bytes."""
     read_only: bool = False
     description: str = ""
+    contexts: tuple[str, ...] = ()
+    """Metadata contexts that can be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Negotiated:
     """READ must be answered with structured replies."""
     contexts: tuple[str, ...] = ()
     """Metadata contexts selected for this export; the index is the context id."""
+    extended: bool = False
+    """Headers have 64-bit lengths, and every reply is structured."""
 
 
 Refusal: TypeAlias = tuple[int, str]
@@ -41,7 +45,8 @@ Request: TypeAlias = tuple[int, int, int, int, int, memoryview | None, Refusal |
 
 A plain tuple because it is made for every request. When `refusal` is None the request is valid: the command is known,
 its flags belong to it, the range lies inside the export and is not empty (commands with a range), `payload` has
-`length` bytes (WRITE). Otherwise it is to be answered with the refusal, and the disk is not asked.
+`length` bytes (WRITE), or holds the ids of the contexts wanted, 32 bits each (BLOCK_STATUS; None for all of them).
+Otherwise it is to be answered with the refusal, and the disk is not asked.
 """
 
 NOTHING_TO_DO: Refusal = (0, "")

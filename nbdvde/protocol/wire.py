@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable
 
+from nbdvde.disk import Buffer
 from nbdvde.protocol.constants import (
     MAX_PAYLOAD,
     MAX_STRING,
@@ -28,6 +29,10 @@ EXPORT_NAME_REPLY = struct.Struct(">QH")
 """Size of the export, transmission flags; 124 zero bytes follow unless NO_ZEROES was negotiated."""
 REQUEST = struct.Struct(">IHHQQI")
 """REQUEST_MAGIC, flags, command, cookie, offset, length; a payload of `length` bytes follows a WRITE."""
+EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
+"""EXTENDED_REQUEST_MAGIC and the rest as in `REQUEST`; a payload of `length` bytes follows if PAYLOAD_LEN is set."""
+STATUS_FILTER = struct.Struct(">Q")
+"""Length of the range of a BLOCK_STATUS with payload; the ids of the contexts follow."""
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """SIMPLE_REPLY_MAGIC, error, cookie; data follow a successful READ."""
 CHUNK = struct.Struct(">IHHQI")
@@ -41,6 +46,18 @@ ERROR_CHUNK = struct.Struct(">IHHQIIH")
 STATUS_CHUNK = struct.Struct(">IHHQII")
 """`CHUNK` and context id; pairs of `EXTENT` follow."""
 EXTENT = struct.Struct(">II")
+"""Length and status flags."""
+EXTENDED_CHUNK = struct.Struct(">IHHQQQ")
+"""EXTENDED_REPLY_MAGIC, flags, chunk type, cookie, offset of the request, length of the payload that follows."""
+EXTENDED_DATA_CHUNK = struct.Struct(">IHHQQQQ")
+"""`EXTENDED_CHUNK` and the offset of the data that follow."""
+EXTENDED_HOLE_CHUNK = struct.Struct(">IHHQQQQI")
+"""`EXTENDED_CHUNK`, offset and length of the hole."""
+EXTENDED_ERROR_CHUNK = struct.Struct(">IHHQQQIH")
+"""`EXTENDED_CHUNK`, error, length of the message that follows."""
+EXTENDED_STATUS_CHUNK = struct.Struct(">IHHQQQII")
+"""`EXTENDED_CHUNK`, context id and number of extents; as many pairs of `LONG_EXTENT` follow."""
+LONG_EXTENT = struct.Struct(">QQ")
 """Length and status flags."""
 INFO_EXPORT = struct.Struct(">HQH")
 INFO_BLOCK_SIZE = struct.Struct(">HIII")
@@ -124,6 +141,11 @@ def server_entry(export: ExportInfo) -> bytes:
     """Data of a reply of type SERVER."""
     name = encode_string(export.name)
     return _U32.pack(len(name)) + name + encode_string(export.description)
+
+
+def ids(data: Buffer) -> tuple[int, ...]:
+    """The 32-bit numbers that `data` is made of."""
+    return struct.unpack(f">{len(data) // 4}I", data)
 
 
 def meta_context(context_id: int, name: str) -> bytes:

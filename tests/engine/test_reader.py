@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from nbdvde.disk import BLOCK, Buffer
+from nbdvde.disk import ALLOCATION, BLOCK, Buffer
 from nbdvde.engine import recovery
 from nbdvde.engine.access import format_storage, master_key, open_storage
 from nbdvde.engine.check import check_storage
@@ -115,7 +115,7 @@ async def test_an_error_of_the_device_is_one_clear_line_to_the_request(patient: 
             await read(disk, offset, length)
         assert caught.value.nbd_errno is NbdErrno.EIO
     with pytest.raises(DamageError, match="cannot be read"):
-        await disk.status(600 * BLOCK, BLOCK, 9)
+        await disk.status(ALLOCATION, 600 * BLOCK, BLOCK, 9)
 
 
 async def test_an_error_of_the_device_under_the_root_is_a_clear_error_of_opening() -> None:

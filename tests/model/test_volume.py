@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nbdvde.disk import BLOCK, Piece, Status
+from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, BLOCK, Piece, Status
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.status import CONTEXTS, EXTENT, ZERO
 from nbdvde.memory import MemoryDisk
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage, applied
@@ -25,6 +26,8 @@ from tests.crash.stepping import deterministic
 
 SIZE = (3 << 20) + 512
 HOT = 24 * BLOCK
+ZERO_BIT = {ALLOCATION: int(Status.ZERO), EXTENT: ZERO, ALLOCATION_DEPTH: 0}
+"""What tells of zeroes in each context; a depth of 0 does."""
 offsets = st.integers(0, HOT) | st.integers(0, SIZE - 1) | st.sampled_from([0, 511 * BLOCK, 512 * BLOCK, SIZE - 1])
 lengths = st.sampled_from([1, 512, 4095, 4096, 4097, 8192, 3 * BLOCK, 60000, 40 * BLOCK])
 
@@ -129,17 +132,19 @@ class VolumeMachine(RuleBasedStateMachine):
         assert sum(_size(piece) for piece in pieces) == length
         return pieces
 
-    @rule(offset=offsets, length=lengths | st.just(SIZE), most=st.integers(1, 9))
-    def status(self, offset: int, length: int, most: int) -> None:
+    @rule(
+        context=st.sampled_from(list(CONTEXTS)), offset=offsets, length=lengths | st.just(SIZE), most=st.integers(1, 9)
+    )
+    def status(self, context: str, offset: int, length: int, most: int) -> None:
         length = min(length, SIZE - offset)
-        extents = self.loop.run(self.image.disk().status, offset, length, most)
+        extents = self.loop.run(self.image.disk().status, context, offset, length, most)
         covered = sum(size for size, _ in extents)
         assert 0 < covered <= length
         assert len(extents) <= most
         assert covered == length or len(extents) == most
         assert all(one != two for (_, one), (_, two) in itertools.pairwise(extents)), "neighbours merge"
         for size, status in extents:
-            if status & Status.ZERO:
+            if status & ZERO_BIT[context] if ZERO_BIT[context] else not status:
                 assert not any(flat(self.model.read_nowait(offset, size))), "what is called zero reads as zeroes"
             offset += size
 

@@ -8,12 +8,16 @@ import trio
 
 from nbdvde.protocol import wire
 from nbdvde.protocol.constants import (
+    EXTENDED_REPLY_MAGIC,
+    EXTENDED_REQUEST_MAGIC,
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
     Chunk,
+    Command,
+    CommandFlag,
     Option,
     OptionReply,
 )
@@ -51,6 +55,27 @@ def request(
         REQUEST_MAGIC, flags, command, cookie, offset, length if payload is None else len(payload)
     )
     return header + (payload or b"")
+
+
+def extended(
+    command: int,
+    offset: int = 0,
+    length: int = 0,
+    *,
+    cookie: int = 1,
+    flags: int = 0,
+    payload: bytes | None = None,
+) -> bytes:
+    """A request with an extended header, which tells of its payload."""
+    flags |= 0 if payload is None else CommandFlag.PAYLOAD_LEN
+    length = length if payload is None else len(payload)
+    header = wire.EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
+    return header + (payload or b"")
+
+
+def status_filter(length: int, *ids: int) -> bytes:
+    """Payload of a BLOCK_STATUS that asks for some of the contexts."""
+    return struct.pack(f">Q{len(ids)}I", length, *ids)
 
 
 def split_option_replies(data: bytes) -> list[tuple[int, int, bytes]]:
@@ -96,7 +121,8 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._reads: dict[int, int] = {}
-        self.structured = False
+        self._offsets: dict[int, int] = {}
+        self.structured = self.extended = False
 
     async def exactly(self, count: int) -> bytes:
         """The next bytes; EOFError when the server closes first."""
@@ -124,27 +150,36 @@ class Client:
             if reply == OptionReply.ACK or reply >> 31:
                 return replies
 
-    async def go(self, name: str = "", *, structured: bool = True, contexts: bool = False) -> None:
-        """The whole handshake."""
+    async def go(
+        self, name: str = "", *, structured: bool = True, contexts: bool | tuple[str, ...] = False, wide: bool = False
+    ) -> None:
+        """The whole handshake, `wide` with extended headers."""
         await self.greet()
-        self.structured = structured
-        if structured:
+        self.structured, self.extended = structured, wide
+        if wide:
+            assert await self.option(Option.EXTENDED_HEADERS) == [(OptionReply.ACK, b"")]
+        elif structured:
             assert await self.option(Option.STRUCTURED_REPLY) == [(OptionReply.ACK, b"")]
         if contexts:
-            await self.option(Option.SET_META_CONTEXT, meta_data(name, "base:allocation"))
+            queries = ("base:allocation",) if contexts is True else contexts
+            await self.option(Option.SET_META_CONTEXT, meta_data(name, *queries))
         assert (await self.option(Option.GO, info_data(name)))[-1] == (OptionReply.ACK, b"")
 
     async def send(self, command: int, offset: int = 0, length: int = 0, **options: object) -> None:
         """Send a request."""
-        data = request(command, offset, length, **options)  # type: ignore[arg-type]
-        if command == 0:
-            self._reads[wire.REQUEST.unpack_from(data)[3]] = length
+        make = extended if self.extended else request
+        data = make(command, offset, length, **options)  # type: ignore[arg-type]
+        cookie = wire.REQUEST.unpack_from(data)[3]
+        self._offsets[cookie] = offset
+        if command == Command.READ:
+            self._reads[cookie] = length
         await self.stream.send_all(data)
 
     async def reply(self) -> Reply:
         """The next reply. Chunks of different replies must not interleave, which this server never does."""
         (magic,) = struct.unpack(">I", await self.exactly(4))
         if magic == SIMPLE_REPLY_MAGIC:
+            assert not self.extended, "a simple reply with extended headers"
             error, cookie = struct.unpack(">IQ", await self.exactly(12))
             reply = Reply(cookie, error)
             length = self._reads.pop(cookie, 0)
@@ -158,8 +193,13 @@ class Client:
         reply: Reply | None = None
         while True:
             assert self.structured
-            assert magic == STRUCTURED_REPLY_MAGIC
-            flags, kind, cookie, length = struct.unpack(">HHQI", await self.exactly(16))
+            if self.extended:
+                assert magic == EXTENDED_REPLY_MAGIC
+                flags, kind, cookie, offset, length = struct.unpack(">HHQQQ", await self.exactly(28))
+                assert offset == self._offsets.get(cookie, offset), "the offset is that of the request"
+            else:
+                assert magic == STRUCTURED_REPLY_MAGIC
+                flags, kind, cookie, length = struct.unpack(">HHQI", await self.exactly(16))
             reply = reply or Reply(cookie)
             assert reply.cookie == cookie
             add_chunk(reply, kind, await self.exactly(length))
@@ -193,6 +233,11 @@ def add_chunk(reply: Reply, kind: int, payload: bytes) -> None:
         (context,) = struct.unpack_from(">I", payload)
         assert context not in reply.contexts
         reply.contexts[context] = [*struct.iter_unpack(">II", payload[4:])]
+    elif kind == Chunk.BLOCK_STATUS_EXT:
+        context, count = struct.unpack_from(">II", payload)
+        assert context not in reply.contexts
+        reply.contexts[context] = [*struct.iter_unpack(">QQ", payload[8:])]
+        assert len(reply.contexts[context]) == count
     elif kind == Chunk.ERROR:
         reply.error, length = struct.unpack_from(">IH", payload)
         assert reply.error
@@ -216,9 +261,13 @@ def read_replies(data: bytes, simple_lengths: dict[int, int] | None = None) -> l
             replies.append(Reply(cookie, error, data={0: data[position : position + length]} if length else {}))
             position += length
             continue
-        assert magic == STRUCTURED_REPLY_MAGIC
-        _, flags, kind, cookie, length = wire.CHUNK.unpack_from(data, position)
-        position += wire.CHUNK.size
+        if magic == EXTENDED_REPLY_MAGIC:
+            _, flags, kind, cookie, _, length = wire.EXTENDED_CHUNK.unpack_from(data, position)
+            position += wire.EXTENDED_CHUNK.size
+        else:
+            assert magic == STRUCTURED_REPLY_MAGIC
+            _, flags, kind, cookie, length = wire.CHUNK.unpack_from(data, position)
+            position += wire.CHUNK.size
         open_reply = open_reply or Reply(cookie)
         assert open_reply.cookie == cookie
         add_chunk(open_reply, kind, data[position : position + length])

@@ -11,10 +11,10 @@ from nbdvde.errors import NbdErrno
 from nbdvde.protocol.connection import LARGE_PAYLOAD, OVER_READ, Batch, RequestParser
 from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError, Request
-from tests.protocol.client import request
+from tests.protocol.client import extended, request, status_filter
 
 SIZE = 1 << 30
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (int(flag) for flag in CommandFlag)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = (int(flag) for flag in CommandFlag)
 
 
 def parser(
@@ -25,8 +25,9 @@ def parser(
     contexts: tuple[str, ...] = ("base:allocation",),
     buffer: int = 1 << 20,
     batch: Batch | None = None,
+    wide: bool = False,
 ) -> RequestParser:
-    negotiated = Negotiated(ExportInfo("disk", size, read_only), structured, contexts)
+    negotiated = Negotiated(ExportInfo("disk", size, read_only), structured, contexts, extended=wide)
     return RequestParser(negotiated, memoryview(bytearray(buffer)), batch or Batch())
 
 
@@ -286,3 +287,111 @@ def test_random_bytes_raise_nothing_but_the_protocol_error(data: bytes, magic: b
         assert payload is None or (command, refusal) == (1, None)
         assert isinstance(flags, int)
         assert isinstance(offset, int)
+
+
+# Extended headers
+
+WIDE = 1 << 45
+"""Size of an export that compact lengths cannot cover."""
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_extended_requests(piece: int) -> None:
+    machine = parser(size=WIDE, wide=True)
+    small, large = b"payload", bytes(range(256)) * (LARGE_PAYLOAD // 256)
+    data = (
+        extended(Command.READ, 5, 4096, cookie=1)
+        + extended(Command.WRITE, 7, cookie=2, payload=small, flags=FUA)
+        + extended(Command.WRITE, 1 << 44, cookie=3, payload=large)
+        + extended(Command.TRIM, 0, WIDE, cookie=4)
+        + extended(Command.WRITE_ZEROES, 1, WIDE - 1, cookie=5, flags=NO_HOLE)
+        + extended(Command.BLOCK_STATUS, 0, WIDE, cookie=6, flags=REQ_ONE)
+        + extended(Command.CACHE, 0, 1 << 40, cookie=7)
+        + extended(Command.FLUSH, cookie=8)
+    )
+    found: list[tuple[object, ...]] = []
+    for start in range(0, len(data), piece):
+        found += feed(machine, data[start : start + piece])
+    assert found == [
+        (Command.READ, 0, 1, 5, 4096, None, None),
+        (Command.WRITE, FUA, 2, 7, len(small), small, None),
+        (Command.WRITE, 0, 3, 1 << 44, len(large), large, None),
+        (Command.TRIM, 0, 4, 0, WIDE, None, None),
+        (Command.WRITE_ZEROES, NO_HOLE, 5, 1, WIDE - 1, None, None),
+        (Command.BLOCK_STATUS, REQ_ONE, 6, 0, WIDE, None, None),
+        (Command.CACHE, 0, 7, 0, 1 << 40, None, None),
+        (Command.FLUSH, 0, 8, 0, 0, None, None),
+    ]
+
+
+NAMES = ("base:allocation", "qemu:allocation-depth", "x-nbdvde:extent")
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+@pytest.mark.parametrize("ids", [(0,), (2, 0), (0, 1, 2)])
+def test_a_status_may_name_its_contexts(piece: int, ids: tuple[int, ...]) -> None:
+    machine = parser(size=WIDE, wide=True, contexts=NAMES)
+    data = extended(Command.BLOCK_STATUS, 512, cookie=9, flags=REQ_ONE, payload=status_filter(WIDE - 512, *ids))
+    found: list[tuple[object, ...]] = []
+    for start in range(0, len(data), piece):
+        found += feed(machine, data[start : start + piece])
+    assert found == [(Command.BLOCK_STATUS, REQ_ONE, 9, 512, WIDE - 512, struct.pack(f">{len(ids)}I", *ids), None)]
+
+
+REFUSED_WIDE = [
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(512)), id="no context"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(512, 3)), id="unknown context"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(512, 1, 1)), id="a context twice"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(512, 0, 1, 2, 0)), id="too many contexts"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=b"short"), id="a short filter"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(512, 1) + b"x"), id="an odd filter"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(0, 1)), id="a filter of no length"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter(WIDE + 1, 1)), id="a filter past the end"),
+    pytest.param(extended(Command.BLOCK_STATUS, payload=status_filter((1 << 64) - 1, 1)), id="a filter that overflows"),
+    pytest.param(extended(Command.READ, payload=bytes(300)), id="a read with payload"),
+    pytest.param(extended(Command.FLUSH, payload=bytes(1 << 20)), id="a flush with payload"),
+    pytest.param(extended(99, payload=bytes(5)), id="an unknown command with payload"),
+    pytest.param(extended(Command.WRITE, 0, 512), id="a write without payload"),
+    pytest.param(extended(Command.WRITE, WIDE, payload=b"x" * 600), id="a write past the end"),
+    pytest.param(extended(Command.READ, 0, 1 << 40), id="a read beyond any payload"),
+    pytest.param(extended(Command.TRIM, 1 << 63, (1 << 64) - 1), id="a trim past the end"),
+    pytest.param(extended(Command.READ, 0, 512, flags=1 << 9), id="an unknown flag"),
+]
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 11])
+@pytest.mark.parametrize("data", REFUSED_WIDE)
+def test_extended_requests_that_are_refused_are_consumed(data: bytes, piece: int) -> None:
+    machine = parser(size=WIDE, wide=True, contexts=NAMES, buffer=1 << 12)
+    data += extended(Command.READ, 1, 2, cookie=77)
+    found: list[tuple[object, ...]] = []
+    for start in range(0, len(data), piece):
+        found += feed(machine, data[start : start + piece])
+    assert len(found) == 2
+    refused = found[0][6]
+    assert isinstance(refused, tuple)
+    assert refused[0] in (NbdErrno.EINVAL, NbdErrno.ENOSPC, NbdErrno.EOVERFLOW)
+    assert found[1] == (Command.READ, 0, 77, 1, 2, None, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(Command.READ, 0, 512).ljust(40, b"\0"),
+        extended(Command.WRITE, 0, 1 << 32, flags=PAYLOAD_LEN),
+        extended(Command.TRIM, 0, (1 << 64) - 1, flags=PAYLOAD_LEN),
+    ],
+)
+def test_what_cannot_be_skipped_ends_the_connection(data: bytes) -> None:
+    machine = parser(size=WIDE, wide=True)
+    receive(machine, extended(Command.READ, 0, 1) + data)
+    assert len(machine.parse()) == 1, "what came before is handed out"
+    with pytest.raises(ProtocolError):
+        machine.parse()
+
+
+def test_an_extended_header_is_nothing_without_agreement() -> None:
+    machine = parser()
+    receive(machine, extended(Command.READ, 0, 512))
+    with pytest.raises(ProtocolError):
+        machine.parse()

@@ -12,13 +12,14 @@ from nbdvde.protocol.handshake import MAX_OPTION_DATA, MAX_OPTIONS, MAX_SKIP, Ha
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
 from tests.protocol.client import FLAGS, info_data, meta_data, option, split_option_replies, string
 
-DISK = ExportInfo("disk", 1 << 30, description="a disk")
+CONTEXT = "base:allocation"
+DEPTH, OURS = "qemu:allocation-depth", "x-nbdvde:extent"
+DISK = ExportInfo("disk", 1 << 30, description="a disk", contexts=(CONTEXT, DEPTH, OURS))
 LOCKED = ExportInfo("locked", 512, read_only=True)
 EXPORTS = {"": DISK, "disk": DISK, "locked": LOCKED}
 ACK = OptionReply.ACK
 INVALID = OptionReply.ERR_INVALID
 UNKNOWN = OptionReply.ERR_UNKNOWN
-CONTEXT = "base:allocation"
 STRUCTURED = option(Option.STRUCTURED_REPLY)
 
 
@@ -54,6 +55,7 @@ META = Option.SET_META_CONTEXT
 BAD_DATA = [
     pytest.param(Option.LIST, b"x", id="list with data"),
     pytest.param(Option.STRUCTURED_REPLY, b"x", id="structured reply with data"),
+    pytest.param(Option.EXTENDED_HEADERS, b"x", id="extended headers with data"),
     *(
         pytest.param(number, data, id=f"{number.name.lower()}: {label}")
         for number in (Option.INFO, Option.GO)
@@ -101,7 +103,6 @@ def test_bad_data_gives_exactly_one_error_and_haggling_goes_on(feeder: Feeder, n
     [
         pytest.param(4, b"", OptionReply.ERR_UNSUP, id="peek export, withdrawn"),
         pytest.param(5, b"", OptionReply.ERR_UNSUP, id="starttls"),
-        pytest.param(11, b"", OptionReply.ERR_UNSUP, id="extended headers"),
         pytest.param(0xDEADBEEF, b"data", OptionReply.ERR_UNSUP, id="unknown"),
         pytest.param(Option.INFO, info_data("nothing"), UNKNOWN, id="info of an unknown export"),
         pytest.param(Option.GO, info_data("x" * MAX_STRING), UNKNOWN, id="longest name"),
@@ -230,12 +231,15 @@ def test_abort_is_acknowledged_whatever_comes_with_it(feeder: Feeder, data: byte
 @pytest.mark.parametrize(
     ("queries", "listed", "selected"),
     [
-        ((), [CONTEXT], ()),
+        ((), [CONTEXT, DEPTH, OURS], ()),
+        (("qemu:", "x-nbdvde:"), [DEPTH, OURS], ()),
+        ((OURS, CONTEXT), [CONTEXT, OURS], (CONTEXT, OURS)),
+        ((CONTEXT, DEPTH, OURS, "base:"), [CONTEXT, DEPTH, OURS], (CONTEXT, DEPTH, OURS)),
         (("base:",), [CONTEXT], ()),
         ((CONTEXT,), [CONTEXT], (CONTEXT,)),
         ((CONTEXT, CONTEXT), [CONTEXT], (CONTEXT,)),
         (("base:other", "qemu:dirty-bitmap:b", "x-y:"), [], ()),
-        (("qemu:allocation-depth", CONTEXT), [CONTEXT], (CONTEXT,)),
+        (("qemu:dirty-bitmap:b", CONTEXT), [CONTEXT], (CONTEXT,)),
         (("nonsense",), [], ()),
     ],
 )
@@ -245,7 +249,11 @@ def test_metadata_contexts(queries: tuple[str, ...], listed: list[str], selected
     data = meta_data("disk", *queries)
     for number, names in ((Option.LIST_META_CONTEXT, listed), (META, selected)):
         found = split_option_replies(feed(machine, option(number, data)))
-        expected = [(number, OptionReply.META_CONTEXT, bytes(4) + name.encode()) for name in names]
+        ids = range(len(names)) if number == META else [0] * len(names)
+        expected = [
+            (number, OptionReply.META_CONTEXT, context_id.to_bytes(4, "big") + name.encode())
+            for context_id, name in zip(ids, names, strict=True)
+        ]
         assert found == [*expected, (number, ACK, b"")]
     feed(machine, option(Option.GO, info_data("disk")))
     assert machine.negotiated == Negotiated(DISK, structured=True, contexts=selected)
@@ -278,6 +286,41 @@ def test_a_selection_outlives_other_options() -> None:
     feed(machine, FLAGS + STRUCTURED + option(META, meta_data("disk", CONTEXT)) + STRUCTURED + option(Option.LIST))
     feed(machine, option(Option.INFO, info_data("locked")) + option(Option.GO, info_data("disk")))
     assert machine.negotiated == Negotiated(DISK, structured=True, contexts=(CONTEXT,))
+
+
+EXTENDED = option(Option.EXTENDED_HEADERS)
+
+
+@FEEDS
+def test_extended_headers_imply_structure(feeder: Feeder) -> None:
+    machine = handshake()
+    selected = option(META, meta_data("disk", CONTEXT))
+    sent = feeder(machine, FLAGS + EXTENDED + selected + option(Option.GO, info_data("disk")))
+    assert replies(sent)[:2] == [(Option.EXTENDED_HEADERS, ACK), (META, OptionReply.META_CONTEXT)]
+    assert machine.negotiated == Negotiated(DISK, structured=False, contexts=(CONTEXT,), extended=True)
+    (flags,) = [struct.unpack(">HQH", data)[2] for _, reply, data in split_option_replies(sent) if reply == 3]
+    assert flags & TransmissionFlag.SEND_DF
+    assert flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD
+
+
+def test_a_filter_is_offered_only_with_contexts_and_extended_headers() -> None:
+    for options in (EXTENDED, STRUCTURED + option(META, meta_data("disk", CONTEXT))):
+        sent = feed(handshake(), FLAGS + options + option(Option.GO, info_data("disk")))
+        (flags,) = [struct.unpack(">HQH", data)[2] for _, reply, data in split_option_replies(sent) if reply == 3]
+        assert not flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD
+
+
+def test_there_is_no_way_back_from_extended_headers() -> None:
+    machine = handshake()
+    sent = feed(machine, FLAGS + STRUCTURED + EXTENDED + EXTENDED + STRUCTURED)
+    assert replies(sent) == [
+        (Option.STRUCTURED_REPLY, ACK),
+        (Option.EXTENDED_HEADERS, ACK),
+        (Option.EXTENDED_HEADERS, ACK),
+        (Option.STRUCTURED_REPLY, OptionReply.ERR_EXT_HEADER_REQD),
+    ]
+    with pytest.raises(ProtocolError):
+        feed(machine, option(Option.EXPORT_NAME, b"disk"))
 
 
 OPTION_BYTES = st.builds(

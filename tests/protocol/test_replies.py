@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from nbdvde.disk import Buffer, Piece, Status
 from nbdvde.protocol.constants import MAX_STRING, Chunk, CommandFlag
-from nbdvde.protocol.replies import Replies, SimpleReplies, StructuredReplies, append_status
+from nbdvde.protocol.replies import ExtendedReplies, Replies, SimpleReplies, StructuredReplies
 from tests.protocol.client import Reply, read_replies
 
 COOKIE = (1 << 64) - 2
 DF = int(CommandFlag.DF)
-BOTH = pytest.mark.parametrize("replies", [SimpleReplies(), StructuredReplies()])
+ALL = pytest.mark.parametrize("replies", [SimpleReplies(), StructuredReplies(), ExtendedReplies()])
+CHUNKED = pytest.mark.parametrize("replies", [StructuredReplies(), ExtendedReplies()])
 
 
 def spelled_out(pieces: list[Piece]) -> bytes:
@@ -31,9 +32,12 @@ def read(replies: Replies, offset: int, pieces: list[Piece], flags: int = 0) -> 
 PIECES = st.lists(st.one_of(st.integers(1, 3 << 20), st.binary(min_size=1, max_size=20)), max_size=8)
 
 
-@given(PIECES, st.integers(0, 1 << 62), st.sampled_from([0, DF, 1]))
-def test_structured_data_cover_the_range_in_the_fewest_chunks(pieces: list[Piece], offset: int, flags: int) -> None:
-    reply = read(StructuredReplies(), offset, pieces, flags)
+@CHUNKED
+@given(pieces=PIECES, offset=st.integers(0, 1 << 62), flags=st.sampled_from([0, DF, 1]))
+def test_structured_data_cover_the_range_in_the_fewest_chunks(
+    replies: Replies, pieces: list[Piece], offset: int, flags: int
+) -> None:
+    reply = read(replies, offset, pieces, flags)
     assert reply.bytes == spelled_out(pieces)
     if pieces:
         assert min(reply.data) == offset
@@ -49,13 +53,14 @@ def test_simple_data_spell_out_holes(pieces: list[Piece]) -> None:
     assert read(SimpleReplies(), 5, pieces).bytes == spelled_out(pieces)
 
 
-def test_a_hole_is_sent_as_a_hole() -> None:
-    assert read(StructuredReplies(), 4096, [512, 3584]).holes == [(4096, 4096)]
-    assert read(StructuredReplies(), 4096, [512], DF).holes == [(4096, 512)]
-    assert read(StructuredReplies(), 4096, [b"x", 512], DF).holes == []
+@CHUNKED
+def test_a_hole_is_sent_as_a_hole(replies: Replies) -> None:
+    assert read(replies, 4096, [512, 3584]).holes == [(4096, 4096)]
+    assert read(replies, 4096, [512], DF).holes == [(4096, 512)]
+    assert read(replies, 4096, [b"x", 512], DF).holes == []
 
 
-@BOTH
+@ALL
 def test_pages_are_handed_on_without_a_copy(replies: Replies) -> None:
     page = memoryview(bytearray(4096))
     cases: list[list[Piece]] = [[page], [page, b"x"], [7, page]]
@@ -65,14 +70,15 @@ def test_pages_are_handed_on_without_a_copy(replies: Replies) -> None:
         assert any(buffer is page for buffer in out)
 
 
-@BOTH
+@ALL
 def test_done(replies: Replies) -> None:
     out: list[Buffer] = []
-    replies.done(out, COOKIE)
-    assert read_replies(b"".join(out)) == [Reply(COOKIE)]
+    replies.done(out, COOKIE, 512)
+    (reply,) = read_replies(b"".join(out))
+    assert (reply.cookie, reply.error, reply.bytes) == (COOKIE, 0, b"")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -86,16 +92,25 @@ def test_done(replies: Replies) -> None:
 )
 def test_errors_carry_a_legal_message(replies: Replies, message: str, expected: str) -> None:
     out: list[Buffer] = []
-    replies.error(out, COOKIE, 28, message)
+    replies.error(out, COOKIE, 512, 28, message)
     (reply,) = read_replies(b"".join(out))
     assert (reply.cookie, reply.error) == (COOKIE, 28)
-    assert reply.message == (expected if isinstance(replies, StructuredReplies) else "")
+    assert reply.message == ("" if isinstance(replies, SimpleReplies) else expected)
 
 
-def test_status_is_one_chunk_for_each_context() -> None:
+@CHUNKED
+def test_status_is_one_chunk_for_each_context(replies: Replies) -> None:
     extents = [(4096, Status.HOLE | Status.ZERO), (512, Status.DATA)]
     out: list[Buffer] = []
-    append_status(out, COOKIE, [extents, extents[:1]])
+    replies.status(out, COOKIE, 512, [(2, extents), (7, extents[:1])])
     (reply,) = read_replies(b"".join(out))
-    assert reply.contexts == {0: [(4096, 3), (512, 0)], 1: [(4096, 3)]}
-    assert reply.chunks == [Chunk.BLOCK_STATUS] * 2
+    assert reply.contexts == {2: [(4096, 3), (512, 0)], 7: [(4096, 3)]}
+    assert len(reply.chunks) == 2
+
+
+def test_extended_status_has_long_lengths() -> None:
+    out: list[Buffer] = []
+    ExtendedReplies().status(out, COOKIE, 512, [(0, [(1 << 40, 3), (1, 1 << 33)])])
+    (reply,) = read_replies(b"".join(out))
+    assert reply.contexts == {0: [(1 << 40, 3), (1, 1 << 33)]}
+    assert reply.chunks == [Chunk.BLOCK_STATUS_EXT]
