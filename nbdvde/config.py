@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nbdvde.errors import UsageError
+from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
 _ENVIRONMENT = "NBDVDE_"
@@ -147,7 +147,7 @@ def _read_file(path: Path) -> Layer:
                 raise UsageError(what, "is not a regular file", "check --config")
             layer = tomllib.load(file)
     except OSError as error:
-        raise UsageError(what, error.strerror or "cannot be read", "check --config") from None
+        raise UsageError(what, reason(error), "check --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(what, f"is not TOML: {error}") from None
     _convert(layer, what, strict=True)

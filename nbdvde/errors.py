@@ -130,3 +130,8 @@ class PoisonedError(NbdvdeError):
     """A sync failed earlier: nothing is written or flushed until the image is reopened."""
 
     exit_code = ExitCode.DAMAGE
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in the middle of a sentence."""
+    return (error.strerror or str(error)).lower()

@@ -7,7 +7,7 @@ from getpass import getpass
 from pathlib import Path
 
 from nbdvde.engine.keys import KeyFile, Passphrase, Secret
-from nbdvde.errors import KeyFailure
+from nbdvde.errors import KeyFailure, reason
 
 MIN_BYTES, MAX_BYTES = 32, 8192
 """Length of a key file."""
@@ -25,12 +25,12 @@ def read_key_file(path: Path) -> KeyFile:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise KeyFailure(what, error.strerror or "cannot be opened", "check --key-file") from None
+        raise KeyFailure(what, reason(error), "check --key-file") from None
     try:
         _check_protection(what, os.fstat(fd))
         data = os.read(fd, MAX_BYTES + 1)
     except OSError as error:
-        raise KeyFailure(what, error.strerror or "cannot be read") from None
+        raise KeyFailure(what, reason(error)) from None
     finally:
         os.close(fd)
     if not MIN_BYTES <= len(data) <= MAX_BYTES:

@@ -158,7 +158,7 @@ def test_bad_file_is_named_with_its_key(tmp_path: Path, text: str, named: str) -
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="no such file"):
         load({}, tmp_path / "none.toml", {})
 
 

@@ -53,7 +53,7 @@ def test_key_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_key_file_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
-    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "not a regular"), (tmp_path / "fifo", "regular")):
+    for path, why in ((tmp_path / "none", "no such file"), (tmp_path, "not a regular"), (tmp_path / "fifo", "regular")):
         with pytest.raises(KeyFailure, match=why) as caught:
             keysource.read_key_file(path)
         assert "\n" not in str(caught.value)

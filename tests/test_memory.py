@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
         )
         self.check(start, end, extents)
 
-    def check(self, start: int, end: int, extents: list[tuple[int, Status]]) -> None:
+    def check(self, start: int, end: int, extents: list[tuple[int, int]]) -> None:
         assert all(one[1] != other[1] for one, other in pairwise(extents))
         for length, flags in extents:
             assert length > 0

@@ -18,19 +18,19 @@ from nbdvde.disk import Disk
 from nbdvde.errors import ExitCode, NetworkError, UsageError
 from nbdvde.exports import Exports
 from nbdvde.limits import SMALL_BYTES, Limits
-from nbdvde.memory import MemoryDisk
-from nbdvde.protocol.connection import Batch
-from nbdvde.protocol.constants import Command, Option, OptionReply
-from nbdvde.protocol.messages import ExportInfo
-from nbdvde.server import (
+from nbdvde.listeners import (
     Address,
     Listener,
-    Server,
     TcpAddress,
     UnixAddress,
     open_listener,
     parse_listen,
 )
+from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.connection import Batch
+from nbdvde.protocol.constants import Command, Option, OptionReply
+from nbdvde.protocol.messages import ExportInfo
+from nbdvde.server import Server
 from tests.protocol.client import Client, info_data, request
 from tests.test_session import SlowDisk
 
@@ -127,7 +127,7 @@ async def test_a_unix_socket_from_first_client_to_stop(address: UnixAddress, con
     server = server_of()
     async with running(server, listener) as ended:
         client = connect(address)
-        await client.go("disk", contexts=True)
+        await client.go("disk", contexts=("base:allocation",))
         assert (await client.ask(WRITE, 0, payload=b"hello")).error == 0
         (connection,) = server.connections
         assert (connection.number, connection.peer, connection.export) == (1, "unix", "disk")

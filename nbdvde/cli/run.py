@@ -9,7 +9,7 @@ import typer
 
 from nbdvde.cli import output
 from nbdvde.cli.app import app
-from nbdvde.errors import ExitCode, ImageError, NbdvdeError, NoSpaceError, UsageError
+from nbdvde.errors import ExitCode, ImageError, NbdvdeError, NoSpaceError, UsageError, reason
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
@@ -62,7 +62,7 @@ def _meet(error: BaseException, whole: BaseException) -> int:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             raise NoSpaceError(str(error.filename or "host"), "no space left", "free some") from None
         case OSError(filename=str() as path):
-            raise ImageError(path, (error.strerror or str(error)).lower(), "check the path") from None
+            raise ImageError(path, reason(error), "check the path") from None
     raise output.bug(whole) from None
 
 

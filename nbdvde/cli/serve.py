@@ -24,12 +24,13 @@ from nbdvde.disk import Disk
 from nbdvde.engine.access import open_image
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
-from nbdvde.errors import InUseError, NetworkError, UsageError
+from nbdvde.errors import InUseError, NetworkError, UsageError, reason
 from nbdvde.exports import Exports
 from nbdvde.limits import Limits
+from nbdvde.listeners import Address, Listener, UnixAddress, open_listener, parse_listen
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
-from nbdvde.server import Address, Listener, Server, UnixAddress, open_listener, parse_listen
+from nbdvde.server import Server
 from nbdvde.tuning import tune_process
 
 _log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _print_uri(uri: str) -> None:
     try:
         output.line(uri)
     except OSError as error:
-        _log.warning("cannot print the URI on standard output: %s", (error.strerror or str(error)).lower())
+        _log.warning("cannot print the URI on standard output: %s", reason(error))
 
 
 def _check_export(name: str | None) -> None:
@@ -209,7 +210,7 @@ def _pid_file(name: str | None) -> Iterator[None]:
         _refuse_other_content(path)
         path.write_text(text)
     except OSError as error:
-        raise UsageError(f"pid file {path}", error.strerror or "cannot be written", "check --pid-file") from None
+        raise UsageError(f"pid file {path}", reason(error), "check --pid-file") from None
     try:
         yield
     finally:

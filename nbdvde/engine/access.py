@@ -53,6 +53,7 @@ from nbdvde.errors import (
     NoSpaceError,
     RefusedError,
     UsageError,
+    reason,
 )
 
 PathLike = str | os.PathLike[str]
@@ -162,7 +163,7 @@ def _host_error(path: PathLike, error: OSError) -> NbdvdeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(str(path), "no space left on the host", "free some")
     hint = "check the path and its permissions"
-    return ImageError(str(path), (error.strerror or str(error)).lower(), hint)
+    return ImageError(str(path), reason(error), hint)
 
 
 def open_file(path: PathLike, *, write: bool, lock: bool = True) -> FileStorage:

@@ -1,7 +1,7 @@
 """Reading the file of an image: what its device refuses becomes one clear error."""
 
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError
+from nbdvde.errors import DamageError, reason
 
 
 def read(storage: Storage, offset: int, length: int, name: str = "image") -> bytes:
@@ -22,5 +22,5 @@ def read_copy(storage: Storage, offset: int, length: int) -> bytes:
 
 def unreadable(error: OSError, offset: int, name: str) -> DamageError:
     """What to raise for an error of the device."""
-    why = f"cannot be read at byte {offset}: {(error.strerror or str(error)).lower()}"
+    why = f"cannot be read at byte {offset}: {reason(error)}"
     return DamageError(name, why, "check the device that holds it")

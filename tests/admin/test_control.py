@@ -25,8 +25,9 @@ from nbdvde.engine.keys import Cost, KeyFile, MasterKey, Passphrase
 from nbdvde.engine.report import CheckReport
 from nbdvde.errors import DamageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
 from nbdvde.exports import Exports
+from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.memory import MemoryDisk
-from nbdvde.server import Server, UnixAddress, open_listener
+from nbdvde.server import Server
 
 MASTER = MasterKey(bytes(range(32)))
 FIRST, SECOND = KeyFile(b"first key file, thirty-two bytes"), Passphrase("geheim ä".encode())

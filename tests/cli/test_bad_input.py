@@ -157,7 +157,7 @@ def test_bad_address(command: Command, address: str) -> None:
 
 
 def test_bad_key_files(command: Command, image: Path, key_file: Path) -> None:
-    command("check", image, "--key-file", "none").fails(4, "none", "No such file")
+    command("check", image, "--key-file", "none").fails(4, "none", "no such file")
     key_file.chmod(0o640)
     command("check", image, "--key-file", key_file).fails(4, "0640", "chmod 600")
     command("create", "new.vde", "1M", "--key-file", key_file).fails(4, "0640")

@@ -15,7 +15,7 @@ from nbdvde.cli import images
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.cli.serve import uris_of
 from nbdvde.errors import NetworkError
-from nbdvde.server import Listener, UnixAddress
+from nbdvde.listeners import Listener, UnixAddress
 from tests.cli.conftest import ENVIRONMENT, Command
 
 

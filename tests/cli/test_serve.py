@@ -18,8 +18,8 @@ from nbdvde.cli.serve import uris_of
 from nbdvde.config import LimitOptions, Options, ServerOptions
 from nbdvde.engine.access import read_info
 from nbdvde.errors import RefusedError
+from nbdvde.listeners import Listener, TcpAddress, UnixAddress
 from nbdvde.memory import MemoryDisk
-from nbdvde.server import Listener, TcpAddress, UnixAddress
 from tests.cli.conftest import Command, Result, serving
 
 

@@ -151,7 +151,7 @@ class Client:
                 return replies
 
     async def go(
-        self, name: str = "", *, structured: bool = True, contexts: bool | tuple[str, ...] = False, wide: bool = False
+        self, name: str = "", *, structured: bool = True, contexts: tuple[str, ...] = (), wide: bool = False
     ) -> None:
         """The whole handshake, `wide` with extended headers."""
         await self.greet()
@@ -161,8 +161,7 @@ class Client:
         elif structured:
             assert await self.option(Option.STRUCTURED_REPLY) == [(OptionReply.ACK, b"")]
         if contexts:
-            queries = ("base:allocation",) if contexts is True else contexts
-            await self.option(Option.SET_META_CONTEXT, meta_data(name, *queries))
+            await self.option(Option.SET_META_CONTEXT, meta_data(name, *contexts))
         assert (await self.option(Option.GO, info_data(name)))[-1] == (OptionReply.ACK, b"")
 
     async def send(self, command: int, offset: int = 0, length: int = 0, **options: object) -> None:

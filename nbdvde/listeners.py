@@ -1,0 +1,171 @@
+"""Where clients connect: addresses, and the sockets that listen on them."""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from nbdvde.errors import NetworkError, UsageError, reason
+
+DEFAULT_PORT = 10809
+BACKLOG = 128
+_TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket in the file system."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host, all of whose addresses are meant, and a port (0: any that is free)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+def parse_listen(text: str) -> Address:
+    """An address from `unix:PATH`, `HOST:PORT` or `[IPV6]:PORT`. Raises `UsageError`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise UsageError(f"listen address '{text}'", "no path", "use unix:PATH")
+        return UnixAddress(Path(path))
+    match = _TCP.fullmatch(text)
+    host = match and (match["ipv6"] or match["host"])
+    if not match or not host or int(match["port"]) > 65535:
+        raise UsageError(f"listen address '{text}'", "not understood", "use unix:PATH, HOST:PORT or [IPV6]:PORT")
+    return TcpAddress(host, int(match["port"]))
+
+
+class Listener:
+    """Sockets bound and listening for one address; clients queue until a server accepts them."""
+
+    def __init__(self, address: Address, sockets: Sequence[socket.socket]) -> None:
+        self.address = address
+        self.sockets = tuple(sockets)
+        self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
+
+    @property
+    def bound(self) -> list[Address]:
+        """Where the sockets are, with the port the kernel chose."""
+        if isinstance(self.address, UnixAddress):
+            return [self.address]
+        return [TcpAddress(*sock.getsockname()[:2]) for sock in self.sockets]
+
+    def close(self) -> None:
+        """Close the sockets, and remove a Unix socket if it is still ours."""
+        for sock in self.sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+        if isinstance(self.address, UnixAddress) and self._inode == _inode(self.address.path):
+            self.address.path.unlink(missing_ok=True)
+
+
+async def open_listener(address: Address) -> Listener:
+    """Bind and listen. A Unix socket nobody listens on is replaced. Raises `NetworkError`."""
+    if isinstance(address, UnixAddress):
+        return Listener(address, [_listen_unix(address)])
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise NetworkError(f"cannot listen on {address}", reason(error), "check the host name") from error
+    return Listener(address, _listen_tcp(address, [(family, where) for family, _, _, _, where in found]))
+
+
+def _listen_tcp(address: TcpAddress, places: Sequence[tuple[int, object]]) -> list[socket.socket]:
+    """A socket for every address of the host this machine has; `localhost` may be two."""
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        missing: OSError | None = None
+        for family, where in dict.fromkeys(places):
+            try:
+                sockets.append(opened.enter_context(_bound(family, where)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise _cannot_listen(address, error) from error
+                missing = error
+        if missing is not None and not sockets:
+            raise _cannot_listen(address, missing)
+        opened.pop_all()
+        return sockets
+
+
+def _listen_unix(address: UnixAddress) -> socket.socket:
+    try:
+        _remove_stale(address)
+        return _bound(socket.AF_UNIX, str(address.path))
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+
+
+def _remove_stale(address: UnixAddress) -> None:
+    """Remove what an ended server left behind; nothing else."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(address.path.lstat().st_mode):
+            raise NetworkError(f"cannot listen on {address}", "it exists and is not a socket", "choose another path")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # a frozen server's queue may be full
+            try:
+                probe.connect(str(address.path))
+            except ConnectionRefusedError:
+                address.path.unlink()
+            else:
+                raise _cannot_listen(address, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+
+
+def _bound(family: int, where: object) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)  # type: ignore[arg-type]  # its form depends on the family
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _cannot_listen(address: Address, error: OSError) -> NetworkError:
+    hints = {
+        None: "choose a shorter path",  # Python's own check
+        errno.EAGAIN: "stop the other server or choose another address",
+        errno.EADDRNOTAVAIL: "choose localhost or another address of this machine",
+        errno.EADDRINUSE: "stop the other server or choose another address",
+        errno.EACCES: "choose a port above 1023 or a directory you may write to",
+        errno.ENOENT: "create the directory first",
+    }
+    return NetworkError(f"cannot listen on {address}", reason(error), hints.get(error.errno, ""))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
