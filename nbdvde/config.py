@@ -53,7 +53,7 @@ def parse_extent_size(text: str) -> int:
     """Bytes of an extent: 1 to 256 blocks of 4096. Raises UsageError."""
     size = parse_size(text)
     if size % _BLOCK or not _BLOCK <= size <= _MAX_EXTENT_BLOCKS * _BLOCK:
-        raise UsageError(f"extent size {text}", "is not a multiple of 4K from 4K to 1M", "the default is 32K")
+        raise UsageError(f"extent size {text}", "is not a multiple of 4K from 4K to 1M", "the default is 64K")
     return size
 
 

@@ -96,7 +96,7 @@ def create(
     ] = "fastest",
     extent_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most that is sealed as one unit, 4K to 1M.")
-    ] = "32K",
+    ] = "64K",
 ) -> None:
     """Make an image with one empty disk."""
     from nbdvde import config, create_image, keysource

@@ -58,8 +58,8 @@ from nbdvde.errors import (
 
 PathLike = str | os.PathLike[str]
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
-EXTENT_BYTES = 32 << 10
-"""Default extent. A random 4 KiB read takes 10.7 µs, 15.3 at 64 KiB; frames of 16 KiB make the ratio the same."""
+EXTENT_BYTES = 64 << 10
+"""Default extent. With 32 KiB clients read 1 MiB at a time a fifth slower, and small requests no faster."""
 
 
 def compression_level(name: str | int) -> int:

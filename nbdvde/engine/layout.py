@@ -30,7 +30,7 @@ TAG_BYTES = 16
 EXTENT_BLOCKS_MAX = 256
 FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
-read decompresses a quarter (docs/decisions/0004-extents-of-32-kib.md)."""
+read decompresses a quarter (docs/decisions/0004-extent-size.md)."""
 MAX_DISK_BYTES = (1 << 63) - 512
 
 ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM = 0, 1
