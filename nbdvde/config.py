@@ -17,6 +17,7 @@ import msgspec
 from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
+_TLS = "tls_"
 _ENVIRONMENT = "NBDVDE_"
 _SIZE = re.compile(r"([0-9]{1,19})([KMGTP]?)")
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
@@ -87,6 +88,17 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Form of the log on standard error."""
 
 
+class TlsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Encrypted connections; with a certificate every client has to use them."""
+
+    cert: str | None = None
+    """PEM file with the server's certificate, followed by those between it and its authority."""
+    key: str | None = None
+    """PEM file with the key of the certificate."""
+    client_ca: str | None = None
+    """PEM file with the authority whose certificates clients must show."""
+
+
 class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What clients may take; unset ones keep the server's own defaults."""
 
@@ -119,6 +131,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """All options of a server."""
 
     server: ServerOptions = ServerOptions()
+    tls: TlsOptions = TlsOptions()
     limits: LimitOptions = LimitOptions()
     engine: EngineOptions = EngineOptions()
 
@@ -127,13 +140,17 @@ Layer = dict[str, dict[str, Any]]
 
 
 def load(command_line: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Options:
-    """Options from all sources. `command_line` has keys of the table `server`; None means not given.
+    """Options from all sources; None means not given.
+
+    `command_line` has keys of the table `server`, and with `tls_` before them those of `tls`.
 
     Raises UsageError that names the key and its source.
     """
     given = {key: value for key, value in command_line.items() if value is not None}
     merged: Layer = {}
-    for layer in (_read_file(file) if file else {}, _read_environment(environment), {"server": given}):
+    server = {key: value for key, value in given.items() if not key.startswith(_TLS)}
+    tls = {key.removeprefix(_TLS): value for key, value in given.items() if key.startswith(_TLS)}
+    for layer in (_read_file(file) if file else {}, _read_environment(environment), {"server": server, "tls": tls}):
         for table, values in layer.items():
             merged.setdefault(table, {}).update(values)
     return _convert(merged, "options")

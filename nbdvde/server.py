@@ -1,9 +1,9 @@
 """Clients: who may connect, how many, and how it all ends."""
 
-import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +14,10 @@ from nbdvde.exports import Exports
 from nbdvde.limits import Limits, Shared
 from nbdvde.listeners import Listener, TcpAddress
 from nbdvde.metrics import Metrics
-from nbdvde.protocol.handshake import Handshake
-from nbdvde.protocol.messages import ProtocolError
+from nbdvde.protocol.handshake import Handshake, Phase, Tls
+from nbdvde.protocol.messages import Negotiated, ProtocolError
 from nbdvde.session import Session, negotiate
+from nbdvde.tls import secured
 from nbdvde.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -36,17 +37,17 @@ class Connection:
     number: int
     """Counts from 1, never used again."""
     peer: str
+    transport: Transport
     export: str | None = None
     """Canonical name; None during the handshake."""
     session: Session | None = None
-    transport: Transport | None = None
     handshake: Handshake | None = None
     deadline: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the handshake."""
 
     def stop(self, patience_s: float) -> None:
         """End transmission when what is in flight has been answered, or tell who still haggles that it is over."""
-        if self.transport is not None and self.session is not None:
+        if self.session is not None:
             self.transport.stop()
         elif self.handshake is not None and self.handshake.begun:
             self.handshake.shut_down()
@@ -58,9 +59,17 @@ class Connection:
 class Server:
     """Serves exports to the clients of some listeners."""
 
-    def __init__(self, exports: Exports, *, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        exports: Exports,
+        *,
+        limits: Limits | None = None,
+        metrics: Metrics | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """With `tls` every client has to use it."""
         self.metrics = metrics or Metrics()
-        self._exports = exports
+        self._exports, self._tls = exports, tls
         self._shared = Shared(limits or Limits(), self.metrics)
         self._connections: dict[int, Connection] = {}
         self._stopping = trio.Event()
@@ -133,7 +142,7 @@ class Server:
                         self._close_stalled(connection, session)
 
     def _close_stalled(self, connection: Connection, session: Session) -> None:
-        if session.stalled and session.account.held and connection.transport is not None:
+        if session.stalled and session.account.held:
             self.metrics.stalled += 1
             _log.warning("client %d (%s) at a standstill while memory is short", connection.number, connection.peer)
             connection.transport.abort()
@@ -146,17 +155,19 @@ class Server:
                 _log.warning("client refused: %d are connected", len(self._connections))
             sock.close()
             return
-        connection = Connection(self.metrics.connections_total, _peer(sock))
+        try:
+            connection = Connection(self.metrics.connections_total, _peer(sock), Transport(sock))
+        except OSError:  # it has gone again
+            sock.close()
+            return
         self._connections[connection.number] = connection
         self.metrics.connections = len(self._connections)
-        clients.start_soon(self._client, sock, connection)
+        clients.start_soon(self._client, connection)
 
-    async def _client(self, sock: socket.socket, connection: Connection) -> None:
+    async def _client(self, connection: Connection) -> None:
         """Serve one client, whose errors end here."""
         try:
-            with contextlib.closing(Transport(sock)) as transport:
-                connection.transport = transport
-                await self._serve(transport, connection)
+            await self._serve(connection)
         except ProtocolError as error:
             self.metrics.protocol_errors += 1
             _log.info("client %d (%s) disconnected: %s", connection.number, connection.peer, error)
@@ -165,16 +176,27 @@ class Server:
         except Exception:  # noqa: BLE001 - a bug met by one client must not end the others
             _log.exception("unexpected failure of client %d (%s)", connection.number, connection.peer)
         finally:
-            sock.close()
+            connection.transport.close()
             del self._connections[connection.number]
             self.metrics.connections = len(self._connections)
 
-    async def _serve(self, transport: Transport, connection: Connection) -> None:
-        shared, agreed = self._shared, None
-        connection.handshake = handshake = Handshake(self._exports.find, self._exports.listing)
-        connection.deadline.deadline = trio.current_time() + shared.limits.handshake_s
+    async def _negotiate(self, connection: Connection) -> tuple[Negotiated, bytes] | None:
+        handshake = Handshake(self._exports.find, self._exports.listing, Tls.REQUIRED if self._tls else Tls.OFF)
+        connection.handshake = handshake
+        connection.deadline.deadline = trio.current_time() + self._shared.limits.handshake_s
         with connection.deadline:
-            agreed = await negotiate(transport, handshake)
+            agreed = await negotiate(connection.transport, handshake)
+            if handshake.phase is not Phase.TLS or self._tls is None:
+                return agreed
+            connection.transport = await secured(connection.transport, self._tls)
+            handshake.secured()
+            return await negotiate(connection.transport, handshake)
+        return None
+
+    async def _serve(self, connection: Connection) -> None:
+        shared = self._shared
+        agreed = await self._negotiate(connection)
+        transport = connection.transport
         disk = agreed and self._exports.disk(agreed[0].export.name)
         if agreed is None or disk is None or self._stopping.is_set():
             return

@@ -52,12 +52,15 @@ Origin: TypeAlias = tuple[int, int]
 
 
 async def negotiate(transport: Transport, handshake: Handshake) -> tuple[Negotiated, bytes] | None:
-    """Speak for `handshake`: what was agreed and the first bytes of transmission, or None when the client gave up.
+    """Speak for `handshake`: what was agreed and the first bytes of transmission.
+
+    None when the client gave up, or when TLS has to begin, which `handshake.phase` tells.
 
     Raises `ProtocolError` and `trio.BrokenResourceError`.
     """
     buffer = memoryview(bytearray(4096))
-    await transport.send([wire.greeting()])
+    if handshake.phase is Phase.FLAGS:
+        await transport.send([wire.greeting()])
     while handshake.phase in (Phase.FLAGS, Phase.OPTIONS):
         reply = handshake.step()
         if reply is None:

@@ -8,6 +8,7 @@ import mmap
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any, Protocol
 
 import trio
 
@@ -25,10 +26,25 @@ _CREDIT_OF_A_MISS = 8
 """A hit earns one, a wait one as well: a client that thinks longer costs one attempt in nine requests."""
 
 
+class StreamSocket(Protocol):
+    """What is used of a socket. Calls never wait: they raise BlockingIOError instead."""
+
+    @property
+    def family(self) -> int: ...
+    def fileno(self) -> int: ...
+    def setblocking(self, flag: bool, /) -> None: ...
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+    def recv_into(self, target: memoryview, /) -> int: ...
+    def recvmsg_into(self, targets: Sequence[memoryview], /) -> tuple[Any, ...]: ...
+    def sendmsg(self, buffers: Sequence[Buffer], /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
 class Transport:
     """A connected stream socket, which it owns. One task receives and one sends at a time."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: StreamSocket) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if sock.family != socket.AF_UNIX:
@@ -52,7 +68,9 @@ class Transport:
             return count
         while True:
             try:
-                return sock.recv_into(targets[0]) if len(targets) == 1 else sock.recvmsg_into(targets)[0]
+                if len(targets) == 1:
+                    return sock.recv_into(targets[0])
+                return int(sock.recvmsg_into(targets)[0])
             except BlockingIOError:
                 if self._stopped:
                     return 0
@@ -128,6 +146,11 @@ class Transport:
                     return
             except OSError:
                 return
+
+    def detach(self) -> socket.socket:
+        """Give the socket away, which must be a plain one; the transport is of no use any more."""
+        assert isinstance(self._sock, socket.socket), "there is nothing over it"
+        return self._sock
 
     def abort(self) -> None:
         """Break the connection off: whoever waits for it meets the end or an error."""

@@ -1,10 +1,15 @@
-"""What all tests share: libnbd's Python module on the path, and hypothesis without chance or deadlines."""
+"""What all tests share: libnbd on the path, places for servers and clients, and hypothesis without chance."""
 
 import sys
+from collections.abc import AsyncIterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from nbdvde.listeners import UnixAddress
+from tests.serving import Connect
 
 _DEBIAN_MODULES = Path("/usr/lib/python3/dist-packages")
 
@@ -32,3 +37,16 @@ _add_libnbd(_DEBIAN_MODULES)
 # The machine may be slow, and a test that fails must fail again; campaigns that search at random are in tools/.
 settings.register_profile("nbdvde", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("nbdvde")
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> UnixAddress:
+    return UnixAddress(tmp_path / "nbd.sock")
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    made = Connect()
+    yield made
+    for client in made.clients:
+        client.socket.close()

@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from nbdvde.exports import Exports
 from nbdvde.limits import SMALL_BYTES, Limits
 from nbdvde.listeners import (
     Address,
-    Listener,
     TcpAddress,
     UnixAddress,
     open_listener,
@@ -31,61 +29,11 @@ from nbdvde.protocol.connection import Batch
 from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.protocol.messages import ExportInfo
 from nbdvde.server import Server
-from tests.protocol.client import Client, info_data, request
+from tests.protocol.client import info_data, request
+from tests.serving import Connect, running
 from tests.test_session import SlowDisk
 
 READ, WRITE, DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> UnixAddress:
-    return UnixAddress(tmp_path / "nbd.sock")
-
-
-class Connect:
-    """Makes clients, and closes them when the test is over."""
-
-    def __init__(self) -> None:
-        self.clients: list[Client] = []
-
-    def __call__(self, address: Address) -> Client:
-        if isinstance(address, UnixAddress):
-            family, where = socket.AF_UNIX, str(address.path)
-        else:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            where = (address.host, address.port)  # type: ignore[assignment]
-        sock = socket.socket(family)
-        try:
-            sock.connect(where)
-        except OSError:
-            sock.close()
-            raise
-        self.clients.append(Client(sock))
-        return self.clients[-1]
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    made = Connect()
-    yield made
-    for client in made.clients:
-        client.stream.socket.close()
-
-
-@asynccontextmanager
-async def running(server: Server, *listeners: Listener) -> AsyncIterator[trio.Event]:
-    """The server in the background; the event tells when it ended."""
-    ended = trio.Event()
-
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        await server.run(listeners, task_status=task_status)
-        ended.set()
-
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(run)
-            yield ended
-            server.stop()
 
 
 IMPATIENT = Limits(linger_s=0)
@@ -166,8 +114,8 @@ async def test_nagle_is_off(connect: Connect) -> None:
         await connect(listener.bound[0]).go()
         (connection,) = server.connections
         assert connection.transport is not None
-        assert connection.transport._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert connection.transport._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.transport.detach().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connection.transport.detach().getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 async def test_two_servers_cannot_have_one_port() -> None:
@@ -338,7 +286,7 @@ async def test_bad_clients_end_alone(address: UnixAddress, connect: Connect) -> 
         for junk in (b"", b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x80" * 10, b"\0\0\0\3" + b"\xff" * 100):
             bad = connect(address)
             await bad.stream.send_all(junk)
-            await bad.stream.send_eof()
+            bad.socket.shutdown(socket.SHUT_WR)
             with pytest.raises((trio.BrokenResourceError, EOFError)):
                 await bad.exactly(1000)
             await bad.stream.aclose()

@@ -365,7 +365,7 @@ async def test_a_client_that_vanishes_is_no_failure_of_the_disk() -> None:
         for cookie in range(3):
             await server.client.send(WRITE, cookie, payload=b"x", cookie=cookie)
         await trio.testing.wait_all_tasks_blocked()
-        server.client.stream.socket.close()
+        server.client.socket.close()
         disk.go.set()
         await server.ended.wait()
     assert contents(disk.memory, 0, 3) == b"xxx"

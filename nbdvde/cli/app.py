@@ -143,6 +143,16 @@ def serve(
     print_uri: Annotated[
         bool | None, typer.Option("--print-uri", help="Print the URIs on standard output once they are served.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", readable=False, help="Certificate in PEM: demand TLS of clients.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", readable=False, help="Key of the certificate, in PEM.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="Authority whose certificates clients must show."),
+    ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:
     """Serve the disk of an image until SIGTERM or SIGINT."""
@@ -152,7 +162,8 @@ def serve(
     given = {
         "key_file": key_file and str(key_file), "listen": listen or None, "export": export, "read_only": read_only,
         "control": control, "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
-        "log_format": log_format and log_format.value,
+        "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
+        "tls_client_ca": tls_client_ca and str(tls_client_ca), "log_format": log_format and log_format.value,
     }  # fmt: skip
     serve(Plan.make(image, memory, load(given, config, os.environ)))
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nbdvde.admin.service import Service
 from nbdvde.cli import output
 from nbdvde.cli.images import ImageByPath, default_control
 from nbdvde.cli.logs import configure_logging
-from nbdvde.config import Options, parse_disk_size
+from nbdvde.config import Options, TlsOptions, parse_disk_size
 from nbdvde.disk import Disk
 from nbdvde.engine.access import open_image
 from nbdvde.engine.image import Image
@@ -31,6 +32,7 @@ from nbdvde.listeners import Address, Listener, UnixAddress, open_listener, pars
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Server
+from nbdvde.tls import Certificates, server_context
 from nbdvde.tuning import tune_process
 
 _log = logging.getLogger(__name__)
@@ -45,11 +47,12 @@ class Plan:
     """Size of the disk in memory, when there is no image."""
     addresses: tuple[Address, ...]
     control: Path | None
+    tls: ssl.SSLContext | None
     options: Options
 
     @classmethod
     def make(cls, image: Path | None, memory: str | None, options: Options) -> Self:
-        """Raises UsageError."""
+        """Raises UsageError, KeyFailure."""
         if (image is None) == (memory is None):
             raise UsageError("serve", "takes either an image or --memory", "see nbdvde serve --help")
         _check_export(options.server.export)
@@ -57,7 +60,9 @@ class Plan:
         control = Path(options.server.control) if options.server.control else image and default_control(image)
         if options.server.control == "none":
             control = None
-        return cls(image, 0 if memory is None else parse_disk_size(memory), addresses, control, options)
+        return cls(
+            image, 0 if memory is None else parse_disk_size(memory), addresses, control, _tls(options.tls), options
+        )
 
     def secret(self) -> Secret | None:
         """What opens the image; asks for it if need be."""
@@ -138,8 +143,9 @@ class _Serving:
         name = self._plan.options.server.export or disk.name
         given = msgspec.structs.asdict(self._plan.options.limits)
         limits = Limits(**{key: value for key, value in given.items() if value is not None})
-        self._server = server = Server(Exports({name: disk}, default=name), limits=limits)
-        uris = [uri for listener in listeners for uri in uris_of(listener)]
+        tls = self._plan.tls
+        self._server = server = Server(Exports({name: disk}, default=name), limits=limits, tls=tls)
+        uris = [uri for listener in listeners for uri in uris_of(listener, tls=tls is not None)]
         async with trio.open_nursery() as nursery:
             if control:
                 service = Service(
@@ -182,12 +188,21 @@ def _check_export(name: str | None) -> None:
         raise UsageError("export name", f"is longer than {MAX_STRING} bytes, or holds a zero byte", "choose another")
 
 
-def uris_of(listener: Listener) -> list[str]:
+def uris_of(listener: Listener, *, tls: bool = False) -> list[str]:
     """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
-    address = listener.address
+    address, scheme = listener.address, "nbds" if tls else "nbd"
     if isinstance(address, UnixAddress):
-        return [f"nbd+unix:///?socket={quote(os.fsencode(address.path.absolute()))}"]
-    return [f"nbd://{place}/" for place in ([address] if address.port else listener.bound)]
+        return [f"{scheme}+unix:///?socket={quote(os.fsencode(address.path.absolute()))}"]
+    return [f"{scheme}://{place}/" for place in ([address] if address.port else listener.bound)]
+
+
+def _tls(options: TlsOptions) -> ssl.SSLContext | None:
+    if options.cert is None or options.key is None:
+        if options.cert or options.key or options.client_ca:
+            raise UsageError("TLS", "needs both a certificate and its key", "give --tls-cert and --tls-key")
+        return None
+    authority = Path(options.client_ca) if options.client_ca else None
+    return server_context(Certificates(Path(options.cert), Path(options.key), authority))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The server's side of fixed newstyle negotiation, as a state machine (spec, "Handshake", "Option types").
 
     FLAGS --client flags--> OPTIONS --GO, EXPORT_NAME--> TRANSMISSION
+                            OPTIONS --STARTTLS---------> TLS --secured--> OPTIONS
                             OPTIONS --ABORT------------> ABORTED
                             OPTIONS --any other--------> OPTIONS
 
@@ -12,7 +13,8 @@ Duties of the caller:
    None, sending each answer before the next step, so that a client that pipelines options is answered at the pace it
    reads.
 2. On `ProtocolError` close the connection.
-3. In TRANSMISSION go on with `negotiated`, `unread` being the first bytes of it. In ABORTED close.
+3. In TLS let TLS begin, and call `secured`; what was agreed before is forgotten.
+4. In TRANSMISSION go on with `negotiated`, `unread` being the first bytes of it. In ABORTED close.
 """
 
 import enum
@@ -46,8 +48,18 @@ class Phase(enum.Enum):
 
     FLAGS = enum.auto()
     OPTIONS = enum.auto()
+    TLS = enum.auto()
     TRANSMISSION = enum.auto()
     ABORTED = enum.auto()
+
+
+class Tls(enum.Enum):
+    """What a connection may and must do."""
+
+    OFF = enum.auto()
+    REQUIRED = enum.auto()
+    """Nothing but STARTTLS and ABORT is answered before (spec, "FORCEDTLS mode")."""
+    DONE = enum.auto()
 
 
 def transmission_flags(read_only: bool, *, structured: bool = False, filtered: bool = False) -> TransmissionFlag:
@@ -73,19 +85,33 @@ class Handshake:
     names.
     """
 
-    def __init__(self, find: Callable[[str], ExportInfo | None], listing: Callable[[], Iterable[ExportInfo]]) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], ExportInfo | None],
+        listing: Callable[[], Iterable[ExportInfo]],
+        tls: Tls = Tls.OFF,
+    ) -> None:
         self.phase = Phase.FLAGS
         self.negotiated: Negotiated | None = None
-        self._find, self._listing = find, listing
+        self._find, self._listing, self._tls = find, listing, tls
         self._buffer = bytearray()
         self._no_zeroes = False
-        self._structured = self._extended = False
-        self._contexts: tuple[str, ...] = ()
-        self._contexts_for: str | None = None
+        self._forget()
         self._options = 0
         self._skip = 0
         self._after_skip: bytes | None = None
         self._shut_down = False
+
+    def _forget(self) -> None:
+        self._structured = self._extended = False
+        self._contexts: tuple[str, ...] = ()
+        self._contexts_for: str | None = None
+
+    def secured(self) -> None:
+        """TLS is on: nothing that came before it counts (CVE-2021-3716)."""
+        assert self.phase is Phase.TLS, "the client asked for it"
+        self._forget()
+        self._tls, self.phase = Tls.DONE, Phase.OPTIONS
 
     @property
     def begun(self) -> bool:
@@ -179,6 +205,8 @@ class Handshake:
             if option == Option.EXPORT_NAME:
                 raise ProtocolError("export", "the server is stopping")
             return option_reply(option, OptionReply.ERR_SHUTDOWN, b"the server is stopping")
+        if self._tls is Tls.REQUIRED and option not in (Option.STARTTLS, Option.ABORT):
+            return self._demand_tls(option)
         handler = _HANDLERS.get(option)
         if handler is None:
             return option_reply(option, OptionReply.ERR_UNSUP, b"unknown option")
@@ -186,6 +214,22 @@ class Handshake:
             return handler(self, option, data)
         except OptionRefused as refused:
             return option_reply(option, refused.reply, wire.encode_string(refused.message))
+
+    def _demand_tls(self, option: int) -> bytes:
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError("export", "EXPORT_NAME without TLS")
+        return option_reply(option, OptionReply.ERR_TLS_REQD, b"this server is for TLS only")
+
+    def _starttls(self, option: int, data: bytes) -> bytes:
+        OptionData(data).finish()
+        if self._tls is Tls.OFF:
+            raise OptionRefused(OptionReply.ERR_POLICY, "this server has no TLS")
+        if self._tls is Tls.DONE:
+            raise OptionRefused(OptionReply.ERR_INVALID, "TLS is on already")
+        if self._buffer:
+            raise ProtocolError("STARTTLS", "more was sent than TLS may follow")
+        self.phase = Phase.TLS
+        return option_reply(option, OptionReply.ACK)
 
     def _export_name(self, _option: int, data: bytes) -> bytes:
         """There is no error reply to this option: what cannot be served ends the connection."""
@@ -290,6 +334,7 @@ _HANDLERS: dict[int, Callable[[Handshake, int, bytes], bytes]] = {
     Option.EXPORT_NAME: Handshake._export_name,
     Option.ABORT: Handshake._abort,
     Option.LIST: Handshake._list,
+    Option.STARTTLS: Handshake._starttls,
     Option.INFO: Handshake._info,
     Option.GO: Handshake._info,
     Option.STRUCTURED_REPLY: Handshake._structured_reply,

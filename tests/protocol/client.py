@@ -119,7 +119,8 @@ class Client:
     """A connection to a server, for tests. Methods fail loudly on anything unexpected."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self.socket = trio.socket.from_stdlib_socket(sock)
+        self.stream: trio.abc.Stream = trio.SocketStream(self.socket)
         self._reads: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
         self.structured = self.extended = False

@@ -102,7 +102,7 @@ def test_bad_data_gives_exactly_one_error_and_haggling_goes_on(feeder: Feeder, n
     ("number", "data", "expected"),
     [
         pytest.param(4, b"", OptionReply.ERR_UNSUP, id="peek export, withdrawn"),
-        pytest.param(5, b"", OptionReply.ERR_UNSUP, id="starttls"),
+        pytest.param(Option.STARTTLS, b"", OptionReply.ERR_POLICY, id="starttls"),
         pytest.param(0xDEADBEEF, b"data", OptionReply.ERR_UNSUP, id="unknown"),
         pytest.param(Option.INFO, info_data("nothing"), UNKNOWN, id="info of an unknown export"),
         pytest.param(Option.GO, info_data("x" * MAX_STRING), UNKNOWN, id="longest name"),

@@ -1,0 +1,251 @@
+"""TLS from STARTTLS to close_notify, and what must not pass without it."""
+
+import random
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from nbdvde.errors import KeyFailure, UsageError
+from nbdvde.exports import Exports
+from nbdvde.limits import Limits
+from nbdvde.listeners import UnixAddress, open_listener
+from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.constants import Command, Option, OptionReply
+from nbdvde.server import Server
+from nbdvde.tls import Certificates, server_context
+from tests.certificates import Authority, make_authority
+from tests.protocol.client import Client, info_data, meta_data, option
+from tests.serving import Connect, running
+
+READ, WRITE, FLUSH, DISC = int(Command.READ), int(Command.WRITE), int(Command.FLUSH), int(Command.DISC)
+STARTTLS = [(OptionReply.ACK, b"")]
+SIZE = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("pki"))
+
+
+def server_of(authority: Authority, *, clients: bool = False, limits: Limits | None = None) -> Server:
+    context = server_context(Certificates(*authority.server, authority.ca if clients else None))
+    exports = Exports({"disk": MemoryDisk(SIZE)}, default="disk")
+    return Server(exports, limits=limits or Limits(linger_s=0), tls=context)
+
+
+def client_context(authority: Authority, *, certificate: Authority | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=authority.ca)
+    if certificate is not None:
+        context.load_cert_chain(*certificate.client)
+    return context
+
+
+async def secure(client: Client, context: ssl.SSLContext) -> None:
+    await client.greet()
+    assert await client.option(Option.STARTTLS) == STARTTLS
+    client.stream = trio.SSLStream(client.stream, context, server_hostname="localhost")
+
+
+async def enter(client: Client) -> None:
+    """Agree on structured replies and go, inside TLS."""
+    assert await client.option(Option.STRUCTURED_REPLY) == STARTTLS
+    client.structured = True
+    assert (await client.option(Option.GO, info_data("disk")))[-1] == (OptionReply.ACK, b"")
+
+
+async def test_a_session(address: UnixAddress, connect: Connect, authority: Authority) -> None:
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await secure(client, client_context(authority))
+        await enter(client)
+        data = random.Random(1).randbytes(5 << 20)
+        assert (await client.ask(WRITE, 4095, payload=data)).error == 0
+        assert (await client.ask(READ, 4095, len(data))).bytes == data
+        for number in range(40):
+            await client.send(READ, number << 12, 1 << 16, cookie=100 + number)
+        replies = [await client.reply() for _ in range(40)]
+        padded = bytes(4095) + data
+        for reply in replies:
+            start = (reply.cookie - 100) << 12
+            assert reply.bytes == padded[start : start + (1 << 16)]
+        assert (await client.ask(FLUSH)).error == 0
+        await client.send(DISC)
+        assert await client.at_end(), "the end is told within TLS, or the client raises"
+
+
+async def test_nothing_is_answered_before(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        for number, data in (
+            (Option.LIST, b""),
+            (Option.STRUCTURED_REPLY, b""),
+            (Option.EXTENDED_HEADERS, b""),
+            (Option.INFO, info_data("disk")),
+            (Option.GO, info_data("disk")),
+            (Option.SET_META_CONTEXT, meta_data("disk", "base:allocation")),
+            (99, b"what"),
+        ):
+            assert [reply for reply, _ in await client.option(number, data)] == [OptionReply.ERR_TLS_REQD]
+        assert await client.option(Option.ABORT) == STARTTLS
+        assert await client.at_end()
+        client = connect(address)
+        await client.greet()
+        await client.stream.send_all(option(Option.EXPORT_NAME, b"disk"))
+        assert await client.at_end()
+
+
+async def test_bytes_behind_starttls_end_the_connection(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    """Or who is in between could slip options into the protected session (CVE-2021-3716)."""
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        await client.stream.send_all(option(Option.STARTTLS) + option(Option.STRUCTURED_REPLY))
+        assert await client.at_end()
+        assert server.metrics.protocol_errors == 1
+
+
+async def test_tls_is_begun_once_and_without_data(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        assert [reply for reply, _ in await client.option(Option.STARTTLS, b"x")] == [OptionReply.ERR_INVALID]
+        assert await client.option(Option.STARTTLS) == STARTTLS
+        client.stream = trio.SSLStream(client.stream, client_context(authority), server_hostname="localhost")
+        assert [reply for reply, _ in await client.option(Option.STARTTLS)] == [OptionReply.ERR_INVALID]
+        await enter(client)
+
+
+async def test_a_server_without_tls_says_so(address: UnixAddress, connect: Connect) -> None:
+    server = Server(Exports({"disk": MemoryDisk(512)}, default="disk"))
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        assert [reply for reply, _ in await client.option(Option.STARTTLS)] == [OptionReply.ERR_POLICY]
+        assert (await client.option(Option.GO, info_data("disk")))[-1] == (OptionReply.ACK, b"")
+
+
+@pytest.mark.parametrize("who", ["nobody", "stranger", "alice"])
+async def test_client_certificates(
+    who: str,
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    shown = {"nobody": None, "stranger": make_authority(tmp_path / "other"), "alice": authority}[who]
+    server = server_of(authority, clients=True)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await secure(client, client_context(authority, certificate=shown))
+        if who == "alice":
+            await enter(client)
+            assert (await client.ask(READ, 0, 5)).bytes == bytes(5)
+        else:
+            with pytest.raises(trio.BrokenResourceError):
+                await client.option(Option.LIST)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.connections == []
+
+
+async def test_old_versions_are_refused(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    context = client_context(authority)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await secure(client, context)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.option(Option.LIST)
+
+
+async def test_noise_instead_of_tls_ends_that_client_only(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    server = server_of(authority)
+    async with running(server, await open_listener(address)):
+        good, bad = connect(address), connect(address)
+        await secure(good, client_context(authority))
+        await enter(good)
+        await bad.greet()
+        assert await bad.option(Option.STARTTLS) == STARTTLS
+        await bad.stream.send_all(random.Random(2).randbytes(4096))
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            await bad.exactly(1 << 20)
+        assert (await good.ask(READ, 0, 4096)).bytes == bytes(4096)
+
+
+async def test_who_never_begins_tls_is_dropped(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    server = server_of(authority, limits=Limits(linger_s=0, handshake_s=10))
+    async with running(server, await open_listener(address)):
+        client = connect(address)
+        await client.greet()
+        assert await client.option(Option.STARTTLS) == STARTTLS
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(server.connections) == 1
+        mock_clock.jump(11)
+        assert await client.at_end()
+
+
+async def test_stop_answers_within_tls(
+    address: UnixAddress,
+    connect: Connect,
+    authority: Authority,
+) -> None:
+    server = server_of(authority)
+    async with running(server, await open_listener(address)) as ended:
+        client = connect(address)
+        await secure(client, client_context(authority))
+        await enter(client)
+        await client.send(READ, 0, 1 << 20)
+        server.stop()
+        assert (await client.reply()).bytes == bytes(1 << 20)
+        assert await client.at_end()
+        await ended.wait()
+
+
+def test_files_that_do_not_serve(authority: Authority, tmp_path: Path) -> None:
+    other = make_authority(tmp_path / "other")
+    certificate, key = authority.server
+    for files, error, text in (
+        (Certificates(tmp_path / "none", key), KeyFailure, "no such file"),
+        (Certificates(certificate, tmp_path / "none"), KeyFailure, "no such file"),
+        (Certificates(certificate, other.server[1]), KeyFailure, "does not go with the key"),
+        (Certificates(key, key), KeyFailure, "does not go with the key"),
+        (Certificates(certificate, key, key), UsageError, "holds no certificate"),
+        (Certificates(certificate, key, tmp_path), KeyFailure, "is a directory"),
+    ):
+        with pytest.raises(error, match=text):
+            server_context(files)
