@@ -43,7 +43,8 @@ def test_nbdinfo(served: Served) -> None:
     assert info["protocol"] == "newstyle-fixed"
     assert info["structured"]
     assert (export["export-name"], export["export-size"]) == ("disk", SIZE)
-    assert export["contexts"] == ["base:allocation"]
+    contexts = ["base:allocation", "qemu:allocation-depth", *(["x-nbdvde:extent"] if served.image else [])]
+    assert export["contexts"] == contexts
     assert [entry["export-name"] for entry in run_json("nbdinfo", "--list", "--json", served.uri)["exports"]] == [
         "disk"
     ]
