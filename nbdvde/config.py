@@ -73,7 +73,7 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     key_file: str | None = None
     """Path of the key file; without one the passphrase is asked for."""
     listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("localhost:10809",)
-    """Listeners: `unix:PATH` or `HOST:PORT`."""
+    """Listeners: `unix:PATH`, `HOST:PORT`, `vsock:CID:PORT`, or `systemd` for what it passes."""
     export: str | None = None
     """Name of the export; the disk is also the default export."""
     read_only: bool = False

@@ -16,6 +16,11 @@ from nbdvde.errors import NetworkError, UsageError, reason
 
 DEFAULT_PORT = 10809
 BACKLOG = 128
+ANY_CID = (1 << 32) - 1
+"""Every context id of this machine."""
+_FIRST_PASSED = 3
+_VSOCK = re.compile(r"vsock:(?P<cid>any|\d{1,10}):(?P<port>\d{1,10})")
+_FORMS = "use unix:PATH, HOST:PORT, [IPV6]:PORT, vsock:CID:PORT or systemd"
 _TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
 
 
@@ -40,11 +45,37 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-Address = UnixAddress | TcpAddress
+@dataclass(frozen=True, slots=True)
+class VsockAddress:
+    """A port between a virtual machine and its host (vsock(7))."""
+
+    cid: int
+    port: int
+
+    def __str__(self) -> str:
+        return f"vsock:{'any' if self.cid == ANY_CID else self.cid}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PassedAddress:
+    """Sockets that systemd has opened for us (sd_listen_fds(3))."""
+
+    def __str__(self) -> str:
+        return "systemd"
+
+
+Address = UnixAddress | TcpAddress | VsockAddress | PassedAddress
 
 
 def parse_listen(text: str) -> Address:
-    """An address from `unix:PATH`, `HOST:PORT` or `[IPV6]:PORT`. Raises `UsageError`."""
+    """An address from `unix:PATH`, `HOST:PORT`, `[IPV6]:PORT`, `vsock:CID:PORT` or `systemd`. Raises `UsageError`."""
+    if text == "systemd":
+        return PassedAddress()
+    if match := _VSOCK.fullmatch(text):
+        cid, port = ANY_CID if match["cid"] == "any" else int(match["cid"]), int(match["port"])
+        if max(cid, port) > ANY_CID:
+            raise UsageError(f"listen address '{text}'", "a number is above 4294967295", "use vsock:any:10809")
+        return VsockAddress(cid, port)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path or "\0" in path:
@@ -52,8 +83,8 @@ def parse_listen(text: str) -> Address:
         return UnixAddress(Path(path))
     match = _TCP.fullmatch(text)
     host = match and (match["ipv6"] or match["host"])
-    if not match or not host or int(match["port"]) > 65535:
-        raise UsageError(f"listen address '{text}'", "not understood", "use unix:PATH, HOST:PORT or [IPV6]:PORT")
+    if not match or not host or int(match["port"]) > 65535 or host == "vsock":
+        raise UsageError(f"listen address '{text}'", "not understood", _FORMS)
     return TcpAddress(host, int(match["port"]))
 
 
@@ -68,9 +99,7 @@ class Listener:
     @property
     def bound(self) -> list[Address]:
         """Where the sockets are, with the port the kernel chose."""
-        if isinstance(self.address, UnixAddress):
-            return [self.address]
-        return [TcpAddress(*sock.getsockname()[:2]) for sock in self.sockets]
+        return [_place_of(sock) for sock in self.sockets]
 
     def close(self) -> None:
         """Close the sockets, and remove a Unix socket if it is still ours."""
@@ -83,8 +112,12 @@ class Listener:
 
 async def open_listener(address: Address) -> Listener:
     """Bind and listen. A Unix socket nobody listens on is replaced. Raises `NetworkError`."""
+    if isinstance(address, PassedAddress):
+        return Listener(address, _passed())
     if isinstance(address, UnixAddress):
         return Listener(address, [_listen_unix(address)])
+    if isinstance(address, VsockAddress):
+        return Listener(address, [_listen_vsock(address)])
     try:
         found = await trio.socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -120,6 +153,48 @@ def _listen_unix(address: UnixAddress) -> socket.socket:
         raise _cannot_listen(address, error) from error
 
 
+def _listen_vsock(address: VsockAddress) -> socket.socket:
+    try:
+        return _bound(socket.AF_VSOCK, (address.cid, address.port))
+    except (OSError, AttributeError) as error:
+        raise NetworkError(
+            f"cannot listen on {address}",
+            reason(error) if isinstance(error, OSError) else "this system has no vsock",
+            "virtual machines need a vsock device, hosts the module vhost_vsock",
+        ) from error
+
+
+def _passed() -> list[socket.socket]:
+    """What systemd says is ours: descriptors from 3 on. They are ours once, and not our children's."""
+    count, owner = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if owner != str(os.getpid()) or not count.isdecimal() or not int(count):
+        raise NetworkError("cannot listen on systemd", "it passed no sockets", "start the .socket unit")
+    sockets = []
+    for descriptor in range(_FIRST_PASSED, _FIRST_PASSED + int(count)):
+        try:
+            sock = socket.socket(fileno=descriptor)
+            listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            raise NetworkError("cannot listen on systemd", reason(error), f"descriptor {descriptor}") from error
+        if not listening or sock.type != socket.SOCK_STREAM:
+            raise NetworkError("cannot listen on systemd", "a socket does not listen", "use Accept=no, ListenStream=")
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+        sockets.append(sock)
+    return sockets
+
+
+def _place_of(sock: socket.socket) -> Address:
+    """Where a socket is bound."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return UnixAddress(Path(os.fsdecode(name)))
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return TcpAddress(*name[:2])
+    return VsockAddress(*name)
+
+
 def _remove_stale(address: UnixAddress) -> None:
     """Remove what an ended server left behind; nothing else."""
     with contextlib.suppress(FileNotFoundError):
@@ -139,7 +214,7 @@ def _bound(family: int, where: object) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        if family != socket.AF_UNIX:
+        if family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

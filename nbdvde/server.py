@@ -12,7 +12,7 @@ import trio
 from nbdvde.errors import reason
 from nbdvde.exports import Exports
 from nbdvde.limits import Limits, Shared
-from nbdvde.listeners import Listener, TcpAddress
+from nbdvde.listeners import Listener, TcpAddress, VsockAddress
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.handshake import Handshake, Phase, Tls
 from nbdvde.protocol.messages import Negotiated, ProtocolError
@@ -215,6 +215,7 @@ def _peer(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         return "unix"
     try:
-        return str(TcpAddress(*sock.getpeername()[:2]))
+        name = sock.getpeername()
+        return str(TcpAddress(*name[:2]) if sock.family in (socket.AF_INET, socket.AF_INET6) else VsockAddress(*name))
     except OSError:
         return "gone"

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nbdvde.listeners import Address, Listener, UnixAddress
+from nbdvde.listeners import Address, Listener, TcpAddress, UnixAddress
 from nbdvde.server import Server
 from tests.protocol.client import Client
 
@@ -21,6 +21,7 @@ class Connect:
         if isinstance(address, UnixAddress):
             family, where = socket.AF_UNIX, str(address.path)
         else:
+            assert isinstance(address, TcpAddress)
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             where = (address.host, address.port)  # type: ignore[assignment]
         sock = socket.socket(family)

@@ -18,9 +18,12 @@ from nbdvde.errors import ExitCode, NetworkError, UsageError
 from nbdvde.exports import Exports
 from nbdvde.limits import SMALL_BYTES, Limits
 from nbdvde.listeners import (
+    ANY_CID,
     Address,
+    PassedAddress,
     TcpAddress,
     UnixAddress,
+    VsockAddress,
     open_listener,
     parse_listen,
 )
@@ -52,6 +55,9 @@ def server_of(disk: Disk | None = None, limits: Limits = IMPATIENT) -> Server:
         ("127.0.0.1:0", TcpAddress("127.0.0.1", 0)),
         ("[::1]:10809", TcpAddress("::1", 10809)),
         ("[fe80::1%eth0]:1", TcpAddress("fe80::1%eth0", 1)),
+        ("vsock:2:10809", VsockAddress(2, 10809)),
+        ("vsock:any:4294967295", VsockAddress(ANY_CID, 4294967295)),
+        ("systemd", PassedAddress()),
     ],
 )
 def test_listen_addresses(text: str, expected: Address) -> None:
@@ -61,7 +67,26 @@ def test_listen_addresses(text: str, expected: Address) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "unix:", "unix:a\0b", "localhost", "localhost:", ":1", "[]:1", "::1:1", "a:65536", "a:-1", "a:b", "a:²"],
+    [
+        "",
+        "unix:",
+        "unix:a\0b",
+        "localhost",
+        "localhost:",
+        ":1",
+        "[]:1",
+        "::1:1",
+        "a:65536",
+        "a:-1",
+        "a:b",
+        "a:²",
+        "vsock:",
+        "vsock:1",
+        "vsock:a:1",
+        "vsock:4294967296:1",
+        "vsock:1:4294967296",
+        "systemd:",
+    ],
 )
 def test_bad_listen_addresses(text: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -478,3 +503,32 @@ async def test_who_haggles_during_a_stop_is_told(address: UnixAddress, connect: 
         assert await silent.at_end()
         with trio.fail_after(4):
             await ended.wait()
+
+
+async def test_vsock_where_the_host_has_it() -> None:
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+    except (OSError, AttributeError):
+        with pytest.raises(NetworkError):
+            await open_listener(VsockAddress(ANY_CID, 10809))
+        return
+    listener = await open_listener(VsockAddress(ANY_CID, 10809))
+    assert listener.bound == [VsockAddress(ANY_CID, 10809)]
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"LISTEN_FDS": "1", "LISTEN_PID": "1"},
+        {"LISTEN_FDS": "0", "LISTEN_PID": str(os.getpid())},
+        {"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())},
+    ],
+)
+async def test_nothing_passed(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LISTEN_FDS", "LISTEN_PID"):
+        monkeypatch.setenv(name, variables.get(name, ""))
+    with pytest.raises(NetworkError, match="passed no sockets"):
+        await open_listener(PassedAddress())
+    assert "LISTEN_FDS" not in os.environ

@@ -124,7 +124,10 @@ def serve(
     key_file: KeyFile = None,
     listen: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="unix:PATH or HOST:PORT; repeatable. [default: localhost:10809]"),
+        typer.Option(
+            metavar="ADDRESS",
+            help="unix:PATH, HOST:PORT, vsock:CID:PORT or systemd; repeatable. [default: localhost:10809]",
+        ),
     ] = None,
     export: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the export. [default: the name of the disk]")

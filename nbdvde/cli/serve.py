@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -28,7 +29,16 @@ from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NetworkError, UsageError, reason
 from nbdvde.exports import Exports
 from nbdvde.limits import Limits
-from nbdvde.listeners import Address, Listener, UnixAddress, open_listener, parse_listen
+from nbdvde.listeners import (
+    ANY_CID,
+    Address,
+    Listener,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    open_listener,
+    parse_listen,
+)
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Server
@@ -99,6 +109,7 @@ class _Serving:
 
     def stop(self) -> None:
         """Begin a clean stop; when it has begun, end the waiting for clients."""
+        _tell_systemd("STOPPING=1")
         if self._server is None:
             self._starting.cancel()
         elif self._stopping:
@@ -163,6 +174,7 @@ class _Serving:
             await serving.start(server.run, listeners)
             self._held.enter_context(_pid_file(self._plan.options.server.pid_file))
             self._announce(name, uris)
+            _tell_systemd("READY=1")
 
     def _announce(self, name: str, uris: Sequence[str]) -> None:
         for uri in uris:
@@ -190,10 +202,26 @@ def _check_export(name: str | None) -> None:
 
 def uris_of(listener: Listener, *, tls: bool = False) -> list[str]:
     """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
-    address, scheme = listener.address, "nbds" if tls else "nbd"
-    if isinstance(address, UnixAddress):
-        return [f"{scheme}+unix:///?socket={quote(os.fsencode(address.path.absolute()))}"]
-    return [f"{scheme}://{place}/" for place in ([address] if address.port else listener.bound)]
+    address = listener.address
+    known = isinstance(address, UnixAddress) or (isinstance(address, TcpAddress) and address.port)
+    return [_uri(place, "nbds" if tls else "nbd") for place in ([address] if known else listener.bound)]
+
+
+def _uri(place: Address, scheme: str) -> str:
+    """See https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md; libnbd adds vsock."""
+    if isinstance(place, UnixAddress):
+        return f"{scheme}+unix:///?socket={quote(os.fsencode(place.path.absolute()))}"
+    if isinstance(place, VsockAddress):
+        return f"{scheme}+vsock://{'' if place.cid == ANY_CID else place.cid}:{place.port}/"
+    return f"{scheme}://{place}/"
+
+
+def _tell_systemd(state: str) -> None:
+    """Tell the service manager, if there is one that wants to know (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:

@@ -71,15 +71,21 @@ def _environment() -> dict[str, str]:
 class Process:
     """A started `nbdvde serve`."""
 
-    def __init__(self, folder: Path, what: Sequence[str | Path], listen: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, what: Sequence[str | Path], listen: str | None = None, passed: Sequence[int] = ()
+    ) -> None:
+        """`passed` are descriptors of listening sockets, given on as systemd does."""
         self.socket = folder / "nbd.sock"
         self._log = folder / "server.log"
         address = listen or f"unix:{self.socket}"
+        command = [NBDVDE, "serve", *map(str, what), "--listen", address, "--print-uri"]
+        if passed:
+            places = " ".join(f"{number}<&{fd}" for number, fd in enumerate(passed, 3))
+            command = ["bash", "-c", f'LISTEN_PID=$$ LISTEN_FDS={len(passed)} exec "$0" "$@" {places}', *command]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [NBDVDE, "serve", *map(str, what), "--listen", address, "--print-uri"],
-                stdout=subprocess.PIPE, stderr=log, text=True, env=_environment(),
-            )  # fmt: skip
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment(), pass_fds=passed
+            )
         assert self._process.stdout
         self.uri = self._process.stdout.readline().strip()
         """The address it said it is ready at."""

@@ -24,7 +24,9 @@ def authority(tmp_path: Path) -> Authority:
 def serving(folder: Path, authority: Authority, *, clients: bool = False) -> Iterator[str]:
     """A URI of a disk in memory over TLS, for clients that look for their files in the authority's directory."""
     certificate, key = authority.server
-    options = ["--tls-cert", certificate, "--tls-key", key, *(["--tls-client-ca", authority.ca] if clients else [])]
+    options: list[str | Path] = ["--tls-cert", certificate, "--tls-key", key]
+    if clients:
+        options += ["--tls-client-ca", authority.ca]
     server = Process(folder, ["--memory", str(SIZE), *options], listen="127.0.0.1:0")
     assert server.uri.startswith("nbds://127.0.0.1:")
     yield f"{server.uri.replace('127.0.0.1', 'localhost')}?tls-certificates={authority.directory}"
