@@ -40,6 +40,7 @@ async def test_indexes_are_read_where_they_have_to_be() -> None:
     format_storage(storage, SIZE, KEY)
     image = await open_storage(storage, KEY)
     await image.disk().write(0, memoryview(NOISE))
+    await image.flush()
     await image.disk().write(64 * BLOCK, memoryview(b"text" * BLOCK))
     await image.close()
     image = await open_storage(RecordingStorage(bytes(storage.image)), KEY)

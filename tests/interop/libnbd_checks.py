@@ -75,6 +75,7 @@ def lists_its_exports(uri: str) -> None:
     assert names == ["disk"]
     contexts: list[str] = []
     handle.set_export_name("disk")
+    handle.clear_meta_contexts()
     handle.opt_list_meta_context(contexts.append)
     assert contexts[:2] == ["base:allocation", "qemu:allocation-depth"]
     handle.opt_info()
