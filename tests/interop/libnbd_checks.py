@@ -54,6 +54,13 @@ def _keep(entries: list[int], _context: str, _offset: int, got: list[int], _erro
     entries.extend(got)
 
 
+def clear(uri: str) -> None:
+    """Make the disk empty again."""
+    handle = connect(uri)
+    handle.zero(DISK_BYTES, 0)
+    handle.shutdown()
+
+
 def says_what_it_is(uri: str) -> None:
     handle = connect(uri)
     assert handle.get_protocol() == "newstyle-fixed"
