@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from nbdvde import KeyFile, check_image, create_image
 
 NBDVDE = str(Path(sys.executable).parent / "nbdvde")
+ROOT = Path(__file__).parents[2]
 CHECKS = Path(__file__).with_name("libnbd_checks.py")
 _SYSTEM_MODULE = Path("/usr/lib/python3/dist-packages/nbd.py")
 STOP_S = 60
@@ -38,24 +39,31 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
-def run(*command: str | Path, input: bytes | None = None) -> str:  # noqa: A002 - as subprocess.run names it
+def run(
+    *command: str | Path,
+    input: bytes | None = None,  # noqa: A002 - as subprocess.run names it
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """Run a program to its end and give its standard output; the test fails when it does."""
-    done = subprocess.run([*map(str, command)], input=input, capture_output=True, check=False, env=_environment())
+    environment = {**_environment(), **(variables or {})}
+    done = subprocess.run([*map(str, command)], input=input, capture_output=True, check=False, env=environment)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout.decode()}{done.stderr.decode()}"
     return done.stdout.decode()
 
 
-def libnbd(name: str, *arguments: str) -> None:
-    """Call a function of libnbd_checks: here, or in the system's Python when libnbd was built for another one.
+def libnbd(name: str, *arguments: str, module: str = "libnbd_checks") -> None:
+    """Call a function of a module of this package that needs libnbd.
 
-    tests/conftest.py makes the module importable where it can be.
+    Here, or in the system's Python when libnbd was built for another one; tests/conftest.py makes libnbd importable
+    where it can be.
     """
+    module = f"{__package__}.{module}"
     if importlib.util.find_spec("nbd"):
-        getattr(importlib.import_module("tests.interop.libnbd_checks"), name)(*arguments)
+        getattr(importlib.import_module(module), name)(*arguments)
         return
     if not _SYSTEM_MODULE.exists():
         unavailable("python3-libnbd is not installed")
-    run("/usr/bin/python3", CHECKS, name, *arguments)
+    run("/usr/bin/python3", "-m", module, name, *arguments, variables={"PYTHONPATH": str(ROOT)})
 
 
 def run_json(*command: str | Path) -> Any:
@@ -92,6 +100,11 @@ class Process:
         if not self.uri:
             self.kill()
             pytest.fail(f"the server did not start: {self._log.read_text()}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     @property
     def running(self) -> bool:

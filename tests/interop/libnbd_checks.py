@@ -1,6 +1,6 @@
 """What libnbd, the reference client, must find. Uses nothing but libnbd and the standard library.
 
-`python3 libnbd_checks.py NAME URI` calls one of the functions, for a Python that libnbd was built for.
+`python3 -m tests.interop.libnbd_checks NAME URI` calls one of the functions, for a Python that libnbd was built for.
 """
 
 import sys

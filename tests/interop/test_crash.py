@@ -1,5 +1,7 @@
 """`kill -9` takes nothing that a flush or FUA acknowledged."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.interop.conftest import Serve
@@ -29,3 +31,12 @@ def test_killed_while_writing(serve: Serve, by: str) -> None:
         libnbd("write_a_generation", disk.uri, generation, by)
         disk.crash()
         libnbd("find_a_generation", disk.uri, generation)
+
+
+@pytest.mark.parametrize("seed", ["first", "second", "third"])
+def test_eight_connections_share_one_cache(serve: Serve, seed: str, tmp_path: Path) -> None:
+    """Killed in the middle: what a flush on any connection covered of all connections is there."""
+    disk, record = serve(64 * MIB), str(tmp_path / "record")
+    libnbd("write_and_kill", disk.uri, str(disk.server.pid), seed, record, module="libnbd_eight")
+    disk.crash()
+    libnbd("find", disk.uri, record, module="libnbd_eight")

@@ -4,12 +4,13 @@ import os
 import random
 import re
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.interop.conftest import SIZE
-from tests.interop.harness import Process, Served, need, run, run_json
+from tests.interop.harness import Process, Served, need, run, run_json, serve_image
 
 MIB = 1 << 20
 COUNT_OF_LINES = re.compile(r"ops; ")
@@ -58,6 +59,52 @@ def test_nbdinfo_over_tcp(tmp_path: Path) -> None:
     assert server.uri.startswith("nbd://127.0.0.1:")
     assert run("nbdinfo", "--size", server.uri) == f"{MIB}\n"
     server.stop()
+
+
+@pytest.mark.parametrize("address", ["unix", "tcp"])
+def test_nbd_client_lists(tmp_path: Path, address: str) -> None:
+    """The reference implementation's client."""
+    need("nbd-client")
+    server = Process(tmp_path, ["--memory", "1M"], listen="127.0.0.1:0" if address == "tcp" else None)
+    where = ["-unix", server.socket] if address == "unix" else ["127.0.0.1", server.uri.rstrip("/").rpartition(":")[2]]
+    assert run("nbd-client", "-l", *where).split() == ["Negotiation:", "..", "disk"]
+    server.stop()
+
+
+def test_nbdinfo_maps_how_blocks_are_stored(tmp_path: Path) -> None:
+    need("nbdinfo", "qemu-io")
+    with closing(serve_image(tmp_path, SIZE)) as disk:
+        noise = tmp_path / "noise"
+        noise.write_bytes(random.Random(2).randbytes(MIB))
+        run("qemu-io", "-f", "raw", "-c", "write -q -P 1 0 1M", "-c", f"write -q -s {noise} 1M 1M", disk.uri)
+        disk.restart()
+        entries = run_json("nbdinfo", "--map=x-nbdvde:extent", "--json", disk.uri)
+    kinds = [(entry["offset"], entry["length"], entry["type"]) for entry in entries]
+    assert kinds == [(0, MIB, 1), (MIB, MIB, 0), (2 * MIB, SIZE - 2 * MIB, 2)]
+
+
+def test_nbdsh(served: Served) -> None:
+    need("nbdsh")
+    script = [
+        "h.pwrite(b'shell' * 100, 1000)", "h.flush()", "print(h.pread(10, 1000).decode(), h.get_size(), h.can_fua())"
+    ]  # fmt: skip
+    commands = [part for line in script for part in ("-c", line)]
+    path = {"PATH": f"/usr/bin:{os.environ['PATH']}"}  # the Python that libnbd was built for
+    assert run("nbdsh", "-u", served.uri, *commands, variables=path) == f"shellshell {SIZE} True\n"
+
+
+@pytest.mark.parametrize("shared", ["false", "true"])
+def test_nbdkit_in_front_of_us(served: Served, raw: Path, tmp_path: Path, shared: str) -> None:
+    """Its plugin `nbd` has one connection for each of its clients, or one for all."""
+    need("nbdkit", "nbdcopy", "nbdinfo")
+    through, direct = tmp_path / "through", tmp_path / "direct"
+    work = f'nbdcopy --connections=4 {raw} "$uri" && nbdcopy --connections=4 "$uri" {through} && nbdinfo --map "$uri"'
+    mapped = run("nbdkit", "-U", "-", "nbd", f"uri={served.uri}", f"shared={shared}", "--run", work)
+    assert mapped == run("nbdinfo", "--map", served.uri)
+    assert "hole,zero" in mapped
+    run("nbdcopy", served.uri, direct)
+    assert equal(raw, through)
+    assert equal(raw, direct)
 
 
 def test_nbdcopy_in_and_out(served: Served, raw: Path, tmp_path: Path) -> None:
@@ -168,9 +215,18 @@ def test_qemu_io_many_at_a_time(served: Served) -> None:
         ["--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned", "--iodepth=16", "--io_size=48M"],
         ["--rw=write", "--bs=1M", "--iodepth=8", "--fsync=4"],
         ["--rw=randwrite", "--bs=16k", "--iodepth=8", "--numjobs=4", "--offset_increment=25%", "--size=25%"],
+        [
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=16",
+            "--numjobs=16",
+            "--offset_increment=4M",
+            "--size=4M",
+            "--fsync=64",
+        ],
         ["--rw=randrw", "--bs=8k", "--iodepth=16", "--verify_backlog=256"],
     ],
-    ids=["4k", "any", "1M", "four clients", "mixed"],
+    ids=["4k", "any", "1M", "four clients", "sixteen clients", "mixed"],
 )
 def test_fio_verifies_its_checksums(served: Served, job: list[str], tmp_path: Path) -> None:
     need("fio")
