@@ -1,14 +1,17 @@
 """A disk in memory: the reference model for tests, and the speed no image can exceed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from nbdvde.disk import ALLOCATION_DEPTH, Disk, Piece, Status
+from nbdvde.errors import NoSpaceError
 
 _SHIFT = 16
 CHUNK = 1 << _SHIFT
 """Bytes allocated at a time."""
 _WITHIN = CHUNK - 1
 _ZEROES = memoryview(bytes(CHUNK))
+_MOST_ZEROES = 1 << 18
+"""Chunks that one request may allocate without sending them; they cost 100 bytes each."""
 
 
 class MemoryDisk(Disk):
@@ -67,6 +70,8 @@ class MemoryDisk(Disk):
         if first >= last:
             self._zero_parts(offset, end, allocate)
             return True
+        if allocate and last - first > _MOST_ZEROES:
+            raise NoSpaceError("write zeroes", f"memory keeps at most {_MOST_ZEROES * CHUNK >> 30} GiB at a time")
         self._zero_parts(offset, first * CHUNK, allocate)
         self._zero_parts(last * CHUNK, end, allocate)
         if allocate:
@@ -88,23 +93,31 @@ class MemoryDisk(Disk):
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         """See `Disk`."""
         extents: list[tuple[int, int]] = []
-        for index, start, end in _spans(offset, length):
-            status = int(self._chunk_status(index))
-            if context == ALLOCATION_DEPTH:
-                status = int(not status & Status.HOLE)
-            if extents and extents[-1][1] == status:
-                extents[-1] = (extents[-1][0] + end - start, status)
-            elif len(extents) == max_extents:
-                break
-            else:
-                extents.append((end - start, status))
-        return extents
+        end, hole = offset + length, self._number(None, context)
+        for index in self._allocated(offset >> _SHIFT, -(-end // CHUNK)):
+            start, stop = max(index << _SHIFT, offset), min((index + 1) << _SHIFT, end)
+            _extend(extents, start - offset, hole)
+            _extend(extents, stop - start, self._number(self._chunks[index], context))
+            offset = stop
+            if len(extents) > max_extents:
+                return extents[:max_extents]
+        _extend(extents, end - offset, hole)
+        return extents[:max_extents]
 
-    def _chunk_status(self, index: int) -> Status:
-        chunk = self._chunks.get(index)
+    def _number(self, chunk: memoryview | None, context: str) -> int:
+        """What a context says of a chunk."""
+        if context == ALLOCATION_DEPTH:
+            return int(chunk is not None)
         if chunk is None:
-            return Status.HOLE | Status.ZERO
-        return Status.ZERO if chunk is _ZEROES else Status.DATA
+            return int(Status.HOLE | Status.ZERO)
+        return int(Status.ZERO if chunk is _ZEROES else Status.DATA)
+
+    def _allocated(self, first: int, last: int) -> Iterable[int]:
+        """Indexes of the chunks in [first, last) that are not holes, in order; in time bounded by what is allocated."""
+        chunks = self._chunks
+        if last - first < len(chunks):
+            return (index for index in range(first, last) if index in chunks)
+        return sorted(index for index in chunks if first <= index < last)
 
     def _read_chunks(self, offset: int, length: int) -> list[Piece]:
         chunks = self._chunks
@@ -142,10 +155,16 @@ class MemoryDisk(Disk):
 
     def _drop(self, first: int, last: int) -> None:
         """Make holes of the chunks in [first, last), in time bounded by what is allocated."""
-        chunks = self._chunks
-        indexes = range(first, last) if last - first < len(chunks) else [i for i in chunks if first <= i < last]
-        for index in indexes:
-            chunks.pop(index, None)
+        for index in list(self._allocated(first, last)):
+            del self._chunks[index]
+
+
+def _extend(extents: list[tuple[int, int]], length: int, number: int) -> None:
+    """Add an extent, which may be empty, and merge it with the last."""
+    if extents and extents[-1][1] == number:
+        extents[-1] = extents[-1][0] + length, number
+    elif length:
+        extents.append((length, number))
 
 
 def _spans(offset: int, length: int) -> Iterator[tuple[int, int, int]]:

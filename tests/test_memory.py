@@ -2,12 +2,14 @@
 
 from itertools import pairwise
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, Disk, Status
+from nbdvde.errors import NoSpaceError
 from nbdvde.memory import CHUNK, MemoryDisk
 
 SIZE = 5 * CHUNK + 777
@@ -100,6 +102,22 @@ def test_a_huge_disk_costs_nothing() -> None:
     assert disk.zero_nowait((1 << 60) - (1 << 32), 1 << 32, allocate=False)
     assert disk.allocated_bytes == 0
     assert disk.read_nowait((1 << 60) - 10, 10) == (10,)
+
+
+def test_long_requests_cost_what_is_allocated() -> None:
+    """With extended headers one request may be about the whole disk."""
+    disk = MemoryDisk(1 << 62)
+    disk.write_nowait((1 << 61) + 5, memoryview(b"x"), owned=False)
+    hole = Status.HOLE | Status.ZERO
+    rest = (1 << 61) - CHUNK
+    assert status(disk, 0, 1 << 62) == [(1 << 61, hole), (CHUNK, Status.DATA), (rest, hole)]
+    assert status(disk, 0, 1 << 62, 2) == [(1 << 61, hole), (CHUNK, Status.DATA)]
+    assert status(disk, 7, (1 << 61) + 1, context=ALLOCATION_DEPTH) == [((1 << 61) - 7, 0), (8, 1)]
+    disk.trim_nowait(0, 1 << 62)
+    assert disk.allocated_bytes == 0
+    with pytest.raises(NoSpaceError):
+        disk.zero_nowait(1, 1 << 61, allocate=True)
+    assert disk.allocated_bytes == 0
 
 
 def test_holes_come_back_when_chunks_are_zeroed_or_trimmed() -> None:
