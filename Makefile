@@ -28,6 +28,7 @@ run: venv
 
 test: venv
 	tools/prerequisites test
+	-tools/later-debian >/dev/null
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: venv

@@ -157,10 +157,8 @@ class RequestParser:
         body = position + wire.EXTENDED_REQUEST.size
         if magic != EXTENDED_REQUEST_MAGIC:
             return _ended(f"magic {magic:#x}", first)
-        if not flags & _PAYLOAD_LEN:
+        if not flags & _PAYLOAD_LEN and command != _WRITE:
             refused = self._refusal(command, flags, offset, length)
-            if command == _WRITE:
-                refused = refusal(NbdErrno.EINVAL, "a write without payload")
             return (command, flags, cookie, offset, length, None, refused), body
         if command == Command.BLOCK_STATUS and self._is_filter(length):
             if body + length > self._end:
@@ -261,10 +259,13 @@ def _is_large(request: Request) -> bool:
 
 
 def _unpack_extended(buffer: Buffer, position: int) -> tuple[int, ...]:
-    """An extended header as the compact one of the same request; magic 0 when there is none."""
+    """An extended header as the compact one of the same request; magic 0 when there is none.
+
+    A write has its payload even if it does not say so: QEMU's client never does (8.2 to 10.0).
+    """
     magic, flags, command, cookie, offset, length = wire.EXTENDED_REQUEST.unpack_from(buffer, position)
     if command == _WRITE:
-        flags ^= _PAYLOAD_LEN
+        flags &= ~_PAYLOAD_LEN
     usual = magic == EXTENDED_REQUEST_MAGIC and not flags & _PAYLOAD_LEN and length <= _MAX_SKIP
     return REQUEST_MAGIC if usual else 0, flags, command, cookie, offset, length
 

@@ -303,6 +303,8 @@ def test_extended_requests(piece: int) -> None:
         extended(Command.READ, 5, 4096, cookie=1)
         + extended(Command.WRITE, 7, cookie=2, payload=small, flags=FUA)
         + extended(Command.WRITE, 1 << 44, cookie=3, payload=large)
+        + extended(Command.WRITE, 9, len(small), cookie=9)
+        + small  # as QEMU's client does it, without PAYLOAD_LEN
         + extended(Command.TRIM, 0, WIDE, cookie=4)
         + extended(Command.WRITE_ZEROES, 1, WIDE - 1, cookie=5, flags=NO_HOLE)
         + extended(Command.BLOCK_STATUS, 0, WIDE, cookie=6, flags=REQ_ONE)
@@ -316,6 +318,7 @@ def test_extended_requests(piece: int) -> None:
         (Command.READ, 0, 1, 5, 4096, None, None),
         (Command.WRITE, FUA, 2, 7, len(small), small, None),
         (Command.WRITE, 0, 3, 1 << 44, len(large), large, None),
+        (Command.WRITE, 0, 9, 9, len(small), small, None),
         (Command.TRIM, 0, 4, 0, WIDE, None, None),
         (Command.WRITE_ZEROES, NO_HOLE, 5, 1, WIDE - 1, None, None),
         (Command.BLOCK_STATUS, REQ_ONE, 6, 0, WIDE, None, None),
@@ -351,8 +354,8 @@ REFUSED_WIDE = [
     pytest.param(extended(Command.READ, payload=bytes(300)), id="a read with payload"),
     pytest.param(extended(Command.FLUSH, payload=bytes(1 << 20)), id="a flush with payload"),
     pytest.param(extended(99, payload=bytes(5)), id="an unknown command with payload"),
-    pytest.param(extended(Command.WRITE, 0, 512), id="a write without payload"),
     pytest.param(extended(Command.WRITE, WIDE, payload=b"x" * 600), id="a write past the end"),
+    pytest.param(extended(Command.WRITE, WIDE, 600) + bytes(600), id="a write past the end without PAYLOAD_LEN"),
     pytest.param(extended(Command.READ, 0, 1 << 40), id="a read beyond any payload"),
     pytest.param(extended(Command.TRIM, 1 << 63, (1 << 64) - 1), id="a trim past the end"),
     pytest.param(extended(Command.READ, 0, 512, flags=1 << 9), id="an unknown flag"),
@@ -379,6 +382,7 @@ def test_extended_requests_that_are_refused_are_consumed(data: bytes, piece: int
     [
         request(Command.READ, 0, 512).ljust(40, b"\0"),
         extended(Command.WRITE, 0, 1 << 32, flags=PAYLOAD_LEN),
+        extended(Command.WRITE, 0, 1 << 32),
         extended(Command.TRIM, 0, (1 << 64) - 1, flags=PAYLOAD_LEN),
     ],
 )
