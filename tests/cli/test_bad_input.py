@@ -21,7 +21,8 @@ EXITS = ("info", "check", "serve")
 
 def test_wrong_key(command: Command, image: Path, tmp_path: Path) -> None:
     wrong = write_key(tmp_path / "wrong", b"w" * 32)
-    for words in (["check", image], ["info", image], ["serve", image], ["key", "remove", image]):
+    serve = ["serve", image, "--listen", f"unix:{tmp_path}/socket"]
+    for words in (["check", image], ["info", image], serve, ["key", "remove", image]):
         command(*words, "--key-file", wrong).fails(4, "wrong key or passphrase", "it takes a key file")
 
 
