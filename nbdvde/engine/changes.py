@@ -112,13 +112,13 @@ def _fill(
 
 
 def _count(segments: Segments, entries: Sequence[int], step: int) -> None:
-    """Count blocks in or out of their segments."""
+    """Count blocks in or out of their segments. Raises DamageError when the map names one that does not exist."""
     if len(entries) < _FEW:
         for entry in entries:
             if entry > ALLOCATED_ZERO:
-                segments.states[entry >> SLOT_SHIFT].live += step
+                segments.find(entry >> SLOT_SHIFT).live += step
         return
     slots, counts = np.unique(np.array(entries, np.uint64) >> np.uint64(SLOT_SHIFT), return_counts=True)
     for slot, blocks in zip(slots.tolist(), counts.tolist(), strict=True):
         if slot:
-            segments.states[slot].live += step * blocks
+            segments.find(slot).live += step * blocks

@@ -86,6 +86,8 @@ class Decoder:
         """The blocks of one frame, joined."""
         left = blocks - frame * FRAME_BLOCKS
         length = FRAME_BYTES if left >= FRAME_BLOCKS else left * BLOCK
+        if not plain:
+            raise DamageError("extent", "is empty", "run nbdvde check")
         if plain[0] == ZSTD:
             unpack_ends, base = _TABLES[min(blocks, EXTENT_BLOCKS_MAX)]
             if blocks > EXTENT_BLOCKS_MAX or len(plain) < base:

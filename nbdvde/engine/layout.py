@@ -28,6 +28,8 @@ LINK_BYTES = 2 * BLOCK
 """The last two blocks of a log segment: its link, twice."""
 TAG_BYTES = 16
 EXTENT_BLOCKS_MAX = 256
+GROUP_BLOCKS_MAX = 256
+"""Blocks in a group of the log: 1 MiB, so that little is lost at the end of a segment."""
 FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
 read decompresses a quarter (docs/decisions/0004-extent-size.md)."""

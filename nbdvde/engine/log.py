@@ -21,6 +21,7 @@ from nbdvde.engine.buffer import Generation
 from nbdvde.engine.extent import Compressor, is_compressed
 from nbdvde.engine.layout import (
     FRAME_BLOCKS,
+    GROUP_BLOCKS_MAX,
     HEADER_BYTES,
     LINK_BYTES,
     TAG_BYTES,
@@ -37,8 +38,6 @@ from nbdvde.engine.segments import State, log_room
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import PoisonedError
 
-PART_BLOCKS = 256
-"""Blocks in a group at most: 1 MiB, so that little is lost at the end of a segment."""
 PARALLEL_BLOCKS = 128
 """From here on sealing is spread over threads. With 32, random 4 KiB writes with a flush each 32 were 4 % slower."""
 _EXTENT_OVERHEAD = 4 + TAG_BYTES
@@ -110,7 +109,7 @@ class LogWriter:
         self._writing = True
         self._unwritten: list[tuple[int, list[bytes]]] = []
         """(offset in the image, buffers) of what is only sealed, in order."""
-        self._part_blocks = min(PART_BLOCKS, log_room(state.segment) // BLOCK // 2)
+        self._part_blocks = min(GROUP_BLOCKS_MAX, log_room(state.segment) // BLOCK // 2)
         self._waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
         self.ready: deque[State] = deque()
         """Allocated, durable segments to go on in."""

@@ -4,7 +4,7 @@ Everything here is synchronous and reads only; whoever opens for writing then ma
 the accepted tail is durable before the first reply.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nbdvde.engine.changes import Load, applying
@@ -12,6 +12,7 @@ from nbdvde.engine.layout import (
     ALLOCATED_ZERO,
     BLOCK,
     DATA_START,
+    EXTENT_BLOCKS_MAX,
     MAX_DISK_BYTES,
     MIN_SEGMENT_BYTES,
     SEGMENT_BYTES_MAX,
@@ -33,7 +34,7 @@ from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.reading import read, read_copy
 from nbdvde.engine.replay import Replay
-from nbdvde.engine.sealing import Keyring
+from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.segments import LOST_SLOT, Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
@@ -128,9 +129,12 @@ def _load_older_root(
     The newest superblock names the last record before its checkpoint by a hash that covers all records before. Only
     if the log from the older checkpoint on leads to just that record is the state the same (docs/decisions/0009).
     """
-    loaded = _load_root(storage, older, keyring)
-    if older.state != STATE_CLEAN:
-        _replay(loaded, older, stop=newest.log.sequence)
+    try:
+        loaded = _load_root(storage, older, keyring)
+        if older.state != STATE_CLEAN:
+            _replay(loaded, older, stop=newest.log.sequence)
+    except DamageError:
+        raise damage from None
     if (loaded.sequence, loaded.chain) != (newest.log.sequence, newest.log.chain):
         raise damage
     loaded.segments.next_sequence = max(loaded.segments.next_sequence, newest.root.sequence + 1)
@@ -141,16 +145,16 @@ def _load_older_root(
 
 
 def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Loaded:
+    _check_settings(superblock)
     space = FreeSpace(DATA_START, superblock.capacity or _NO_LIMIT)
-    segments = Segments(storage, keyring, space, _checked_segment_bytes(superblock))
+    segments = Segments(storage, keyring, space, superblock.segment_bytes)
     root, tables = _read_root(storage, superblock, keyring)
     for entry in tables:
         segments.adopt(entry)
     segments.reserve(superblock.root)
     segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
     volumes = {entry.volume: _volume(entry) for entry in root.volumes}
-    if space.end > storage.size():
-        raise DamageError("image", f"is truncated: {storage.size()} of {space.end} bytes are left", "restore the rest")
+    _check_length(storage, space.end)
     segments.finish_adopting()
     return Loaded(
         storage, superblock, keyring, segments, volumes, root.statistics[: len(STATISTICS)],
@@ -158,27 +162,38 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
     )  # fmt: skip
 
 
-def _checked_segment_bytes(superblock: Superblock) -> int:
+def _check_length(storage: Storage, end: int) -> None:
+    """Raise DamageError when the file ends before a byte that is in use."""
+    if end > storage.size():
+        why = f"is truncated: {storage.size()} of {end} bytes or more are left"
+        raise DamageError("image", why, "restore the rest")
+
+
+def _check_settings(superblock: Superblock) -> None:
     if superblock.segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= superblock.segment_bytes <= SEGMENT_BYTES_MAX:
         raise DamageError("superblock", "has an impossible segment size", "use a newer nbdvde")
-    return superblock.segment_bytes
+    if superblock.extent_bytes % BLOCK or not BLOCK <= superblock.extent_bytes <= EXTENT_BLOCKS_MAX * BLOCK:
+        raise DamageError("superblock", "has an impossible extent size", "use a newer nbdvde")
 
 
-def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tuple[Root, Iterable[TableEntry]]:
+def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tuple[Root, Iterator[TableEntry]]:
     segment, sealer = superblock.root, keyring.sealer(superblock.root)
     if superblock.root_length > segment.length:
         raise DamageError("superblock", "has a root that is longer than its segment", "run nbdvde check")
+    _check_length(storage, segment.end)
     first = sealer.open(0, Kind.ROOT, read(storage, segment.offset, superblock.root_length))
     root = Root.unpack(inflate(first))
     if superblock.root_length + sum(root.tables) > segment.length:
         raise DamageError("root", "has tables that are longer than its segment", "run nbdvde check")
-    entries: list[TableEntry] = []
-    offset = segment.offset + superblock.root_length
-    for number, length in enumerate(root.tables, 1):
+    return root, _table(storage, segment.offset + superblock.root_length, sealer, root.tables)
+
+
+def _table(storage: Storage, offset: int, sealer: Sealer, lengths: Sequence[int]) -> Iterator[TableEntry]:
+    """The entries of the segment table, one at a time: so few that a false one ends it before they fill the memory."""
+    for number, length in enumerate(lengths, 1):
         raw = inflate(sealer.open(number, Kind.TABLE, read(storage, offset, length)))
-        entries += (TableEntry.unpack(raw, at) for at in range(0, len(raw), TableEntry.SIZE))
+        yield from (TableEntry.unpack(raw, at) for at in range(0, len(raw), TableEntry.SIZE))
         offset += length
-    return root, entries
 
 
 def _volume(entry: VolumeEntry) -> Volume:

@@ -12,10 +12,11 @@ from blake3 import blake3
 
 from nbdvde.engine.layout import (
     BLOCK,
-    EXTENT_BLOCKS_MAX,
+    GROUP_BLOCKS_MAX,
     HEADER_BYTES,
     KIND_LOG,
     LINK_BYTES,
+    SEGMENT_BYTES_MAX,
     Domain,
     GroupHeader,
     Kind,
@@ -95,6 +96,8 @@ class Replay:
             ):  # fmt: skip
                 self._refuse_damage(link)
                 return
+            if link.segment.sequence <= self.state.segment.sequence:  # or it might go round for ever
+                raise DamageError("log link", "leads back", "run nbdvde check")
             self.state = self._enter(LogPoint(link.segment, 0, 0, self._sequence, self._chain))
 
     def _next_group(self) -> Group | None:
@@ -119,11 +122,12 @@ class Replay:
         at += header.record_length
         items: list[int] = [0]
         entries: list[int] = []
-        if sum(count for _, count in record.runs) != sum(blocks for _, blocks in record.extents):
+        held = sum(blocks for _, blocks in record.extents)
+        if sum(count for _, count in record.runs) != held:
             raise DamageError("log record", "places another number of blocks than it holds", "run nbdvde check")
+        if held > GROUP_BLOCKS_MAX:  # or it might fill the memory
+            raise DamageError("log record", "holds more blocks than a group can", "run nbdvde check")
         for unit, (length, blocks) in enumerate(record.extents, header.unit + 1):
-            if blocks > EXTENT_BLOCKS_MAX:
-                raise DamageError("log record", "has an extent that is too large", "run nbdvde check")
             state.sealer.open(unit, Kind.EXTENT, self._data[at : at + length], blocks=blocks)
             items.append(pack_index(at, length, blocks))
             base = pack_entry(state.segment.slot, unit, 0)
@@ -162,7 +166,7 @@ class Replay:
             for position in range(start, len(data) - LINK_BYTES, BLOCK):
                 if header := _find_header(sealer, data, position):
                     yield header.synced
-            if link is None or link.segment.sequence in seen:
+            if link is None or link.segment.sequence in seen or link.segment.length > SEGMENT_BYTES_MAX:
                 return
             yield link.synced
             seen.add(link.segment.sequence)

@@ -255,7 +255,7 @@ def _impossible(entry: TableEntry) -> str | None:
     length = entry.segment.length
     if entry.kind not in (KIND_LOG, KIND_META):
         return "is of no known kind"
-    if length > SEGMENT_BYTES_MAX or entry.used > length or entry.units * TAG_BYTES > entry.used:
+    if not length or length > SEGMENT_BYTES_MAX or entry.used > length or entry.units * TAG_BYTES > entry.used:
         return "holds more than fits into it"
     if entry.kind == KIND_LOG and entry.units and entry.index is None:
         return "has no index"

@@ -14,6 +14,7 @@ from nbdvde.engine.log import LogWriter
 from nbdvde.engine.recovery import load
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.segments import Segments
+from nbdvde.errors import DamageError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY, Profile, Session
@@ -143,3 +144,10 @@ def test_check_keeps_little_of_what_the_maps_hold() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 3 << 20
+
+
+def test_a_cut_that_takes_the_root_is_called_so() -> None:
+    image = stopped()
+    root = load(FrozenStorage(image), master_of).superblock.root
+    with pytest.raises(DamageError, match=f"is truncated: {root.offset + 10} of "):
+        load(FrozenStorage(image[: root.offset + 10]), master_of)
