@@ -127,13 +127,13 @@ class Client:
 
     async def exactly(self, count: int) -> bytes:
         """The next bytes; EOFError when the server closes first."""
-        data = b""
+        data = bytearray()
         while len(data) < count:
             more = await self.stream.receive_some(count - len(data))
             if not more:
                 raise EOFError
             data += more
-        return data
+        return bytes(data)
 
     async def greet(self) -> None:
         """Take the greeting and answer with the flags."""
