@@ -71,15 +71,15 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What is served, and where."""
 
     key_file: str | None = None
-    """Path of the key file; without one the passphrase is asked for."""
+    """Path of the key file of images on the command line; without one the passphrase is asked for."""
     listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("localhost:10809",)
-    """Listeners: `unix:PATH`, `HOST:PORT`, `vsock:CID:PORT`, or `systemd` for what it passes."""
+    """Listeners: `unix:PATH`, `HOST:PORT`, `vsock:CID:PORT`, `systemd` for what it passes, `stdio` for one client."""
     export: str | None = None
-    """Name of the export; the disk is also the default export."""
+    """Name of the export of a single image on the command line; of several exports, the one that is the default."""
     read_only: bool = False
     """Refuse every change."""
     control: str | None = None
-    """Path of the control socket, or `none`; `IMAGE.ctl` by default."""
+    """Path of the control socket of the first image, or `none` for all; `IMAGE.ctl` by default."""
     pid_file: str | None = None
     """File that holds the process id while the server is ready."""
     print_uri: bool = False
@@ -104,8 +104,20 @@ class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     connections: Count | None = None
     """Clients at a time."""
+    address_connections: Count | None = None
+    """Clients at a time from one IP address."""
     handshake_s: Seconds | None = None
     """Seconds from connecting to being served."""
+    handshake_bytes: Size | None = None
+    """Bytes that a client may send before it is served."""
+    option_bytes: Size | None = None
+    """Data of one option that are looked at; more is refused."""
+    options: Count | None = None
+    """Options that a client may send before it is served."""
+    idle_s: Seconds | None = None
+    """Seconds without a request after which a client is disconnected."""
+    keepalive_s: Annotated[int, msgspec.Meta(ge=1, le=32767)] | None = None
+    """Seconds of silence after which TCP asks whether a client is still there; it has half as long to answer."""
     requests_in_flight: Count | None = None
     """Requests of one client that wait for a disk or for their answers to be sent."""
     bytes_in_flight: Size | None = None
@@ -114,6 +126,10 @@ class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Bytes that the requests of all clients hold, those of payloads on their way included."""
     stall_s: Seconds | None = None
     """Seconds that a client may be at a standstill while all of server_bytes_in_flight is used."""
+    surveys: Count | None = None
+    """CACHE and BLOCK_STATUS requests at a time, of all clients."""
+    client_surveys: Count | None = None
+    """As `surveys`, of one client."""
     stop_s: Seconds | None = None
     """Seconds that a stop waits for requests in flight."""
 
@@ -127,6 +143,29 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Written data kept in memory before it is sealed."""
 
 
+class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """An export; one table for each, besides the images on the command line. SIGHUP reads them again."""
+
+    name: str
+    """What clients ask for."""
+    image: str | None = None
+    """Path of its image, which several exports may share."""
+    memory: Size | None = None
+    """Size of a disk in memory, instead of an image."""
+    key_file: str | None = None
+    """Path of the key file of the image."""
+    read_only: bool = False
+    """Refuse every change."""
+    description: str = ""
+    """Text that clients show to people."""
+    addresses: tuple[str, ...] | None = None
+    """Where clients may come from: IP addresses and networks, `unix`, `vsock`; from everywhere by default."""
+    certificates: tuple[str, ...] | None = None
+    """Names of which a client's certificate must have one; needs `client_ca`."""
+    connections: Count | None = None
+    """Clients at a time."""
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All options of a server."""
 
@@ -134,9 +173,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tls: TlsOptions = TlsOptions()
     limits: LimitOptions = LimitOptions()
     engine: EngineOptions = EngineOptions()
+    disk: tuple[DiskOptions, ...] = ()
 
 
-Layer = dict[str, dict[str, Any]]
+Layer = dict[str, Any]
 
 
 def load(command_line: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Options:
@@ -152,7 +192,10 @@ def load(command_line: Mapping[str, Any], file: Path | None, environment: Mappin
     tls = {key.removeprefix(_TLS): value for key, value in given.items() if key.startswith(_TLS)}
     for layer in (_read_file(file) if file else {}, _read_environment(environment), {"server": server, "tls": tls}):
         for table, values in layer.items():
-            merged.setdefault(table, {}).update(values)
+            if isinstance(values, list):
+                merged[table] = values
+            else:
+                merged.setdefault(table, {}).update(values)
     return _convert(merged, "options")
 
 

@@ -1,36 +1,175 @@
-"""The disks of a server by name."""
+"""The exports of a server: what clients may ask for by name, and who may."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Self, TypeAlias
+
+import trio
 
 from nbdvde.disk import Disk
+from nbdvde.errors import UsageError
 from nbdvde.protocol.messages import ExportInfo
+
+Network: TypeAlias = IPv4Network | IPv6Network
+LOCAL, VSOCK = "unix", "vsock"
+"""Where clients are that have no address: at a Unix socket or on standard input, or in a virtual machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection."""
+
+    place: IPv4Address | IPv6Address | str
+    """Its address, or what it has instead of one."""
+    names: frozenset[str] = frozenset()
+    """What its certificate says it is called, in lower case."""
+
+    @classmethod
+    def at(cls, address: str) -> Self:
+        """The client at an IP address; one of IPv4 may be written in IPv6."""
+        place = ip_address(address.partition("%")[0])
+        return cls(getattr(place, "ipv4_mapped", None) or place)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use an export."""
+
+    networks: frozenset[Network] | None = None
+    """Addresses that may; None: all."""
+    places: frozenset[str] = frozenset()
+    """What may as well of `LOCAL` and `VSOCK`, when `networks` are given."""
+    certificates: frozenset[str] | None = None
+    """Names of which a client's certificate must have one, in lower case; None: none is asked for."""
+    connections: int | None = None
+    """Clients at a time."""
+
+    @classmethod
+    def parse(
+        cls,
+        addresses: Iterable[str] | None = None,
+        certificates: Iterable[str] | None = None,
+        connections: int | None = None,
+    ) -> Self:
+        """Rules from text; addresses are like `10.0.0.0/8`, `::1`, `unix` or `vsock`. Raises UsageError."""
+        given = None if addresses is None else frozenset(addresses)
+        places = frozenset((given or frozenset()) & {LOCAL, VSOCK})
+        networks = None if given is None else frozenset(map(_network, given - places))
+        names = None if certificates is None else frozenset(name.lower() for name in certificates)
+        return cls(networks, places, names, connections)
+
+    def allows(self, peer: Peer) -> bool:
+        """Whether a client may know of the export."""
+        if self.certificates is not None and not self.certificates & peer.names:
+            return False
+        if self.networks is None:
+            return True
+        if isinstance(peer.place, str):
+            return peer.place in self.places
+        return any(peer.place in network for network in self.networks)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        hint = "use addresses like 192.0.2.7, 10.0.0.0/8 or fd00::/8, or unix or vsock"
+        raise UsageError(f"address '{text}'", str(error).removeprefix(f"'{text}' "), hint) from None
+
+
+@dataclass(eq=False)
+class Export:
+    """A disk under a name."""
+
+    name: str
+    disk: Disk
+    read_only: bool = False
+    """Refuse changes even if the disk takes them."""
+    description: str = ""
+    access: Access = field(default_factory=Access)
+    clients: int = 0
+    """That use it now."""
+    removed: bool = False
+    """Nobody may begin to use it any more."""
+    _left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    @property
+    def info(self) -> ExportInfo:
+        """What the handshake tells of it."""
+        read_only = self.read_only or self.disk.read_only
+        return ExportInfo(self.name, self.disk.size, read_only, self.description, self.disk.contexts)
+
+    def leave(self) -> None:
+        """A client ends its use."""
+        self.clients -= 1
+        self._left.unpark_all()
+
+    async def unused(self) -> None:
+        """Wait until no client uses it."""
+        while self.clients:
+            await self._left.park()
 
 
 class Exports:
-    """The disks clients may ask for by name. The empty name is the default one, when there is a default."""
+    """The exports by name. The empty name is always the same one's, or nobody's."""
 
-    def __init__(self, disks: Mapping[str, Disk], default: str | None = None) -> None:
-        """`default` is a key of `disks`."""
-        self._disks = dict(disks)
+    def __init__(self, exports: Iterable[Export] = (), default: str | None = None) -> None:
+        """`default` is the name of the default export, which may be added later."""
+        self._exports = {export.name: export for export in exports}
         self._default = default
 
-    def disk(self, name: str) -> Disk | None:
-        """The disk of a name."""
-        return self._disks.get(self._canonical(name))
+    def __iter__(self) -> Iterator[Export]:
+        return iter(list(self._exports.values()))
+
+    def add(self, export: Export) -> None:
+        """Let clients use it; its name must be a new one."""
+        assert export.name not in self._exports, "the caller looked"
+        self._exports[export.name] = export
+
+    def remove(self, export: Export) -> None:
+        """Let no further client use it."""
+        export.removed = True
+        del self._exports[export.name]
+
+    def get(self, name: str) -> Export | None:
+        """The export of a name."""
+        return self._exports.get(self._default if not name and self._default is not None else name)
+
+
+class Visitor:
+    """The exports as one client may see them (`protocol.handshake.Directory`)."""
+
+    def __init__(self, exports: Exports, peer: Peer) -> None:
+        self._exports, self.peer = exports, peer
+        self.export: Export | None = None
+        """What it uses."""
 
     def find(self, name: str) -> ExportInfo | None:
-        """What the handshake tells of a name."""
-        disk = self.disk(name)
-        return None if disk is None else _info(self._canonical(name), disk)
+        """See `Directory`. What a client may not use does not exist for it."""
+        export = self._export(name)
+        return None if export is None else export.info
 
     def listing(self) -> Iterator[ExportInfo]:
-        """All exports."""
-        for name, disk in self._disks.items():
-            yield _info(name, disk)
+        """See `Directory`."""
+        return (export.info for export in self._exports if export.access.allows(self.peer))
 
-    def _canonical(self, name: str) -> str:
-        return self._default if not name and self._default is not None else name
+    def enter(self, name: str) -> str | None:
+        """See `Directory`; `leave` ends the use."""
+        export = self._export(name)
+        assert export is not None, "it was found in the same moment"
+        if export.access.connections is not None and export.clients >= export.access.connections:
+            return "it is in use by as many clients as may be"
+        export.clients += 1
+        self.export = export
+        return None
 
+    def leave(self) -> None:
+        """End the use, if there is one."""
+        if self.export is not None:
+            self.export.leave()
+            self.export = None
 
-def _info(name: str, disk: Disk) -> ExportInfo:
-    return ExportInfo(name, disk.size, disk.read_only, contexts=disk.contexts)
+    def _export(self, name: str) -> Export | None:
+        export = self._exports.get(name)
+        return export if export is not None and export.access.allows(self.peer) else None

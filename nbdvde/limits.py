@@ -7,6 +7,7 @@ import trio
 
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import Batch
+from nbdvde.protocol.handshake import HandshakeLimits
 from nbdvde.transport import BufferPool
 
 SMALL_BYTES = 1 << 17
@@ -18,8 +19,15 @@ class Limits:
     """What clients may take from a server."""
 
     connections: int = 1024
+    address_connections: int = 512
+    """From one IP address."""
     handshake_s: float = 10.0
     """From the connection to GO; qemu's deadline since CVE-2024-7409."""
+    handshake: HandshakeLimits = field(default_factory=HandshakeLimits)
+    idle_s: float = math.inf
+    """How long a client may ask for nothing: then it is disconnected."""
+    keepalive_s: int = 60
+    """After this long without a byte TCP asks whether the client is still there, and gives it half as long again."""
     requests_in_flight: int = 256
     """Per client, waiting for a disk or for their answers to be sent. One batch may come on top."""
     bytes_in_flight: int = 64 << 20
@@ -67,6 +75,12 @@ class Budget:
             self._changed.unpark_all()
             for dependent in self.dependents:
                 dependent._changed.unpark_all()
+
+    def change(self, limit: int) -> None:
+        """Keep another limit from now on."""
+        self.limit = limit
+        self.take(0)
+        self.give(0)
 
     async def room(self) -> None:
         """Wait, if need be, until less than the limit is used; the caller takes before it waits again."""
@@ -158,3 +172,8 @@ class Shared:
         self.lone: object = None
         """The client that was the last to ask, and how often nobody else did in between."""
         self.lone_for = 0
+
+    def change(self, limits: Limits) -> None:
+        """Let new limits hold, for clients that are connected as far as they concern all of them."""
+        self.limits = limits
+        self.memory.change(limits.server_bytes_in_flight)

@@ -20,7 +20,7 @@ ANY_CID = (1 << 32) - 1
 """Every context id of this machine."""
 _FIRST_PASSED = 3
 _VSOCK = re.compile(r"vsock:(?P<cid>any|\d{1,10}):(?P<port>\d{1,10})")
-_FORMS = "use unix:PATH, HOST:PORT, [IPV6]:PORT, vsock:CID:PORT or systemd"
+_FORMS = "use unix:PATH, HOST:PORT, [IPV6]:PORT, vsock:CID:PORT, systemd or stdio"
 _TCP = re.compile(r"(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})")
 
 
@@ -64,13 +64,25 @@ class PassedAddress:
         return "systemd"
 
 
-Address = UnixAddress | TcpAddress | VsockAddress | PassedAddress
+@dataclass(frozen=True, slots=True)
+class StdioAddress:
+    """One client, on standard input and output."""
+
+    def __str__(self) -> str:
+        return "stdio"
+
+
+SocketAddress = UnixAddress | TcpAddress | VsockAddress | PassedAddress
+Address = SocketAddress | StdioAddress
+
+
+_WORDS: dict[str, type[PassedAddress | StdioAddress]] = {"systemd": PassedAddress, "stdio": StdioAddress}
 
 
 def parse_listen(text: str) -> Address:
-    """An address from `unix:PATH`, `HOST:PORT`, `[IPV6]:PORT`, `vsock:CID:PORT` or `systemd`. Raises `UsageError`."""
-    if text == "systemd":
-        return PassedAddress()
+    """An address as `--listen` takes it. Raises `UsageError`."""
+    if text in _WORDS:
+        return _WORDS[text]()
     if match := _VSOCK.fullmatch(text):
         cid, port = ANY_CID if match["cid"] == "any" else int(match["cid"]), int(match["port"])
         if max(cid, port) > ANY_CID:
@@ -91,9 +103,12 @@ def parse_listen(text: str) -> Address:
 class Listener:
     """Sockets bound and listening for one address; clients queue until a server accepts them."""
 
-    def __init__(self, address: Address, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, address: Address, sockets: Sequence[socket.socket], connected: Sequence[socket.socket] = ()
+    ) -> None:
+        """`connected` are clients that are there already; they are given on to the server."""
         self.address = address
-        self.sockets = tuple(sockets)
+        self.sockets, self.connected = tuple(sockets), tuple(connected)
         self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
 
     @property
@@ -110,7 +125,7 @@ class Listener:
             self.address.path.unlink(missing_ok=True)
 
 
-async def open_listener(address: Address) -> Listener:
+async def open_listener(address: SocketAddress) -> Listener:
     """Bind and listen. A Unix socket nobody listens on is replaced. Raises `NetworkError`."""
     if isinstance(address, PassedAddress):
         return Listener(address, _passed())

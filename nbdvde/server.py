@@ -4,13 +4,14 @@ import errno
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from nbdvde.errors import reason
-from nbdvde.exports import Exports
+from nbdvde.exports import LOCAL, VSOCK, Export, Exports, Peer, Visitor
 from nbdvde.limits import Limits, Shared
 from nbdvde.listeners import Listener, TcpAddress, VsockAddress
 from nbdvde.metrics import Metrics
@@ -18,7 +19,7 @@ from nbdvde.protocol.handshake import Handshake, Phase, Tls
 from nbdvde.protocol.messages import Negotiated, ProtocolError
 from nbdvde.session import Session, negotiate
 from nbdvde.tls import secured
-from nbdvde.transport import Transport
+from nbdvde.transport import Transport, keep_alive
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ _STANDSTILL_BYTES = 1 << 16
 """Who moves less in `Limits.stall_s` counts as being at a standstill,"""
 _TURNOVER_S = 60.0
 """and so does who would not be done with what it holds in this time at that pace."""
+_LOOK_S = 10.0
+"""Between two looks at whether clients are idle, at most."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -38,8 +41,8 @@ class Connection:
     """Counts from 1, never used again."""
     peer: str
     transport: Transport
-    export: str | None = None
-    """Canonical name; None during the handshake."""
+    visitor: Visitor
+    """With the export it uses, if the handshake is over."""
     session: Session | None = None
     handshake: Handshake | None = None
     deadline: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -72,12 +75,33 @@ class Server:
         self._exports, self._tls = exports, tls
         self._shared = Shared(limits or Limits(), self.metrics)
         self._connections: dict[int, Connection] = {}
+        self._at: Counter[object] = Counter()
+        """Connections from each address."""
+        self._listening = True
         self._stopping = trio.Event()
 
     @property
     def connections(self) -> list[Connection]:
         """The clients connected now."""
         return list(self._connections.values())
+
+    def change(self, limits: Limits, tls: ssl.SSLContext | None) -> None:
+        """Let other settings hold for clients that connect from now on."""
+        self._shared.change(limits)
+        self._tls = tls
+
+    async def dismiss(self, export: Export) -> None:
+        """End the connections of an export that was removed: what is in flight is answered, if that can be soon."""
+        limits = self._shared.limits
+        users = [connection for connection in self.connections if connection.visitor.export is export]
+        for connection in users:
+            connection.stop(limits.linger_s)
+        with trio.move_on_after(limits.stop_s) as patience:
+            await export.unused()
+        if patience.cancelled_caught:
+            for connection in users:
+                connection.transport.abort()
+            await export.unused()
 
     def stop(self) -> None:
         """Make `run` end: accept nobody, end handshakes, answer what is in flight, close."""
@@ -89,13 +113,21 @@ class Server:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until `stop`, then close the listeners, which this call owns. Cancelling it breaks connections off."""
+        """Serve until `stop`, then close the listeners, which this call owns. Cancelling it breaks connections off.
+
+        Without a socket that listens it also ends when the last client has gone.
+        """
+        self._listening = any(listener.sockets for listener in listeners)
         try:
             async with trio.open_nursery() as clients:
                 async with trio.open_nursery() as acceptors:
-                    for sock in [sock for listener in listeners for sock in listener.sockets]:
-                        acceptors.start_soon(self._accept, sock, clients)
+                    for listener in listeners:
+                        for sock in listener.connected:
+                            self._admit(sock, clients)
+                        for sock in listener.sockets:
+                            acceptors.start_soon(self._accept, sock, clients)
                     acceptors.start_soon(self._guard_memory)
+                    acceptors.start_soon(self._guard_idleness)
                     task_status.started()
                     await self._stopping.wait()
                     acceptors.cancel_scope.cancel()
@@ -147,22 +179,53 @@ class Server:
             _log.warning("client %d (%s) at a standstill while memory is short", connection.number, connection.peer)
             connection.transport.abort()
 
+    async def _guard_idleness(self) -> None:
+        """Disconnect clients that have asked for nothing in all of `Limits.idle_s`."""
+        seen: dict[int, tuple[int, float]] = {}
+        while True:
+            idle_s, now = self._shared.limits.idle_s, trio.current_time()
+            before, seen = seen, {}
+            for connection in self.connections:
+                session = connection.session
+                if session is None or session.requests_in_flight.used:
+                    continue
+                moved, since = before.get(connection.number, (-1, now))
+                seen[connection.number] = moved, since = session.moved, since if moved == session.moved else now
+                if now - since >= idle_s:
+                    _log.info("client %d (%s) was idle for too long", connection.number, connection.peer)
+                    connection.stop(self._shared.limits.linger_s)
+            await trio.sleep(min(idle_s / 4, _LOOK_S))
+
     def _admit(self, sock: socket.socket, clients: trio.Nursery) -> None:
         self.metrics.connections_total += 1
-        if len(self._connections) >= self._shared.limits.connections:
-            self.metrics.connections_refused += 1
-            if self._shared.complaints.count("refused", trio.current_time()) is not None:
-                _log.warning("client refused: %d are connected", len(self._connections))
-            sock.close()
-            return
         try:
-            connection = Connection(self.metrics.connections_total, _peer(sock), Transport(sock))
+            peer, name = _peer(sock)
+            transport = Transport(sock)
+            keep_alive(sock, self._shared.limits.keepalive_s)
         except OSError:  # it has gone again
             sock.close()
             return
+        if full := self._full(peer):
+            self.metrics.connections_refused += 1
+            if self._shared.complaints.count("refused", trio.current_time()) is not None:
+                _log.warning("client %s refused: %s", name, full)
+            sock.close()
+            return
+        visitor = Visitor(self._exports, peer)
+        connection = Connection(self.metrics.connections_total, name, transport, visitor)
         self._connections[connection.number] = connection
+        self._at[peer.place] += 1
         self.metrics.connections = len(self._connections)
         clients.start_soon(self._client, connection)
+
+    def _full(self, peer: Peer) -> str:
+        """Why nobody more can be taken, or nobody more from there."""
+        limits = self._shared.limits
+        if len(self._connections) >= limits.connections:
+            return f"{len(self._connections)} are connected"
+        if not isinstance(peer.place, str) and self._at[peer.place] >= limits.address_connections:
+            return f"{self._at[peer.place]} are connected from its address"
+        return ""
 
     async def _client(self, connection: Connection) -> None:
         """Serve one client, whose errors end here."""
@@ -177,18 +240,30 @@ class Server:
             _log.exception("unexpected failure of client %d (%s)", connection.number, connection.peer)
         finally:
             connection.transport.close()
-            del self._connections[connection.number]
-            self.metrics.connections = len(self._connections)
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        place = connection.visitor.peer.place
+        connection.visitor.leave()
+        del self._connections[connection.number]
+        self._at[place] -= 1
+        if not self._at[place]:
+            del self._at[place]
+        self.metrics.connections = len(self._connections)
+        if not self._connections and not self._listening:
+            self.stop()
 
     async def _negotiate(self, connection: Connection) -> tuple[Negotiated, bytes] | None:
-        handshake = Handshake(self._exports.find, self._exports.listing, Tls.REQUIRED if self._tls else Tls.OFF)
+        visitor, limits, tls = connection.visitor, self._shared.limits, self._tls
+        handshake = Handshake(visitor, Tls.REQUIRED if tls else Tls.OFF, limits.handshake)
         connection.handshake = handshake
-        connection.deadline.deadline = trio.current_time() + self._shared.limits.handshake_s
+        connection.deadline.deadline = trio.current_time() + limits.handshake_s
         with connection.deadline:
             agreed = await negotiate(connection.transport, handshake)
-            if handshake.phase is not Phase.TLS or self._tls is None:
+            if handshake.phase is not Phase.TLS or tls is None:
                 return agreed
-            connection.transport = await secured(connection.transport, self._tls)
+            connection.transport, names = await secured(connection.transport, tls)
+            visitor.peer = replace(visitor.peer, names=names)
             handshake.secured()
             return await negotiate(connection.transport, handshake)
         return None
@@ -196,26 +271,23 @@ class Server:
     async def _serve(self, connection: Connection) -> None:
         shared = self._shared
         agreed = await self._negotiate(connection)
-        transport = connection.transport
-        disk = agreed and self._exports.disk(agreed[0].export.name)
-        if agreed is None or disk is None or self._stopping.is_set():
+        transport, export = connection.transport, connection.visitor.export
+        if agreed is None or export is None or export.removed or self._stopping.is_set():
             return
-        connection.export = agreed[0].export.name
         buffer = shared.buffers.take()
         try:
-            connection.session = Session(transport, disk, agreed[0], buffer, shared)
+            connection.session = Session(transport, export.disk, agreed[0], buffer, shared)
             await connection.session.run(agreed[1])
             await transport.finish(shared.limits.linger_s)
         finally:
             shared.buffers.give(buffer)
 
 
-def _peer(sock: socket.socket) -> str:
-    """Who is at the other end, for people."""
+def _peer(sock: socket.socket) -> tuple[Peer, str]:
+    """Who is at the other end, for rules and for people. Raises OSError when it has gone."""
     if sock.family == socket.AF_UNIX:
-        return "unix"
-    try:
-        name = sock.getpeername()
-        return str(TcpAddress(*name[:2]) if sock.family in (socket.AF_INET, socket.AF_INET6) else VsockAddress(*name))
-    except OSError:
-        return "gone"
+        return Peer(LOCAL), LOCAL
+    name = sock.getpeername()
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return Peer.at(name[0]), str(TcpAddress(*name[:2]))
+    return Peer(VSOCK), str(VsockAddress(*name))

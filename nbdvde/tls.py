@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -18,7 +19,7 @@ _GATHER_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
-class Certificates:
+class TlsFiles:
     """Files in PEM."""
 
     certificate: Path
@@ -28,7 +29,7 @@ class Certificates:
     """Whose certificates clients must show; without it they need none."""
 
 
-def server_context(files: Certificates) -> ssl.SSLContext:
+def server_context(files: TlsFiles) -> ssl.SSLContext:
     """TLS 1.2 or newer with these certificates (spec, "TLS versions"). Raises UsageError, KeyFailure."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -63,8 +64,11 @@ def _no_password() -> str:
     raise KeyFailure("the key for TLS", "is protected by a password", "use a key file that only the server can read")
 
 
-async def secured(transport: Transport, context: ssl.SSLContext) -> Transport:
-    """The transport with TLS over it; `transport` itself is of no use any more. Raises trio.BrokenResourceError."""
+async def secured(transport: Transport, context: ssl.SSLContext) -> tuple[Transport, frozenset[str]]:
+    """The transport with TLS over it, and the names in the client's certificate, in lower case.
+
+    `transport` itself is of no use any more. Raises trio.BrokenResourceError.
+    """
     wrapped = context.wrap_socket(transport.detach(), server_side=True, do_handshake_on_connect=False)
     try:
         while not await _shaken(wrapped):
@@ -75,7 +79,15 @@ async def secured(transport: Transport, context: ssl.SSLContext) -> Transport:
     except BaseException:
         wrapped.close()
         raise
-    return Transport(TlsSocket(wrapped))
+    return Transport(TlsSocket(wrapped)), _names(wrapped)
+
+
+def _names(wrapped: ssl.SSLSocket) -> frozenset[str]:
+    """The common name and the alternative names (RFC 5280, 4.1.2.6 and 4.2.1.6) of the client's certificate."""
+    certificate: dict[str, Any] = wrapped.getpeercert() or {}
+    names = [value for _, value in certificate.get("subjectAltName", ())]
+    names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return frozenset(name.lower() for name in names if isinstance(name, str))
 
 
 async def _shaken(wrapped: ssl.SSLSocket) -> bool:

@@ -15,12 +15,13 @@ import trio.testing
 
 from nbdvde.disk import Disk
 from nbdvde.errors import ExitCode, NetworkError, UsageError
-from nbdvde.exports import Exports
+from nbdvde.exports import Export, Exports
 from nbdvde.limits import SMALL_BYTES, Limits
 from nbdvde.listeners import (
     ANY_CID,
     Address,
     PassedAddress,
+    StdioAddress,
     TcpAddress,
     UnixAddress,
     VsockAddress,
@@ -30,7 +31,6 @@ from nbdvde.listeners import (
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.connection import Batch
 from nbdvde.protocol.constants import Command, Option, OptionReply
-from nbdvde.protocol.messages import ExportInfo
 from nbdvde.server import Server
 from tests.protocol.client import info_data, request
 from tests.serving import Connect, running
@@ -43,7 +43,7 @@ IMPATIENT = Limits(linger_s=0)
 
 
 def server_of(disk: Disk | None = None, limits: Limits = IMPATIENT) -> Server:
-    return Server(Exports({"disk": disk or MemoryDisk(1 << 20)}, default="disk"), limits=limits)
+    return Server(Exports([Export("disk", disk or MemoryDisk(1 << 20))], default="disk"), limits=limits)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,7 @@ def server_of(disk: Disk | None = None, limits: Limits = IMPATIENT) -> Server:
         ("vsock:2:10809", VsockAddress(2, 10809)),
         ("vsock:any:4294967295", VsockAddress(ANY_CID, 4294967295)),
         ("systemd", PassedAddress()),
+        ("stdio", StdioAddress()),
     ],
 )
 def test_listen_addresses(text: str, expected: Address) -> None:
@@ -103,7 +104,7 @@ async def test_a_unix_socket_from_first_client_to_stop(address: UnixAddress, con
         await client.go("disk", contexts=("base:allocation",))
         assert (await client.ask(WRITE, 0, payload=b"hello")).error == 0
         (connection,) = server.connections
-        assert (connection.number, connection.peer, connection.export) == (1, "unix", "disk")
+        assert (connection.number, connection.peer, connection.visitor.export.name) == (1, "unix", "disk")
         assert server.metrics.connections == 1
         await client.send(DISC)
         assert await client.at_end()
@@ -178,8 +179,10 @@ async def test_a_file_in_the_way_is_refused_and_stays(address: UnixAddress) -> N
 
 @pytest.mark.parametrize("text", ["unix:/no/such/directory/x", "256.0.0.1:1", "192.0.2.1:1", "unix:/" + "x" * 200])
 async def test_what_cannot_be_listened_on_is_one_line(text: str) -> None:
+    address = parse_listen(text)
+    assert not isinstance(address, StdioAddress)
     with pytest.raises(NetworkError) as caught:
-        await open_listener(parse_listen(text))
+        await open_listener(address)
     assert "\n" not in str(caught.value)
 
 
@@ -324,10 +327,10 @@ async def test_a_bug_met_by_one_client_ends_only_that_client(
     address: UnixAddress, caplog: pytest.LogCaptureFixture, connect: Connect
 ) -> None:
     class Buggy(Exports):
-        def listing(self) -> Iterator[ExportInfo]:
+        def __iter__(self) -> Iterator[Export]:
             raise ZeroDivisionError
 
-    server = Server(Buggy({"disk": MemoryDisk(512)}), limits=IMPATIENT)
+    server = Server(Buggy([Export("disk", MemoryDisk(512))]), limits=IMPATIENT)
     async with running(server, await open_listener(address)):
         bad, good = connect(address), connect(address)
         await good.go("disk")

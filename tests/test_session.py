@@ -13,7 +13,7 @@ import trio.testing
 
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, Buffer, Disk, Piece
 from nbdvde.errors import DamageError, NbdErrno, NoSpaceError
-from nbdvde.exports import Exports
+from nbdvde.exports import LOCAL, Exports, Peer, Visitor
 from nbdvde.limits import SMALL_BYTES, Budget, Limits, Shared
 from nbdvde.memory import MemoryDisk
 from nbdvde.metrics import Metrics
@@ -766,19 +766,8 @@ async def test_a_client_may_leave_the_handshake(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         transport = Transport(ours)
-        assert await negotiate(transport, Handshake(Exports({}).find, Exports({}).listing)) is None
+        assert await negotiate(transport, Handshake(Visitor(Exports(), Peer(LOCAL)))) is None
         transport.close()
-
-
-def test_exports() -> None:
-    one, two = MemoryDisk(512, "one"), MemoryDisk(1024, "two", read_only=True)
-    exports = Exports({"a": one, "b": two}, default="b")
-    assert exports.disk("") is two
-    assert exports.disk("a") is one
-    assert exports.disk("c") is None
-    assert exports.find("") == ExportInfo("b", 1024, read_only=True, contexts=two.contexts)
-    assert [export.name for export in exports.listing()] == ["a", "b"]
-    assert Exports({"a": one}).find("") is None
 
 
 async def test_flushes_that_wait_together_are_flushed_together() -> None:

@@ -9,13 +9,13 @@ import trio
 import trio.testing
 
 from nbdvde.errors import KeyFailure, UsageError
-from nbdvde.exports import Exports
+from nbdvde.exports import Export, Exports
 from nbdvde.limits import Limits
 from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.server import Server
-from nbdvde.tls import Certificates, server_context
+from nbdvde.tls import TlsFiles, server_context
 from tests.certificates import Authority, make_authority
 from tests.protocol.client import Client, info_data, meta_data, option
 from tests.serving import Connect, running
@@ -31,8 +31,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def server_of(authority: Authority, *, clients: bool = False, limits: Limits | None = None) -> Server:
-    context = server_context(Certificates(*authority.server, authority.ca if clients else None))
-    exports = Exports({"disk": MemoryDisk(SIZE)}, default="disk")
+    context = server_context(TlsFiles(*authority.server, authority.ca if clients else None))
+    exports = Exports([Export("disk", MemoryDisk(SIZE))], default="disk")
     return Server(exports, limits=limits or Limits(linger_s=0), tls=context)
 
 
@@ -136,7 +136,7 @@ async def test_tls_is_begun_once_and_without_data(
 
 
 async def test_a_server_without_tls_says_so(address: UnixAddress, connect: Connect) -> None:
-    server = Server(Exports({"disk": MemoryDisk(512)}, default="disk"))
+    server = Server(Exports([Export("disk", MemoryDisk(512))], default="disk"))
     async with running(server, await open_listener(address)):
         client = connect(address)
         await client.greet()
@@ -240,12 +240,12 @@ def test_files_that_do_not_serve(authority: Authority, tmp_path: Path) -> None:
     other = make_authority(tmp_path / "other")
     certificate, key = authority.server
     for files, error, text in (
-        (Certificates(tmp_path / "none", key), KeyFailure, "no such file"),
-        (Certificates(certificate, tmp_path / "none"), KeyFailure, "no such file"),
-        (Certificates(certificate, other.server[1]), KeyFailure, "does not go with the key"),
-        (Certificates(key, key), KeyFailure, "does not go with the key"),
-        (Certificates(certificate, key, key), UsageError, "holds no certificate"),
-        (Certificates(certificate, key, tmp_path), KeyFailure, "is a directory"),
+        (TlsFiles(tmp_path / "none", key), KeyFailure, "no such file"),
+        (TlsFiles(certificate, tmp_path / "none"), KeyFailure, "no such file"),
+        (TlsFiles(certificate, other.server[1]), KeyFailure, "does not go with the key"),
+        (TlsFiles(key, key), KeyFailure, "does not go with the key"),
+        (TlsFiles(certificate, key, key), UsageError, "holds no certificate"),
+        (TlsFiles(certificate, key, tmp_path), KeyFailure, "is a directory"),
     ):
         with pytest.raises(error, match=text):
             server_context(files)

@@ -12,7 +12,18 @@ from typing import TypeVar
 import msgspec
 
 from nbdvde.admin.keychange import Action
-from nbdvde.admin.messages import CheckLine, Done, Failure, KeyList, KeyRequest, Status
+from nbdvde.admin.messages import (
+    AddExport,
+    CheckLine,
+    Done,
+    ExportList,
+    Failure,
+    KeyList,
+    KeyRequest,
+    Reloaded,
+    RemoveExport,
+    Status,
+)
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import NetworkError
 
@@ -103,6 +114,22 @@ class ControlClient:
     def stop(self) -> Done:
         """See `Service.stop`."""
         return self._call("POST", "/v1/stop", Done)
+
+    def reload(self) -> Reloaded:
+        """See `Service.reload`."""
+        return self._call("POST", "/v1/reload", Reloaded)
+
+    def exports(self) -> ExportList:
+        """See `Service.exports`."""
+        return self._call("GET", "/v1/exports", ExportList)
+
+    def add_export(self, request: AddExport) -> ExportList:
+        """See `Service.add_export`."""
+        return self._call("POST", "/v1/exports/add", ExportList, msgspec.json.encode(request))
+
+    def remove_export(self, request: RemoveExport) -> ExportList:
+        """See `Service.remove_export`."""
+        return self._call("POST", "/v1/exports/remove", ExportList, msgspec.json.encode(request))
 
     def keys(self) -> KeyList:
         """See `Service.keys`."""

@@ -71,6 +71,56 @@ class Status(msgspec.Struct, frozen=True):
     """Why the image takes no writes any more, if so."""
 
 
+class ExportStatus(msgspec.Struct, frozen=True):
+    """An export."""
+
+    name: str
+    image: str | None
+    """Path; None for a disk in memory."""
+    size: int
+    """Bytes."""
+    read_only: bool
+    description: str
+    clients: int
+    """That use it now."""
+
+
+class ExportList(msgspec.Struct, frozen=True):
+    """Answer of /v1/exports and of its changes."""
+
+    exports: list[ExportStatus]
+
+
+class AddExport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/exports/add: as a `[[disk]]` table of the configuration, with the key itself."""
+
+    name: str
+    image: str | None = None
+    memory: int | None = None
+    """Bytes."""
+    secret: "SecretBody | None" = None
+    read_only: bool = False
+    description: str = ""
+    addresses: list[str] | None = None
+    certificates: list[str] | None = None
+    connections: int | None = None
+
+
+class RemoveExport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/exports/remove."""
+
+    name: str
+    force: bool = False
+    """Even while clients use it."""
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """Answer of POST /v1/reload: names of exports; one that shows another disk now is in both lists."""
+
+    added: list[str] = []
+    removed: list[str] = []
+
+
 class Done(msgspec.Struct, frozen=True):
     """Answer of POST /v1/flush and POST /v1/stop."""
 

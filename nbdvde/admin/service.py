@@ -1,8 +1,9 @@
 """What the control socket can do with a running server and its image."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
@@ -10,13 +11,28 @@ import trio
 from nbdvde import workers
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.messages import CheckLine, Client, Done, KeyList, KeyRequest, Progress, Status
-from nbdvde.engine.access import fresh, naming
+from nbdvde.admin.messages import (
+    AddExport,
+    CheckLine,
+    Client,
+    Done,
+    ExportList,
+    ExportStatus,
+    KeyList,
+    KeyRequest,
+    Progress,
+    Reloaded,
+    RemoveExport,
+    Status,
+)
+from nbdvde.engine.access import check_size, fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
-from nbdvde.server import Server
+from nbdvde.exports import Access, Export
+from nbdvde.hosting import ExportSpec, Host
+from nbdvde.server import Connection, Server
 from nbdvde.version import VERSION
 
 PROGRESS_S = 0.1
@@ -27,6 +43,10 @@ PATHS = {
     "/v1/check": ("POST", "check"),
     "/v1/flush": ("POST", "flush"),
     "/v1/stop": ("POST", "stop"),
+    "/v1/reload": ("POST", "reload"),
+    "/v1/exports": ("GET", "exports"),
+    "/v1/exports/add": ("POST", "add_export"),
+    "/v1/exports/remove": ("POST", "remove_export"),
     "/v1/keys": ("GET", "keys"),
     "/v1/keys/add": ("POST", "add_key"),
     "/v1/keys/remove": ("POST", "remove_key"),
@@ -36,16 +56,25 @@ PATHS = {
 T = TypeVar("T")
 
 
+class Serving(Protocol):
+    """What the whole server can be told."""
+
+    def stop(self) -> None:
+        """Begin a clean stop, without waiting for its end; once more, do not wait for clients any longer."""
+
+    async def reload(self) -> Reloaded:
+        """Read the configuration again."""
+
+
 class Service:
-    """Handlers of the control interface. `image` is None when the disk is in memory."""
+    """Handlers of the control interface. `image` is None when there is none."""
 
     def __init__(
-        self, server: Server, image: Image | None, *, exports: Sequence[str], addresses: Sequence[str],
-        read_only: bool, stop: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """`stop` begins a clean stop of the server, without waiting for its end."""
-        self._server, self._image, self._stop = server, image, stop
-        self._exports, self._addresses, self._read_only = list(exports), list(addresses), read_only
+        self, server: Server, image: Image | None, host: Host, addresses: Sequence[str], serving: Serving
+    ) -> None:
+        """`addresses` are the URIs of the default export."""
+        self._server, self._image, self._host, self._serving = server, image, host, serving
+        self._addresses = list(addresses)
         self._started_s = trio.current_time()
 
     def routes(self) -> Routes:
@@ -60,10 +89,10 @@ class Service:
             pid=os.getpid(),
             uptime_s=round(trio.current_time() - self._started_s, 3),
             image=image.path if image else None,
-            read_only=self._read_only,
-            exports=self._exports,
+            read_only=all(export.info.read_only for export in self._host.exports),
+            exports=[export.name for export in self._host.exports],
             addresses=self._addresses,
-            clients=[Client(c.number, c.peer, c.export) for c in server.connections],
+            clients=[_client(connection) for connection in server.connections],
             metrics=server.metrics.snapshot(),
             failure=image.poisoned if image else None,
         )
@@ -80,8 +109,38 @@ class Service:
 
     async def stop(self, body: bytes, emit: Emit) -> Done:
         """Begin a clean stop; once more, do not wait for clients any longer."""
-        self._stop()
+        self._serving.stop()
         return Done()
+
+    async def reload(self, body: bytes, emit: Emit) -> Reloaded:
+        """Read the configuration again: exports, limits and TLS."""
+        return await self._serving.reload()
+
+    async def exports(self, body: bytes, emit: Emit) -> ExportList:
+        """The exports."""
+        specs = self._host.specs
+        return ExportList([_export_status(export, specs[export.name]) for export in self._host.exports])
+
+    async def add_export(self, body: bytes, emit: Emit) -> ExportList:
+        """Serve a further disk."""
+        asked = _parse(body, AddExport)
+        if (asked.image is None) == (asked.memory is None):
+            raise UsageError(f"export {asked.name}", "needs either an image or memory")
+        if asked.memory is not None:
+            check_size(asked.memory)
+        spec = ExportSpec(
+            name=asked.name, image=Path(asked.image) if asked.image else None, memory_bytes=asked.memory or 0,
+            read_only=asked.read_only, description=asked.description,
+            access=Access.parse(asked.addresses, asked.certificates, asked.connections),
+        )  # fmt: skip
+        await self._host.add(spec, lambda: asked.secret.secret() if asked.secret else None)
+        return await self.exports(body, emit)
+
+    async def remove_export(self, body: bytes, emit: Emit) -> ExportList:
+        """End an export, and close its image when no other shows it."""
+        asked = _parse(body, RemoveExport)
+        await self._host.remove(asked.name, force=asked.force)
+        return await self.exports(body, emit)
 
     async def check(self, body: bytes, emit: Emit) -> CheckLine:
         """Verify everything: lines of progress, then the report."""
@@ -121,6 +180,17 @@ class Service:
         if not image.encrypted:
             raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
         return image
+
+
+def _client(connection: Connection) -> Client:
+    export = connection.visitor.export
+    return Client(connection.number, connection.peer, export.name if export else None)
+
+
+def _export_status(export: Export, spec: ExportSpec) -> ExportStatus:
+    info = export.info
+    image = str(spec.image) if spec.image else None
+    return ExportStatus(info.name, image, info.size, info.read_only, info.description, export.clients)
 
 
 def _key_area(image: Image) -> KeyArea:

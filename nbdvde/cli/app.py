@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, NewKeyFile, Slot
+from nbdvde.cli.ctl import ctl_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
 
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 key_app = typer.Typer(help="List, add, remove and change the keys of an image.", rich_markup_mode=None)
 app.add_typer(key_app, name="key")
+app.add_typer(ctl_app, name="ctl")
 
 
 class Encryption(StrEnum):
@@ -37,35 +40,6 @@ class LogFormat(StrEnum):
 
     TEXT = "text"
     JSON = "json"
-
-
-class ControlAction(StrEnum):
-    """What a running server is asked for."""
-
-    STATUS = "status"
-    FLUSH = "flush"
-    STOP = "stop"
-
-
-# Our own errors tell what cannot be read and why, with the exit code that belongs to it: hence `readable=False`.
-ImageArgument = Annotated[
-    Path, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
-]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", readable=False, help="Key file, mode 0600; without it a passphrase is asked for."),
-]
-NewKeyFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", readable=False, help="The new key file; without it a passphrase is asked for, twice."),
-]
-Control = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH", readable=False, help="Control socket of the running server. [default: IMAGE.ctl]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
-Slot = Annotated[int | None, typer.Option(metavar="N", help=SLOT_HELP)]
 
 
 def _version(wanted: bool) -> None:
@@ -115,8 +89,9 @@ def create(
 
 @app.command()
 def serve(
-    image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", readable=False, help="Paths of images.", show_default=False),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")
@@ -126,11 +101,11 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ADDRESS",
-            help="unix:PATH, HOST:PORT, vsock:CID:PORT or systemd; repeatable. [default: localhost:10809]",
+            help="unix:PATH, HOST:PORT, vsock:CID:PORT, systemd or stdio; repeatable. [default: localhost:10809]",
         ),
     ] = None,
     export: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the export. [default: the name of the disk]")
+        str | None, typer.Option(metavar="NAME", help="Name of the export, or of several the default. [default: DISK]")
     ] = None,
     read_only: Annotated[bool | None, typer.Option("--read-only", help="Refuse every change.")] = None,
     control: Annotated[
@@ -158,8 +133,12 @@ def serve(
     ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:
-    """Serve the disk of an image until SIGTERM or SIGINT."""
-    from nbdvde.cli.serve import Plan, serve
+    """Serve the disks of images until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+    Several images are exported under the names of their files, without the ending.
+    """
+    from nbdvde.cli.plan import Plan
+    from nbdvde.cli.serve import serve
     from nbdvde.config import load
 
     given = {
@@ -168,7 +147,7 @@ def serve(
         "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
         "tls_client_ca": tls_client_ca and str(tls_client_ca), "log_format": log_format and log_format.value,
     }  # fmt: skip
-    serve(Plan.make(image, memory, load(given, config, os.environ)))
+    serve(Plan.make(images or (), memory, lambda: load(given, config, os.environ)))
 
 
 @app.command()
@@ -187,30 +166,6 @@ def check(image: ImageArgument, key_file: KeyFile = None, control: Control = Non
     else:
         output.report(image, report)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
-
-
-@app.command()
-def ctl(
-    image: ImageArgument,
-    action: Annotated[
-        ControlAction,
-        typer.Argument(
-            metavar="ACTION", show_default=False,
-            help="status: tell what is served to whom; flush: make all writes durable; stop: begin a clean stop.",
-        ),
-    ],
-    control: Control = None,
-    json: Json = False,
-) -> None:  # fmt: skip
-    """Ask something of the running server of an image."""
-    server = _image(image, None, control).server()
-    if action is ControlAction.STATUS:
-        found = server.status()
-        output.json(found) if json else output.status(found)
-        return
-    done = server.flush() if action is ControlAction.FLUSH else server.stop()
-    if json:
-        output.json(done)
 
 
 @key_app.command("list")

@@ -16,7 +16,7 @@ from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
-    from nbdvde.admin.messages import Status
+    from nbdvde.admin.messages import ExportStatus, Reloaded, Status
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -133,6 +133,21 @@ def status(server: "Status") -> None:
     if server.failure:
         facts.append(("failure", server.failure))
     _aligned(facts)
+
+
+def exports(served: Sequence["ExportStatus"]) -> None:
+    """The exports, as text."""
+    rows = [("name", "size", "mode", "clients", "disk", "description")]
+    for export in served:
+        mode = "read-only" if export.read_only else "read-write"
+        disk = export.image or "in memory"
+        rows.append((export.name, size(export.size), mode, str(export.clients), disk, export.description))
+    _aligned(rows)
+
+
+def reloaded(done: "Reloaded") -> None:
+    """What a reload changed, as text."""
+    line(f"added: {', '.join(done.added) or 'none'}; removed: {', '.join(done.removed) or 'none'}")
 
 
 def report(path: os.PathLike[str], checked: CheckReport) -> None:

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Sequence
+from typing import get_args, get_origin
 
 import msgspec
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from nbdvde.config import Options
 from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES
 from nbdvde.errors import ExitCode
 from nbdvde.limits import Limits
+from nbdvde.protocol.handshake import HandshakeLimits
 
 INTRODUCTION = """# Reference
 
@@ -39,11 +42,17 @@ HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image. O
 one line of JSON, or several of which the last is the result. `POST /v1/check` sends
 `{"progress": {"done", "total"}}` and at the end `{"report": …}`. Closing the connection cancels. A failure is
 `{"error": {"code", "message", "hint"}}`.
+`POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
+in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
 The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
 
-COMMANDS = ("create", "serve", "info", "check", "ctl", "key list", "key add", "key remove", "key change")
+COMMANDS = (
+    "create", "serve", "info", "check", "key list", "key add", "key remove", "key change",
+    *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
+    *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),
+)  # fmt: skip
 
 
 def reference() -> str:
@@ -68,26 +77,27 @@ def _exit_codes() -> str:
 
 
 def _configuration(table: msgspec.structs.FieldInfo) -> str:
-    meanings = _docstrings(table.type)
+    kind, title = table.type, f"[{table.name}]"
+    if get_origin(kind) is tuple:
+        kind, title = get_args(kind)[0], f"[[{table.name}]]"
+    meanings = _docstrings(kind)
     rows = [
-        (f"`{field.name}`", meanings[field.name], _default(table.name, field))
-        for field in msgspec.structs.fields(table.type)
+        (f"`{field.name}`", meanings[field.name], _default(table.name, field)) for field in msgspec.structs.fields(kind)
     ]
-    title = f"### `[{table.name}]`\n\n{inspect.getdoc(table.type)}"
-    return f"{title}\n\n{_table(('key', 'meaning', 'default'), rows)}"
+    return f"### `{title}`\n\n{inspect.getdoc(kind)}\n\n{_table(('key', 'meaning', 'default'), rows)}"
 
 
 def _default(table: str, field: msgspec.structs.FieldInfo) -> str:
     """The default as TOML has it; those of limits and engine are kept where they are used."""
     default = field.default
     if table == "limits":
-        default = getattr(Limits(), field.name)
+        default = getattr(Limits(), field.name, None) or getattr(HandshakeLimits(), field.name)
     elif table == "engine":
         default = {"cache_size": CACHE_BYTES, "write_buffer_size": BUFFER_BYTES}[field.name]
-    if field.name.endswith(("_size", "bytes_in_flight")):
+    if field.name.endswith(("_size", "_bytes", "bytes_in_flight")):
         default = size(default)
     match default:
-        case None:
+        case None | msgspec.NODEFAULT | math.inf:
             return ""
         case tuple():
             return f"`{list(default)}`".replace("'", '"')

@@ -1,116 +1,85 @@
-"""The `serve` command: listeners, image, server and control socket, from start to a clean stop."""
+"""The `serve` command: listeners, images, server and control sockets, from start to a clean stop."""
 
 import logging
 import os
 import signal
-import socket
-import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Self
-from urllib.parse import quote
 
-import msgspec
 import trio
 
+from nbdvde import workers
 from nbdvde.admin import http
 from nbdvde.admin.client import connect
+from nbdvde.admin.messages import Reloaded
 from nbdvde.admin.service import Service
-from nbdvde.cli import output
-from nbdvde.cli.images import ImageByPath, default_control
+from nbdvde.cli.images import default_control
 from nbdvde.cli.logs import configure_logging
-from nbdvde.config import Options, TlsOptions, parse_disk_size
-from nbdvde.disk import Disk
-from nbdvde.engine.access import open_image
+from nbdvde.cli.plan import Plan
+from nbdvde.cli.ready import announce, pid_file, tell_systemd, uris_of
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
-from nbdvde.errors import InUseError, NetworkError, UsageError, reason
+from nbdvde.errors import InUseError, NbdvdeError, NetworkError
 from nbdvde.exports import Exports
-from nbdvde.limits import Limits
-from nbdvde.listeners import (
-    ANY_CID,
-    Address,
-    Listener,
-    TcpAddress,
-    UnixAddress,
-    VsockAddress,
-    open_listener,
-    parse_listen,
-)
-from nbdvde.memory import MemoryDisk
-from nbdvde.protocol.constants import MAX_STRING
+from nbdvde.hosting import Host
+from nbdvde.listeners import Address, Listener, StdioAddress, UnixAddress, open_listener
 from nbdvde.server import Server
-from nbdvde.tls import Certificates, server_context
+from nbdvde.stdio import standard_streams
 from nbdvde.tuning import tune_process
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to serve and where, checked as far as that goes without opening anything."""
-
-    image: Path | None
-    memory_bytes: int
-    """Size of the disk in memory, when there is no image."""
-    addresses: tuple[Address, ...]
-    control: Path | None
-    tls: ssl.SSLContext | None
-    options: Options
-
-    @classmethod
-    def make(cls, image: Path | None, memory: str | None, options: Options) -> Self:
-        """Raises UsageError, KeyFailure."""
-        if (image is None) == (memory is None):
-            raise UsageError("serve", "takes either an image or --memory", "see nbdvde serve --help")
-        _check_export(options.server.export)
-        addresses = tuple(map(parse_listen, options.server.listen))
-        control = Path(options.server.control) if options.server.control else image and default_control(image)
-        if options.server.control == "none":
-            control = None
-        return cls(
-            image, 0 if memory is None else parse_disk_size(memory), addresses, control, _tls(options.tls), options
-        )
-
-    def secret(self) -> Secret | None:
-        """What opens the image; asks for it if need be."""
-        key_file = self.options.server.key_file
-        return ImageByPath(self.image, key_file=Path(key_file) if key_file else None).secret() if self.image else None
 
 
 def serve(plan: Plan) -> None:
     """Serve until a signal or the control socket ends it. Raises NbdvdeError."""
     configure_logging(plan.options.server.log_format)
     tune_process()
-    trio.run(_Serving(plan, plan.secret()).run)
+    secrets: dict[Path | None, Secret | None] = {}
+    for export in plan.exports:
+        image = export.spec.image
+        if image and image not in secrets:
+            secrets[image] = export.secret()
+    trio.run(_Serving(plan, secrets).run)
 
 
 class _Serving:
-    def __init__(self, plan: Plan, secret: Secret | None) -> None:
-        self._plan, self._secret = plan, secret
-        self._server: Server | None = None
-        self._held = ExitStack()
+    def __init__(self, plan: Plan, secrets: Mapping[Path | None, Secret | None]) -> None:
+        self._plan, self._secrets = plan, secrets
+        self._first = next((export.spec.image for export in plan.exports if export.spec.image), None)
+        self._control = plan.control
+        """Control socket of the first image."""
+        self._exports = Exports(default=plan.default)
+        self._server = Server(self._exports, limits=plan.limits, tls=plan.tls)
+        self._held = AsyncExitStack()
         self._starting, self._clients = trio.CancelScope(), trio.CancelScope()
-        self._stopping = False
+        self._ready = self._stopping = False
+        self._reloading = trio.Lock()
+        self._host: Host
+        self._nursery: trio.Nursery
+        self._uris: list[str] = []
 
     async def run(self) -> None:
-        """Start, serve, stop. Nothing is written to the image before every listener is bound."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, self._held:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, signals)
+        """Start, serve, stop. Nothing is written to an image before every listener is bound."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with trio.open_signal_receiver(*numbers) as signals:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._obey, signals)
                 with self._starting:
-                    listeners = [await self._bind(address) for address in self._plan.addresses]
-                    control = await self._bind_control()
-                    async with self._opened() as (disk, image):
-                        await self._serve(disk, image, listeners, control)
-                nursery.cancel_scope.cancel()
+                    async with self._held:
+                        listeners = [await self._bind(address) for address in self._plan.addresses]
+                        tls = self._plan.tls is not None
+                        self._uris = [uri for listener in listeners for uri in uris_of(listener, tls=tls)]
+                        async with self._hosting():
+                            await self._serve_clients(listeners)
+                self._nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
         """Begin a clean stop; when it has begun, end the waiting for clients."""
-        _tell_systemd("STOPPING=1")
-        if self._server is None:
+        tell_systemd("STOPPING=1")
+        if not self._ready:
             self._starting.cancel()
         elif self._stopping:
             self._clients.cancel()
@@ -118,119 +87,146 @@ class _Serving:
             self._stopping = True
             self._server.stop()
 
+    async def reload(self) -> Reloaded:
+        """Make true what the configuration now says; what cannot be changed while serving is left as it is.
+
+        Raises the first NbdvdeError, when everything else is done.
+        """
+        async with self._reloading:
+            plan = await workers.run(self._plan.again)
+            old, self._plan = self._plan, plan
+            self._server.change(plan.limits, plan.tls)
+            _warn_of_the_rest(old, plan)
+            return await self._reload_exports(old, plan)
+
+    async def _reload_exports(self, old: Plan, new: Plan) -> Reloaded:
+        host, wanted = self._host, new.named()
+        done, failures = Reloaded(), list[NbdvdeError]()
+        for name, spec in host.specs.items():
+            if name in wanted and wanted[name].spec.shown == spec.shown:
+                host.adjust(wanted[name].spec)
+            elif name in wanted or name in old.named():
+                await _trying(failures, partial(host.remove, name, force=True))
+                done.removed.append(name)
+        for export in new.writable_first():
+            if export.spec.name not in host.specs:
+                await _trying(failures, partial(host.add, export.spec, export.secret_unasked))
+                done.added.append(export.spec.name)
+        for failure in failures[1:]:
+            _log.error("cannot reload everything: %s", failure)
+        if failures:
+            raise failures[0]
+        return done
+
     async def _obey(self, signals: AsyncIterator[int]) -> None:
-        async for _ in signals:
-            self.stop()
+        async for number in signals:
+            if number != signal.SIGHUP:
+                self.stop()
+            elif self._ready:
+                self._nursery.start_soon(self._reload_by_signal)
+
+    async def _reload_by_signal(self) -> None:
+        tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            done = await self.reload()
+        except NbdvdeError as error:
+            _log.error("cannot reload the configuration: %s", error)
+        else:
+            _log.info("reloaded: %d exports added, %d removed", len(done.added), len(done.removed))
+        tell_systemd("READY=1")
 
     async def _bind(self, address: Address) -> Listener:
+        if isinstance(address, StdioAddress):
+            return Listener(address, (), [await self._held.enter_async_context(standard_streams())])
         return self._held.enter_context(closing(await open_listener(address)))
 
-    async def _bind_control(self) -> Listener | None:
-        path = self._plan.control
-        if path is None:
-            return None
-        if connect(path):
-            raise InUseError(str(self._plan.image or path), f"a server answers at {path}", "stop it first")
+    @asynccontextmanager
+    async def _hosting(self) -> AsyncIterator[None]:
+        engine = self._plan.options.engine
+        sizes = {"cache_bytes": engine.cache_size, "buffer_bytes": engine.write_buffer_size}
+        memory = {name: value for name, value in sizes.items() if value is not None}
+        async with trio.open_nursery() as images:
+            self._host = Host(self._server, self._exports, images, self._attend, memory)
+            try:
+                for export in self._plan.writable_first():
+                    await self._host.add(export.spec, partial(self._secrets.get, export.spec.image))
+                yield
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._host.close()
+
+    @asynccontextmanager
+    async def _attend(self, path: Path | None) -> AsyncIterator[Callable[[Image | None], Awaitable[None]]]:
+        """Answer at the control socket of an image while it is open."""
+        control = self._control_of(path)
+        scope = trio.CancelScope()
+
+        async def attend(image: Image | None) -> None:
+            if listener:
+                routes = Service(self._server, image, self._host, self._uris, self).routes()
+                await self._nursery.start(_answer, scope, listener, routes)
+
+        listener = await self._bind_control(control, path) if control else None
+        try:
+            yield attend
+        finally:
+            scope.cancel()
+            if listener:
+                listener.close()
+
+    def _control_of(self, path: Path | None) -> Path | None:
+        if path == self._first or self._control is None:
+            return self._control
+        return path and default_control(path)
+
+    async def _bind_control(self, control: Path, image: Path | None) -> Listener:
+        if connect(control):
+            raise InUseError(str(image or control), f"a server answers at {control}", "stop it first")
         try:
             with _private():
-                return await self._bind(UnixAddress(path))
+                return await open_listener(UnixAddress(control))
         except NetworkError as error:
             raise NetworkError(error.what, error.why, "choose another place with --control, or none") from None
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[tuple[Disk, Image | None]]:
-        plan, engine, read_only = self._plan, self._plan.options.engine, self._plan.options.server.read_only
-        if plan.image is None:
-            yield MemoryDisk(plan.memory_bytes, read_only=read_only), None
-            return
-        sizes = {"cache_bytes": engine.cache_size, "buffer_bytes": engine.write_buffer_size}
-        given = {name: value for name, value in sizes.items() if value is not None}
-        async with open_image(plan.image, key=self._secret, read_only=read_only, **given) as image:
-            yield image.disk(), image
-
-    async def _serve(
-        self, disk: Disk, image: Image | None, listeners: Sequence[Listener], control: Listener | None
-    ) -> None:
-        name = self._plan.options.server.export or disk.name
-        given = msgspec.structs.asdict(self._plan.options.limits)
-        limits = Limits(**{key: value for key, value in given.items() if value is not None})
-        tls = self._plan.tls
-        self._server = server = Server(Exports({name: disk}, default=name), limits=limits, tls=tls)
-        uris = [uri for listener in listeners for uri in uris_of(listener, tls=tls is not None)]
-        async with trio.open_nursery() as nursery:
-            if control:
-                service = Service(
-                    server, image, exports=[name], addresses=uris, read_only=disk.read_only, stop=self.stop
-                )
-                await nursery.start(http.serve, control.sockets[0], service.routes())
+    async def _serve_clients(self, listeners: Sequence[Listener]) -> None:
+        plan = self._plan
+        async with AsyncExitStack() as held:
+            if self._first is None:
+                attend = await held.enter_async_context(self._attend(None))
+                await attend(None)
             with self._clients:
-                await self._serve_clients(server, listeners, name, uris)
-            nursery.cancel_scope.cancel()
-
-    async def _serve_clients(
-        self, server: Server, listeners: Sequence[Listener], name: str, uris: Sequence[str]
-    ) -> None:
-        async with trio.open_nursery() as serving:
-            await serving.start(server.run, listeners)
-            self._held.enter_context(_pid_file(self._plan.options.server.pid_file))
-            self._announce(name, uris)
-            _tell_systemd("READY=1")
-
-    def _announce(self, name: str, uris: Sequence[str]) -> None:
-        for uri in uris:
-            _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
-            if self._plan.options.server.print_uri:
-                _print_uri(uri)
+                async with trio.open_nursery() as serving:
+                    self._ready = True
+                    await serving.start(self._server.run, listeners)
+                    held.enter_context(pid_file(plan.options.server.pid_file))
+                    announce(plan.default, self._uris, printed=plan.options.server.print_uri)
+                    tell_systemd("READY=1")
 
 
-def _print_uri(uri: str) -> None:
-    """Clients may come all the same when nobody reads it."""
+async def _answer(
+    scope: trio.CancelScope, listener: Listener, routes: http.Routes, *, task_status: trio.TaskStatus[None]
+) -> None:
+    with scope:
+        await http.serve(listener.sockets[0], routes, task_status=task_status)
+
+
+def _warn_of_the_rest(old: Plan, new: Plan) -> None:
+    """Say what of the configuration counts only from the next start on."""
+    before, after = old.options, new.options
+    for key in ("listen", "control", "pid_file", "log_format", "export"):
+        if getattr(before.server, key) != getattr(after.server, key):
+            _log.warning("server.%s has changed: restart to let it count", key)
+    if before.engine != after.engine:
+        _log.warning("[engine] has changed: restart to let it count")
+    if (old.tls is None) != (new.tls is None):
+        _log.warning("TLS is now %s: the URIs of the exports change", "off" if new.tls is None else "demanded")
+
+
+async def _trying(failures: list[NbdvdeError], do: Callable[[], Awaitable[None]]) -> None:
     try:
-        output.line(uri)
-    except OSError as error:
-        _log.warning("cannot print the URI on standard output: %s", reason(error))
-
-
-def _check_export(name: str | None) -> None:
-    try:
-        raw = (name or "").encode()
-    except UnicodeEncodeError:
-        raise UsageError("export name", "is not valid UTF-8", "choose another") from None
-    if len(raw) > MAX_STRING or b"\0" in raw:
-        raise UsageError("export name", f"is longer than {MAX_STRING} bytes, or holds a zero byte", "choose another")
-
-
-def uris_of(listener: Listener, *, tls: bool = False) -> list[str]:
-    """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
-    address = listener.address
-    known = isinstance(address, UnixAddress) or (isinstance(address, TcpAddress) and address.port)
-    return [_uri(place, "nbds" if tls else "nbd") for place in ([address] if known else listener.bound)]
-
-
-def _uri(place: Address, scheme: str) -> str:
-    """See https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md; libnbd adds vsock."""
-    if isinstance(place, UnixAddress):
-        return f"{scheme}+unix:///?socket={quote(os.fsencode(place.path.absolute()))}"
-    if isinstance(place, VsockAddress):
-        return f"{scheme}+vsock://{'' if place.cid == ANY_CID else place.cid}:{place.port}/"
-    return f"{scheme}://{place}/"
-
-
-def _tell_systemd(state: str) -> None:
-    """Tell the service manager, if there is one that wants to know (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
-def _tls(options: TlsOptions) -> ssl.SSLContext | None:
-    if options.cert is None or options.key is None:
-        if options.cert or options.key or options.client_ca:
-            raise UsageError("TLS", "needs both a certificate and its key", "give --tls-cert and --tls-key")
-        return None
-    authority = Path(options.client_ca) if options.client_ca else None
-    return server_context(Certificates(Path(options.cert), Path(options.key), authority))
+        await do()
+    except NbdvdeError as error:
+        failures.append(error)
 
 
 @contextmanager
@@ -241,34 +237,3 @@ def _private() -> Iterator[None]:
         yield
     finally:
         os.umask(old)
-
-
-@contextmanager
-def _pid_file(name: str | None) -> Iterator[None]:
-    if name is None:
-        yield
-        return
-    path, text = Path(name), f"{os.getpid()}\n"
-    try:
-        _refuse_other_content(path)
-        path.write_text(text)
-    except OSError as error:
-        raise UsageError(f"pid file {path}", reason(error), "check --pid-file") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if path.read_bytes() == text.encode():
-                path.unlink()
-
-
-def _refuse_other_content(path: Path) -> None:
-    """A pid file may be left over; anything else must not be lost."""
-    if not path.exists():
-        return
-    if path.is_file():
-        with path.open("rb") as file:
-            content = file.read(32).strip()
-        if not content or content.isdigit():
-            return
-    raise UsageError(f"pid file {path}", "exists and holds something else", "choose another name")

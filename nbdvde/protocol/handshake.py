@@ -5,8 +5,8 @@
                             OPTIONS --ABORT------------> ABORTED
                             OPTIONS --any other--------> OPTIONS
 
-Limits: the data of one option are kept up to `MAX_OPTION_DATA` bytes; longer ones are skipped as they arrive and
-refused, and above `MAX_SKIP` the connection ends, as it does after `MAX_OPTIONS` options. Time is the caller's limit.
+Limits are those of `HandshakeLimits`: longer option data are skipped as they arrive and refused, and what is above the
+others ends the connection. Time is the caller's limit.
 
 Duties of the caller:
 1. Send `greeting()`. Then, while `phase` is FLAGS or OPTIONS: `feed` what arrives, and call `step` until it returns
@@ -19,6 +19,8 @@ Duties of the caller:
 
 import enum
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 from nbdvde.disk import Buffer
 from nbdvde.protocol import wire
@@ -33,12 +35,6 @@ from nbdvde.protocol.constants import (
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
 from nbdvde.protocol.wire import OptionData, OptionRefused, option_reply
 
-MAX_OPTION_DATA = 1 << 16
-"""Bytes of option data that are kept. The longest legal name needs 4 KiB, a list of queries seldom more."""
-MAX_SKIP = 1 << 25
-"""Bytes of option data that are read and thrown away; qemu's limit (NBD_MAX_BUFFER_SIZE)."""
-MAX_OPTIONS = 256
-"""Options in one connection; nbdkit takes 32, and more when there are many exports to ask for."""
 _CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 _ZEROES = bytes(124)
 
@@ -62,6 +58,31 @@ class Tls(enum.Enum):
     DONE = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class HandshakeLimits:
+    """What a client may send before transmission."""
+
+    option_bytes: int = 1 << 16
+    """Data of one option that are kept. The longest legal name needs 4 KiB, a list of queries seldom more."""
+    handshake_bytes: int = 1 << 25
+    """All options together; what qemu takes as the data of one (NBD_MAX_BUFFER_SIZE)."""
+    options: int = 256
+    """nbdkit takes 32, and more when there are many exports to ask for."""
+
+
+class Directory(Protocol):
+    """The exports as one client may see them. The empty name is the default export."""
+
+    def find(self, name: str, /) -> ExportInfo | None:
+        """The export of a name."""
+
+    def listing(self) -> Iterable[ExportInfo]:
+        """All exports, under their canonical names."""
+
+    def enter(self, name: str, /) -> str | None:
+        """Begin to use what `find` gave, or say why that cannot be now."""
+
+
 def transmission_flags(read_only: bool, *, structured: bool = False, filtered: bool = False) -> TransmissionFlag:
     """What every export of this server can do (spec, "Transmission flags").
 
@@ -79,25 +100,16 @@ def transmission_flags(read_only: bool, *, structured: bool = False, filtered: b
 
 
 class Handshake:
-    """One connection's negotiation. See the module for the caller's duties.
+    """One connection's negotiation. See the module for the caller's duties."""
 
-    `find` gives the export of a name ("" is the default one) or None, `listing` all exports under their canonical
-    names.
-    """
-
-    def __init__(
-        self,
-        find: Callable[[str], ExportInfo | None],
-        listing: Callable[[], Iterable[ExportInfo]],
-        tls: Tls = Tls.OFF,
-    ) -> None:
+    def __init__(self, exports: Directory, tls: Tls = Tls.OFF, limits: HandshakeLimits | None = None) -> None:
         self.phase = Phase.FLAGS
         self.negotiated: Negotiated | None = None
-        self._find, self._listing, self._tls = find, listing, tls
+        self._exports, self._tls, self._limits = exports, tls, limits or HandshakeLimits()
         self._buffer = bytearray()
         self._no_zeroes = False
         self._forget()
-        self._options = 0
+        self._options = self._option_bytes = 0
         self._skip = 0
         self._after_skip: bytes | None = None
         self._shut_down = False
@@ -164,11 +176,11 @@ class Handshake:
         magic, option, length = header.unpack_from(self._buffer)
         if magic != OPTION_MAGIC:
             raise ProtocolError("option", f"magic {magic:#x}")
-        if length > MAX_OPTION_DATA:
+        if length > self._limits.option_bytes:
             return self._oversized(option, length)
         if len(self._buffer) < header.size + length:
             return None
-        self._count_option()
+        self._count_option(length)
         self._take(header.size)
         return self._answer(option, self._take(length))
 
@@ -177,16 +189,20 @@ class Handshake:
         del self._buffer[:count]
         return data
 
-    def _count_option(self) -> None:
+    def _count_option(self, length: int) -> None:
+        limits = self._limits
         self._options += 1
-        if self._options > MAX_OPTIONS:
-            raise ProtocolError("option", f"more than {MAX_OPTIONS} in one connection")
+        self._option_bytes += wire.OPTION.size + length
+        if self._options > limits.options:
+            raise ProtocolError("option", f"more than {limits.options} in one connection")
+        if self._option_bytes > limits.handshake_bytes:
+            raise ProtocolError("option", f"{length} bytes of data, {self._option_bytes} in all")
 
     def _oversized(self, option: int, length: int) -> bytes:
         """Skip the data as they arrive, then refuse."""
-        if length > MAX_SKIP or option == Option.EXPORT_NAME:
-            raise ProtocolError("option", f"{length} bytes of data")
-        self._count_option()
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError("option", f"a name of {length} bytes")
+        self._count_option(length)
         self._take(wire.OPTION.size)
         if option == Option.SET_META_CONTEXT:
             self._select(None, ())
@@ -238,9 +254,9 @@ class Handshake:
         try:
             name = wire.decode_string(data)
             export = self._export(name)
+            self._go(name, export)
         except OptionRefused as refused:
             raise ProtocolError("export", refused.message) from None
-        self._go(name, export)
         reply = wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(name, export))
         return reply if self._no_zeroes else reply + _ZEROES
 
@@ -250,7 +266,9 @@ class Handshake:
 
     def _list(self, option: int, data: bytes) -> bytes:
         OptionData(data).finish()
-        replies = [option_reply(option, OptionReply.SERVER, wire.server_entry(export)) for export in self._listing()]
+        replies = [
+            option_reply(option, OptionReply.SERVER, wire.server_entry(export)) for export in self._exports.listing()
+        ]
         return b"".join(replies) + option_reply(option, OptionReply.ACK)
 
     def _info(self, option: int, data: bytes) -> bytes:
@@ -305,7 +323,7 @@ class Handshake:
         self._contexts_for, self._contexts = name, contexts
 
     def _export(self, name: str) -> ExportInfo:
-        export = self._find(name)
+        export = self._exports.find(name)
         if export is None:
             raise OptionRefused(OptionReply.ERR_UNKNOWN, f"no export named '{name}'"[:MAX_STRING])
         return export
@@ -321,6 +339,9 @@ class Handshake:
 
     def _go(self, name: str, export: ExportInfo) -> None:
         """A selection of contexts holds only for the export name it was made with (spec, "Metadata querying")."""
+        obstacle = self._exports.enter(name)
+        if obstacle is not None:
+            raise OptionRefused(OptionReply.ERR_POLICY, obstacle)
         self.negotiated = Negotiated(export, self._structured, self._contexts_of(name), self._extended)
         self.phase = Phase.TRANSMISSION
 

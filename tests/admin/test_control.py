@@ -3,9 +3,9 @@
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,16 +17,16 @@ import trio.testing
 import nbdvde
 from nbdvde.admin import http, service
 from nbdvde.admin.client import ControlClient, connect, control_path
-from nbdvde.admin.messages import ErrorBody, KeyRequest, SecretBody
+from nbdvde.admin.messages import AddExport, ErrorBody, KeyRequest, Reloaded, RemoveExport, SecretBody
 from nbdvde.admin.service import Service
 from nbdvde.engine.access import fresh
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, KeyFile, MasterKey, Passphrase
 from nbdvde.engine.report import CheckReport
-from nbdvde.errors import DamageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
+from nbdvde.errors import DamageError, ImageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
 from nbdvde.exports import Exports
+from nbdvde.hosting import ExportSpec, Host
 from nbdvde.listeners import UnixAddress, open_listener
-from nbdvde.memory import MemoryDisk
 from nbdvde.server import Server
 
 MASTER = MasterKey(bytes(range(32)))
@@ -42,13 +42,27 @@ def image_path(tmp_path: Path) -> Path:
     return path
 
 
+class Told:
+    """What the whole server was told."""
+
+    def __init__(self) -> None:
+        self.stopped = self.reloaded = 0
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    async def reload(self) -> Reloaded:
+        self.reloaded += 1
+        return Reloaded(["a"], ["b"])
+
+
 @dataclass
 class Served:
     """A control socket, and whether it was told to stop."""
 
     client: ControlClient
     server: Server
-    stopped: list[bool] = field(default_factory=list)
+    told: "Told"
 
     async def ask(self, call: Callable[..., T], *arguments: object) -> T:
         """Call the blocking client while the server runs."""
@@ -59,19 +73,30 @@ class Served:
 async def serving(folder: Path, image: Any) -> AsyncIterator[Served]:
     """The control interface of an image (or None) on a socket."""
     path = folder / "ctl"
-    stopped: list[bool] = []
-    server = Server(Exports({"disk": MemoryDisk(4096)}, default="disk"))
+    told = Told()
+    exports = Exports(default="disk")
+    server = Server(exports)
     listener = await open_listener(UnixAddress(path))
-    made = Service(
-        server, image, exports=["disk"], addresses=["nbd:x"], read_only=False, stop=lambda: stopped.append(True)
-    )
+
+    @asynccontextmanager
+    async def unattended(_path: Path) -> AsyncIterator[Callable[[Image], Awaitable[None]]]:
+        yield nothing
+
     async with trio.open_nursery() as nursery:
+        host = Host(server, exports, nursery, unattended, {})
+        await host.add(ExportSpec(name="disk", memory_bytes=4096), lambda: None)
+        made = Service(server, image, host, ["nbd:x"], told)
         await nursery.start(http.serve, listener.sockets[0], made.routes())
         try:
-            yield Served(ControlClient(path), server, stopped)
+            yield Served(ControlClient(path), server, told)
         finally:
+            await host.close()
             nursery.cancel_scope.cancel()
             listener.close()
+
+
+async def nothing(_image: Image) -> None:
+    pass
 
 
 @asynccontextmanager
@@ -146,7 +171,7 @@ async def test_path_that_is_no_text(tmp_path: Path) -> None:
 async def test_stop(image_path: Path) -> None:
     async with served(image_path) as (control, _):
         await control.ask(control.client.stop)
-        assert control.stopped == [True]
+        assert control.told.stopped == 1
 
 
 async def test_keys(image_path: Path) -> None:
@@ -256,6 +281,57 @@ async def test_check_tells_of_progress_and_is_cancelled(tmp_path: Path, monkeypa
         await trio.to_thread.run_sync(image.ended.wait, 30)
         assert image.ended.is_set()
     assert seen[0][1] == 1000
+
+
+async def test_exports(image_path: Path, tmp_path: Path) -> None:
+    async with serving(tmp_path, None) as control:
+        client = control.client
+        (only,) = (await control.ask(client.exports)).exports
+        assert (only.name, only.image, only.size, only.clients) == ("disk", None, 4096, 0)
+        more = AddExport("more", image=str(image_path), secret=SecretBody.of(FIRST), description="d", connections=2)
+        added = (await control.ask(client.add_export, more)).exports[1]
+        assert (added.name, added.image, added.size, added.read_only) == ("more", str(image_path), 1 << 20, False)
+        with pytest.raises(RefusedError, match="exists already"):
+            await control.ask(client.add_export, more)
+        left = await control.ask(client.remove_export, RemoveExport("more"))
+        assert left.exports == [only]
+        with pytest.raises(RefusedError, match="does not exist"):
+            await control.ask(client.remove_export, RemoveExport("more"))
+    async with nbdvde.open_image(image_path, key=MASTER):
+        """It is closed, so that others can open it."""
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "words"),
+    [
+        (AddExport("x"), UsageError, "either an image or memory"),
+        (AddExport("x", image="y", memory=512), UsageError, "either an image or memory"),
+        (AddExport("x", memory=513), UsageError, "multiple of 512"),
+        (AddExport("", memory=512), UsageError, "empty"),
+        (AddExport("x" * 4097, memory=512), UsageError, "longer than"),
+        (AddExport("x", memory=512, addresses=["1.2.3"]), UsageError, "1.2.3"),
+        (AddExport("x", image="/nothing/here"), ImageError, "/nothing/here"),
+    ],
+)
+async def test_exports_that_cannot_be(tmp_path: Path, request_: AddExport, kind: type[NbdvdeError], words: str) -> None:
+    async with serving(tmp_path, None) as control:
+        with pytest.raises(kind, match=words):
+            await control.ask(control.client.add_export, request_)
+        assert [export.name for export in (await control.ask(control.client.exports)).exports] == ["disk"]
+
+
+async def test_a_wrong_key_leaves_an_image_closed(tmp_path: Path, image_path: Path) -> None:
+    async with serving(tmp_path, None) as control:
+        with pytest.raises(KeyFailure):
+            await control.ask(control.client.add_export, AddExport("x", image=str(image_path)))
+        more = AddExport("x", image=str(image_path), secret=SecretBody.of(FIRST))
+        assert len((await control.ask(control.client.add_export, more)).exports) == 2
+
+
+async def test_reload(tmp_path: Path) -> None:
+    async with serving(tmp_path, None) as control:
+        assert await control.ask(control.client.reload) == Reloaded(["a"], ["b"])
+        assert control.told.reloaded == 1
 
 
 async def test_damage_found_by_a_check_of_a_served_image(tmp_path: Path) -> None:

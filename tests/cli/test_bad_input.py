@@ -280,7 +280,7 @@ def test_unknown_configuration(command: Command, tmp_path: Path, monkeypatch: py
         "create new.vde 1M --encryption rot13",
         "create new.vde 1M --encryption none --key-file key",
         "serve",
-        "serve a b",
+        "serve a b --memory 1M",
         "serve a --memory 1M",
         "serve --memory 1M --log-format xml",
         "key",

@@ -13,7 +13,7 @@ import pytest
 
 from nbdvde.cli import images
 from nbdvde.cli.progress import ProgressBar
-from nbdvde.cli.serve import uris_of
+from nbdvde.cli.ready import uris_of
 from nbdvde.errors import NetworkError
 from nbdvde.listeners import Listener, UnixAddress
 from tests.cli.conftest import ENVIRONMENT, Command

@@ -6,21 +6,25 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from nbdvde import hosting
 from nbdvde.admin.client import ControlClient
 from nbdvde.cli import serve
-from nbdvde.cli.serve import uris_of
+from nbdvde.cli.plan import Plan
+from nbdvde.cli.ready import uris_of
 from nbdvde.config import LimitOptions, Options, ServerOptions
 from nbdvde.engine.access import read_info
 from nbdvde.errors import RefusedError
 from nbdvde.listeners import Listener, TcpAddress, UnixAddress
 from nbdvde.memory import MemoryDisk
-from tests.cli.conftest import Command, Result, serving
+from tests.cli.conftest import ENVIRONMENT, Command, Result, serving
 
 
 def greets(path: Path) -> bool:
@@ -136,8 +140,7 @@ async def test_second_stop_ends_the_wait_for_clients(tmp_path: Path, monkeypatch
     monkeypatch.setattr(MemoryDisk, "flush_nowait", lambda *_: False)
     monkeypatch.setattr(MemoryDisk, "flush", never)
     options = Options(server=ServerOptions(listen=(f"unix:{tmp_path}/sock",)), limits=LimitOptions(stop_s=600))
-    plan = serve.Plan.make(None, "1M", options)
-    server = serve._Serving(plan, None)
+    server = serve._Serving(Plan.make([], "1M", lambda: options), {})
 
     async def run() -> None:
         await server.run()
@@ -205,7 +208,7 @@ def test_sizes_reach_the_engine(
     def open_image(path: Path, **options: object) -> None:
         raise RefusedError(f"{options}")
 
-    monkeypatch.setattr(serve, "open_image", open_image)
+    monkeypatch.setattr(hosting, "open_image", open_image)
     (tmp_path / "server.toml").write_text("[engine]\ncache_size = '1M'\nwrite_buffer_size = 4096\n")
     words = ["serve", plain_image, "--listen", "unix:sock", "--config", "server.toml", "--read-only"]
     command(*words).fails(9, "'read_only': True", "'cache_bytes': 1048576", "'buffer_bytes': 4096")
@@ -216,11 +219,128 @@ async def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr(serve, "open_listener", never)
-    starting = serve._Serving(serve.Plan.make(None, "1M", Options()), None)
+    starting = serve._Serving(Plan.make([], "1M", Options), {})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(starting.run)
         await trio.testing.wait_all_tasks_blocked()
         starting.stop()
+
+
+SEVERAL = """
+[server]
+listen = ["unix:sock"]
+[[disk]]
+name = "extra"
+memory = "1M"
+description = "for tests"
+[[disk]]
+name = "same"
+image = "image.vde"
+key_file = "key"
+read_only = true
+"""
+
+
+def test_several_exports(command: Command, image: Path, plain_image: Path, key_file: Path) -> None:
+    folder = image.parent
+    (folder / "server.toml").write_text(SEVERAL)
+    with serving(plain_image, "--config", "server.toml", "--export", "main", cwd=folder):
+        assert status_of(command, plain_image) == {"main": "plain.vde", "extra": None, "same": "image.vde"}
+        assert status_of(command, image) == status_of(command, plain_image)
+        assert command("info", image, "--json").json["encryption"] != "none"
+        command("ctl", image, "export-remove", "nothing").fails(9, "does not exist")
+        command("ctl", image, "export-add", "extra", "--memory", "1M").fails(9, "exists already")
+        command("ctl", image, "export-add", "x", "--memory", "1M", "--address", "1.2").fails(2, "1.2")
+        command("ctl", image, "export-add", "x", "--image", "nothing").fails(3, "nothing")
+        command("ctl", image, "export-add", "x").fails(2, "image or memory")
+        assert "added" in command("ctl", image, "export-add", "added", "--memory", "1M").out
+        assert "added" not in command("ctl", plain_image, "export-remove", "added").out
+        assert command("ctl", plain_image, "export-remove", "same", "--json").code == 0
+        command("ctl", image, "status").fails(8, "no server")
+        assert command("check", image, "--key-file", key_file).code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["image.vde", "key", "plain.vde", "server.toml"]
+
+
+def status_of(command: Command, image: Path) -> dict[str, str | None]:
+    exports = command("ctl", image, "exports", "--json").json["exports"]
+    return {export["name"]: export["image"] and Path(export["image"]).name for export in exports}
+
+
+def test_several_images(command: Command, plain_image: Path) -> None:
+    folder = plain_image.parent
+    command("create", "other.vde", "1M", "--encryption", "none")
+    with serving("plain.vde", "other.vde", "--listen", "unix:sock", "--export", "other", cwd=folder):
+        assert status_of(command, plain_image) == {"plain": "plain.vde", "other": "other.vde"}
+    command("serve", "plain.vde", "plain.vde").fails(2, "export plain", "twice")
+    command("serve", "plain.vde", "other.vde", "--export", "third").fails(2, "third", "plain, other")
+
+
+@pytest.mark.parametrize("by_signal", [True, False])
+def test_reload(command: Command, image: Path, plain_image: Path, key_file: Path, by_signal: bool) -> None:
+    folder = image.parent
+    configuration = folder / "server.toml"
+    configuration.write_text(SEVERAL)
+
+    def reload(failure: str | None = None) -> None:
+        if by_signal:
+            server.process.send_signal(signal.SIGHUP)
+            assert server.process.stderr is not None
+            while not (line := server.process.stderr.readline()).startswith(("nbdvde: reloaded", "nbdvde: cannot")):
+                pass
+            assert (failure or "reloaded") in line
+        elif failure:
+            command("ctl", plain_image, "reload").fails(2, failure)
+        else:
+            assert command("ctl", plain_image, "reload").code == 0
+
+    with serving(plain_image, "--config", "server.toml", cwd=folder) as server:
+        command("ctl", plain_image, "export-add", "by-hand", "--memory", "1M")
+        configuration.write_text(SEVERAL.replace("extra", "another").replace("key_file", "no_such_key"))
+        reload("no_such_key")
+        assert list(status_of(command, plain_image)) == ["disk", "extra", "same", "by-hand"]
+        configuration.write_text(SEVERAL.replace("extra", "another").replace("read_only = true", "read_only = false"))
+        reload()
+        assert sorted(status_of(command, plain_image)) == ["another", "by-hand", "disk", "same"]
+        configuration.write_text("")
+        reload()
+        assert list(status_of(command, plain_image)) == ["disk", "by-hand"]
+        assert command("check", image, "--key-file", key_file).code == 0
+
+
+def test_reload_cannot_ask(command: Command, image: Path, plain_image: Path) -> None:
+    with serving(plain_image, "--config", "server.toml", cwd=configured(image.parent, "")):
+        configured(image.parent, SEVERAL.replace('key_file = "key"', ""))
+        command("ctl", plain_image, "reload").fails(2, "same", "encrypted", "key_file")
+        assert list(status_of(command, plain_image)) == ["disk", "extra"], "the others are there"
+
+
+def configured(folder: Path, text: str) -> Path:
+    (folder / "server.toml").write_text(text or "[server]\nlisten = ['unix:sock']\n")
+    return folder
+
+
+def test_one_client_on_standard_streams(tmp_path: Path) -> None:
+    """By two pipes, as ssh has them, and by one socket, as inetd and libnbd have it."""
+    command = [sys.executable, "-m", "nbdvde", "serve", "--memory", "1M", "--listen", "stdio"]
+    done = subprocess.run(command, input=FLUSH_AT_ONCE, capture_output=True, check=True, env=ENVIRONMENT, timeout=30)
+    assert done.stdout[:8] == b"NBDMAGIC"
+    assert done.stdout[-16:] == struct.pack(">IIQ", 0x67446698, 0, 0)
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), env=ENVIRONMENT) as server,
+    ):
+        theirs.close()
+        ours.sendall(FLUSH_AT_ONCE)
+        ours.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: ours.recv(4096), b""))
+        assert received == done.stdout
+        assert server.wait(30) == 0
+
+
+def test_stdio_has_its_output_for_itself(command: Command) -> None:
+    command("serve", "--memory", "1M", "--listen", "stdio", "--print-uri").fails(2, "--print-uri", "standard output")
 
 
 def test_uris() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.protocol.constants import MAX_STRING, Info, Option, OptionReply, TransmissionFlag
-from nbdvde.protocol.handshake import MAX_OPTION_DATA, MAX_OPTIONS, MAX_SKIP, Handshake, Phase, transmission_flags
+from nbdvde.protocol.handshake import Handshake, HandshakeLimits, Phase, transmission_flags
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
 from tests.protocol.client import FLAGS, info_data, meta_data, option, split_option_replies, string
 
@@ -23,8 +23,27 @@ UNKNOWN = OptionReply.ERR_UNKNOWN
 STRUCTURED = option(Option.STRUCTURED_REPLY)
 
 
+LIMITS = HandshakeLimits()
+
+
+class Directory:
+    def __init__(self, obstacle: str | None = None) -> None:
+        self.obstacle = obstacle
+        self.entered: list[str] = []
+
+    def find(self, name: str) -> ExportInfo | None:
+        return EXPORTS.get(name)
+
+    def listing(self) -> list[ExportInfo]:
+        return [DISK, LOCKED]
+
+    def enter(self, name: str) -> str | None:
+        self.entered.append(name)
+        return self.obstacle
+
+
 def handshake() -> Handshake:
-    return Handshake(EXPORTS.get, lambda: [DISK, LOCKED])
+    return Handshake(Directory())
 
 
 def feed(machine: Handshake, data: bytes) -> bytes:
@@ -194,10 +213,13 @@ def test_export_name(feeder: Feeder, flags: int, zeroes: int) -> None:
         pytest.param(FLAGS + option(Option.EXPORT_NAME, b"nothing"), id="unknown export by name"),
         pytest.param(FLAGS + option(Option.EXPORT_NAME, b"\xff"), id="name not UTF-8"),
         pytest.param(FLAGS + option(Option.EXPORT_NAME, b"x" * (MAX_STRING + 1)), id="name too long"),
-        pytest.param(FLAGS + option(Option.EXPORT_NAME, b"x" * (MAX_OPTION_DATA + 1)), id="name absurdly long"),
-        pytest.param(FLAGS + option(99)[:-4] + struct.pack(">I", MAX_SKIP + 1), id="data above the limit"),
+        pytest.param(FLAGS + option(Option.EXPORT_NAME, b"x" * (LIMITS.option_bytes + 1)), id="name absurdly long"),
+        pytest.param(
+            FLAGS + option(99)[:-4] + struct.pack(">I", LIMITS.handshake_bytes + 1), id="data above the limit"
+        ),
         pytest.param(FLAGS + option(99)[:-4] + b"\xff" * 4, id="data of 2^32-1 bytes"),
-        pytest.param(FLAGS + option(99) * (MAX_OPTIONS + 1), id="too many options"),
+        pytest.param(FLAGS + option(99) * (LIMITS.options + 1), id="too many options"),
+        pytest.param(FLAGS + option(99, bytes(LIMITS.handshake_bytes // 4)) * 4, id="too many data in all"),
     ],
 )
 def test_violations_end_the_connection(feeder: Feeder, data: bytes) -> None:
@@ -212,16 +234,16 @@ def test_violations_end_the_connection(feeder: Feeder, data: bytes) -> None:
 @pytest.mark.parametrize("piece", [1 << 12, 1 << 20])
 def test_long_data_are_skipped_without_being_kept(number: int, expected: OptionReply, piece: int) -> None:
     machine = handshake()
-    data = FLAGS + STRUCTURED + option(number, bytes(MAX_OPTION_DATA * 3 + 5)) + option(Option.ABORT)
+    data = FLAGS + STRUCTURED + option(number, bytes(LIMITS.option_bytes * 3 + 5)) + option(Option.ABORT)
     sent = b""
     for start in range(0, len(data), piece):
         sent += feed(machine, data[start : start + piece])
-        assert len(machine.unread) <= MAX_OPTION_DATA + 16
+        assert len(machine.unread) <= LIMITS.option_bytes + 16
     assert replies(sent) == [(Option.STRUCTURED_REPLY, ACK), (number, expected), (Option.ABORT, ACK)]
 
 
 @FEEDS
-@pytest.mark.parametrize("data", [b"", b"why", bytes(MAX_OPTION_DATA + 1)])
+@pytest.mark.parametrize("data", [b"", b"why", bytes(LIMITS.option_bytes + 1)])
 def test_abort_is_acknowledged_whatever_comes_with_it(feeder: Feeder, data: bytes) -> None:
     machine = handshake()
     assert replies(feeder(machine, FLAGS + option(Option.ABORT, data))) == [(Option.ABORT, ACK)]
@@ -270,7 +292,7 @@ def test_contexts_need_structured_replies(number: Option) -> None:
         pytest.param(option(META, meta_data("disk")), id="replaced by nothing"),
         pytest.param(option(META, meta_data("nothing", CONTEXT)), id="failed: unknown export"),
         pytest.param(option(META, b"?"), id="failed: bad data"),
-        pytest.param(option(META, bytes(MAX_OPTION_DATA + 1)), id="failed: too much data"),
+        pytest.param(option(META, bytes(LIMITS.option_bytes + 1)), id="failed: too much data"),
         pytest.param(option(META, meta_data("", CONTEXT)), id="made for another name"),
     ],
 )
@@ -367,3 +389,17 @@ def test_segmentation_does_not_matter(options: list[bytes], tail: bytes, cuts: l
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_raise_nothing_but_the_protocol_error(data: bytes, greeted: bool) -> None:
     transcript(iter([FLAGS + option(6)[:8] + data if greeted else data]))
+
+
+@FEEDS
+def test_an_export_that_cannot_be_used_now(feeder: Feeder) -> None:
+    """It can be looked at, and something else can be done."""
+    exports = Directory("it is full")
+    machine = Handshake(exports)
+    wanted = info_data("disk")
+    sent = feeder(machine, FLAGS + option(Option.INFO, wanted) + option(Option.GO, wanted) + option(Option.ABORT))
+    types = [(number, reply) for number, reply in replies(sent) if reply != OptionReply.INFO]
+    assert types == [(Option.INFO, ACK), (Option.GO, OptionReply.ERR_POLICY), (Option.ABORT, ACK)]
+    assert exports.entered == ["disk"]
+    with pytest.raises(ProtocolError, match="full"):
+        feeder(Handshake(exports), FLAGS + option(Option.EXPORT_NAME, b"disk"))

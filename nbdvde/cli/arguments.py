@@ -1,0 +1,26 @@
+"""Arguments and options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Our own errors tell what cannot be read and why, with the exit code that belongs to it: hence `readable=False`.
+ImageArgument = Annotated[
+    Path, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", readable=False, help="Key file, mode 0600; without it a passphrase is asked for."),
+]
+NewKeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", readable=False, help="The new key file; without it a passphrase is asked for, twice."),
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", readable=False, help="Control socket of the running server. [default: IMAGE.ctl]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
+Slot = Annotated[int | None, typer.Option(metavar="N", help=SLOT_HELP)]

@@ -1,0 +1,182 @@
+"""Images that are open, and the exports that show their disks; both may change while clients are served."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from nbdvde.disk import Disk
+from nbdvde.engine.access import open_image
+from nbdvde.engine.image import Image
+from nbdvde.engine.keys import Secret
+from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
+from nbdvde.exports import Access, Export, Exports
+from nbdvde.memory import MemoryDisk
+from nbdvde.protocol.constants import MAX_STRING
+from nbdvde.server import Server
+
+_log = logging.getLogger(__name__)
+
+Attend: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Callable[[Image], Awaitable[None]]]]
+"""What is around an image for as long as it is open; what it gives is called once the image is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSpec:
+    """An export as it is asked for."""
+
+    name: str
+    image: Path | None = None
+    """Where its disk is; None: in memory."""
+    memory_bytes: int = 0
+    """Size of a disk in memory."""
+    read_only: bool = False
+    description: str = ""
+    access: Access = field(default_factory=Access)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError when clients could not be told of it."""
+        for what, text in (("export name", self.name), ("description", self.description)):
+            try:
+                raw = text.encode()
+            except UnicodeEncodeError:
+                raise UsageError(what, "is not valid UTF-8", "choose another") from None
+            if len(raw) > MAX_STRING or b"\0" in raw:
+                raise UsageError(what, f"is longer than {MAX_STRING} bytes, or holds a zero byte", "choose another")
+        if not self.name:
+            raise UsageError("export name", "is empty", "choose another; the default export has a name as well")
+
+    @property
+    def shown(self) -> tuple[Path | None, int, bool]:
+        """What clients would notice a change of."""
+        return self.image and self.image.resolve(), self.memory_bytes, self.read_only
+
+
+class _OpenImage:
+    """An image, and how many exports show it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.image: Image | None = None
+        self.exports = 0
+        self.failure: NbdvdeError | None = None
+        """Of closing it."""
+        self.closing, self.closed = trio.Event(), trio.Event()
+
+
+class Host:
+    """Opens what exports need, and closes what none needs any more."""
+
+    def __init__(
+        self, server: Server, exports: Exports, nursery: trio.Nursery, attend: Attend, memory: Mapping[str, int]
+    ) -> None:
+        """Images are kept open by tasks in `nursery`; `memory` are the arguments of `open_image` about it."""
+        self._server, self._exports, self._nursery = server, exports, nursery
+        self._attend, self._memory = attend, memory
+        self._images: dict[Path, _OpenImage] = {}
+        self._specs: dict[str, ExportSpec] = {}
+        self._changing = trio.Lock()
+
+    @property
+    def specs(self) -> dict[str, ExportSpec]:
+        """Of the exports there are, by name."""
+        return dict(self._specs)
+
+    @property
+    def exports(self) -> list[Export]:
+        """The exports there are."""
+        return list(self._exports)
+
+    async def add(self, spec: ExportSpec, secret: Callable[[], Secret | None]) -> None:
+        """Let clients use a further export; `secret` is called when its image is not open yet. Raises NbdvdeError."""
+        async with self._changing:
+            if spec.name in self._specs:
+                raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
+            disk = await self._disk(spec, secret)
+            self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access))
+            self._specs[spec.name] = spec
+            _log.debug("export %s added: %s", spec.name, spec.image or "in memory")
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """End an export; unless `force`, only when no client uses it. Raises RefusedError, InUseError, NbdvdeError."""
+        async with self._changing:
+            export, spec = self._exports.get(name), self._specs.get(name)
+            if export is None or spec is None:
+                raise RefusedError(f"export {name}", "does not exist")
+            if export.clients and not force:
+                raise InUseError(
+                    f"export {name}", f"{export.clients} clients use it", "disconnect them, or use --force"
+                )
+            self._exports.remove(export)
+            del self._specs[name]
+            await self._server.dismiss(export)
+            await self._release(spec)
+            _log.info("export %s removed", name)
+
+    def adjust(self, spec: ExportSpec) -> None:
+        """Give an export that shows the same as before another description and access rules, for new clients."""
+        export = self._exports.get(spec.name)
+        assert export is not None, "the caller looked"
+        export.description, export.access = spec.description, spec.access
+        self._specs[spec.name] = spec
+
+    async def close(self) -> None:
+        """Close every image; nobody is served any more. Raises NbdvdeError, when all the others are closed."""
+        images = list(self._images.values())
+        for opened in images:
+            opened.closing.set()
+        for opened in images:
+            await opened.closed.wait()
+        for opened in images:
+            if opened.failure:
+                raise opened.failure
+
+    async def _disk(self, spec: ExportSpec, secret: Callable[[], Secret | None]) -> Disk:
+        if spec.image is None:
+            return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
+        opened = self._images.get(spec.image.resolve())
+        if opened is None:
+            opened = _OpenImage(spec.image)
+            await self._nursery.start(self._keep, opened, secret(), spec.read_only)
+            self._images[spec.image.resolve()] = opened
+        assert opened.image is not None, "it was opened"
+        disk = opened.image.disk()
+        if disk.read_only and not spec.read_only:
+            raise RefusedError(f"export {spec.name}", "its image is open for reading only", "make it read-only too")
+        opened.exports += 1
+        return disk
+
+    async def _release(self, spec: ExportSpec) -> None:
+        """Close the image of an export that has ended, if no other shows it."""
+        if spec.image is None:
+            return
+        opened = self._images[spec.image.resolve()]
+        opened.exports -= 1
+        if not opened.exports:
+            opened.closing.set()
+            await opened.closed.wait()
+            del self._images[spec.image.resolve()]
+            if opened.failure:
+                raise opened.failure
+
+    async def _keep(
+        self, opened: _OpenImage, secret: Secret | None, read_only: bool, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Have an image open from `task_status.started` until it is to be closed."""
+        async with self._attend(opened.path) as attend:
+            try:
+                async with open_image(opened.path, key=secret, read_only=read_only, **self._memory) as image:
+                    opened.image = image
+                    await attend(image)
+                    task_status.started()
+                    await opened.closing.wait()
+            except NbdvdeError as error:
+                if not opened.closing.is_set():
+                    raise
+                opened.failure = error
+            finally:
+                opened.closed.set()
