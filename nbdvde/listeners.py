@@ -112,7 +112,7 @@ class Listener:
         self._inode = _inode(address.path) if isinstance(address, UnixAddress) else None
 
     @property
-    def bound(self) -> list[Address]:
+    def bound(self) -> list[SocketAddress]:
         """Where the sockets are, with the port the kernel chose."""
         return [_place_of(sock) for sock in self.sockets]
 
@@ -200,7 +200,7 @@ def _passed() -> list[socket.socket]:
     return sockets
 
 
-def _place_of(sock: socket.socket) -> Address:
+def _place_of(sock: socket.socket) -> SocketAddress:
     """Where a socket is bound."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
