@@ -121,7 +121,7 @@ async def test_a_unix_socket_from_first_client_to_stop(address: UnixAddress, con
 async def test_tcp(host: str, connect: Connect) -> None:
     listener = await open_listener(TcpAddress(host, 0))
     server = server_of()
-    places: list[Address] = []
+    places: list[TcpAddress] = []
     async with running(server, listener):
         for bound in listener.bound:
             client = connect(bound)
