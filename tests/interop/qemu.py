@@ -30,8 +30,12 @@ class StorageDaemon:
     def do(self, command: str, **arguments: object) -> Any:
         """Execute a command, its arguments with `_` for `-`; what it returns."""
         spelled = {name.replace("_", "-"): value for name, value in arguments.items()}
+        return self.execute({"execute": command, "arguments": spelled})
+
+    def execute(self, command: dict[str, Any]) -> Any:
+        """Execute a command as QMP spells it; what it returns."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps({"execute": command, "arguments": spelled}) + "\n")
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         while "event" in (answer := self._receive()):
             self._events.append(answer)

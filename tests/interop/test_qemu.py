@@ -1,5 +1,7 @@
 """QEMU's block layer on a served disk: jobs onto it, exports of it, and restarts below it."""
 
+import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -8,12 +10,13 @@ import trio
 from nbdvde.listeners import UnixAddress
 from nbdvde.protocol.constants import Command
 from tests.interop.conftest import Serve
-from tests.interop.harness import Served, libnbd, need, run, run_json
+from tests.interop.harness import ROOT, Served, libnbd, need, run, run_json
 from tests.interop.qemu import StorageDaemon, storage_daemon
 from tests.interop.test_tools import equal
 from tests.protocol.client import Client
 from tests.serving import Connect
 
+PAGE = ROOT / "docs/how-to/use-from-qemu-and-libvirt.md"
 MIB = 1 << 20
 SIZE = 64 * MIB
 BLOCK = 4096
@@ -84,6 +87,30 @@ def test_backup_of_our_export(serve: Serve, tmp_path: Path) -> None:
     assert "failed" not in run("qemu-io", "-f", "raw", "-c", "read -P 2 0 4M", "-c", "read -P 1 4M 4M", disk.uri)
     ranges = run_json("qemu-img", "map", "--output=json", copy)
     assert sum(part["length"] for part in ranges if part["data"]) == 8 * MIB
+
+
+def test_commands_of_the_page(serve: Serve, tmp_path: Path) -> None:
+    """What docs/how-to/use-from-qemu-and-libvirt.md has QEMU execute."""
+    need("qemu-img", "qemu-io")
+    blocks = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    attach, mirror, let_go, backup = (json.loads(line) for block in blocks for line in block.splitlines())
+    disk = serve(SIZE)
+    attach["arguments"]["server"]["path"] = str(disk.server.socket)
+    with storage_daemon(tmp_path) as daemon:
+        for name in ("source", "copy"):
+            file = tmp_path / f"{name}.qcow2"
+            run("qemu-img", "create", "-q", "-f", "qcow2", file, "64M")
+            daemon.do("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": str(file)})
+        run("qemu-io", "-f", "raw", "-c", "write -q -P 7 16M 3M", nbd_uri(daemon.export("source"), "source"))
+        daemon.execute(attach)
+        daemon.execute(mirror)
+        daemon.wait("BLOCK_JOB_READY")
+        daemon.execute(let_go)
+        assert not daemon.wait("BLOCK_JOB_COMPLETED").get("error")
+        daemon.execute(backup)
+        assert not daemon.wait("BLOCK_JOB_COMPLETED").get("error")
+    for place in (disk.uri, tmp_path / "source.qcow2", tmp_path / "copy.qcow2"):
+        assert "failed" not in run("qemu-io", "-c", "read -P 7 16M 3M", "-c", "read -P 0 19M 45M", place)
 
 
 def test_in_front_of_us(served: Served, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tests.interop.test_filesystems import need_mounts
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+PROGRAMS = {"firewalling": ("nft", "ip", "unshare"), "use-from-qemu-and-libvirt": ("qemu-storage-daemon",)}
+"""What a page needs beyond the usual."""
 MARK = "\x1e"
 LIMIT_S = 100
 
@@ -100,5 +102,5 @@ def test_tutorial(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", HOW_TO, ids=lambda document: document.stem)
 def test_how_to(document: Path, tmp_path: Path) -> None:
-    need("nbdinfo", "nbdcopy", "qemu-img", "qemu-io")
+    need("nbdinfo", "nbdcopy", "qemu-img", "qemu-io", *PROGRAMS.get(document.stem, ()))
     assert follow(document, tmp_path)
