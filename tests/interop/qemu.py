@@ -2,12 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.interop.harness import need
+from tests.interop.later import later
 
 TIMEOUT_S = 60
 
@@ -15,10 +16,10 @@ TIMEOUT_S = 60
 class StorageDaemon:
     """A `qemu-storage-daemon` that is told everything on its standard input."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Sequence[str | Path]) -> None:
         self._folder = folder
         self._process = subprocess.Popen(
-            ["qemu-storage-daemon", "--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"],
+            [*program, "--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,10 +84,11 @@ class StorageDaemon:
 
 
 @contextmanager
-def storage_daemon(folder: Path) -> Iterator[StorageDaemon]:
-    """A daemon without disks; it must end well."""
-    need("qemu-storage-daemon")
-    daemon = StorageDaemon(folder)
+def storage_daemon(folder: Path, *, newer: bool) -> Iterator[StorageDaemon]:
+    """A daemon without disks, the host's or a newer one, which has extended headers; it must end well."""
+    if not newer:
+        need("qemu-storage-daemon")
+    daemon = StorageDaemon(folder, later("qemu-storage-daemon") if newer else ["qemu-storage-daemon"])
     try:
         yield daemon
         daemon.close()

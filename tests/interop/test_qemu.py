@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from nbdvde.listeners import UnixAddress
@@ -36,17 +37,23 @@ THROUGH_QEMU = (
 """Checks of libnbd that depend on no property of ours that QEMU hides."""
 
 
+@pytest.fixture(params=[False, True], ids=["host", "later"])
+def newer(request: pytest.FixtureRequest) -> bool:
+    """Which of two QEMUs; the newer one has extended headers."""
+    return bool(request.param)
+
+
 def nbd_uri(socket: Path, name: str) -> str:
     return f"nbd+unix:///{name}?socket={socket}"
 
 
-def test_mirror_onto_our_export(serve: Serve, tmp_path: Path) -> None:
+def test_mirror_onto_our_export(serve: Serve, tmp_path: Path, newer: bool) -> None:
     """A disk in use is copied to ours while it goes on being written, and then given up for ours."""
     need("qemu-img", "qemu-io")
     disk, source = serve(SIZE), tmp_path / "source.qcow2"
     run("qemu-img", "create", "-q", "-f", "qcow2", source, "64M")
     run("qemu-io", "-c", "write -q -P 1 0 8M", "-c", "write -q -P 2 40M 3M", source)
-    with storage_daemon(tmp_path) as daemon:
+    with storage_daemon(tmp_path, newer=newer) as daemon:
         file = {"driver": "file", "filename": str(source)}
         daemon.do("blockdev-add", driver="qcow2", node_name="source", file=file, discard="unmap")
         daemon.attach("ours", disk.server.socket, discard="unmap")
@@ -68,13 +75,13 @@ def test_mirror_onto_our_export(serve: Serve, tmp_path: Path) -> None:
     assert output.count("ops; ") == len(checks)
 
 
-def test_backup_of_our_export(serve: Serve, tmp_path: Path) -> None:
+def test_backup_of_our_export(serve: Serve, tmp_path: Path, newer: bool) -> None:
     """The copy is of the moment the job began; holes are left out."""
     need("qemu-img", "qemu-io")
     disk, copy = serve(SIZE), tmp_path / "copy.qcow2"
     run("qemu-io", "-f", "raw", "-c", "write -q -P 1 0 8M", disk.uri)
     run("qemu-img", "create", "-q", "-f", "qcow2", copy, "64M")
-    with storage_daemon(tmp_path) as daemon:
+    with storage_daemon(tmp_path, newer=newer) as daemon:
         daemon.attach("ours", disk.server.socket)
         file = {"driver": "file", "filename": str(copy)}
         daemon.do("blockdev-add", driver="qcow2", node_name="copy", file=file)
@@ -89,14 +96,14 @@ def test_backup_of_our_export(serve: Serve, tmp_path: Path) -> None:
     assert sum(part["length"] for part in ranges if part["data"]) == 8 * MIB
 
 
-def test_commands_of_the_page(serve: Serve, tmp_path: Path) -> None:
+def test_commands_of_the_page(serve: Serve, tmp_path: Path, newer: bool) -> None:
     """What docs/how-to/use-from-qemu-and-libvirt.md has QEMU execute."""
     need("qemu-img", "qemu-io")
     blocks = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     attach, mirror, let_go, backup = (json.loads(line) for block in blocks for line in block.splitlines())
     disk = serve(SIZE)
     attach["arguments"]["server"]["path"] = str(disk.server.socket)
-    with storage_daemon(tmp_path) as daemon:
+    with storage_daemon(tmp_path, newer=newer) as daemon:
         for name in ("source", "copy"):
             file = tmp_path / f"{name}.qcow2"
             run("qemu-img", "create", "-q", "-f", "qcow2", file, "64M")
@@ -113,11 +120,11 @@ def test_commands_of_the_page(serve: Serve, tmp_path: Path) -> None:
         assert "failed" not in run("qemu-io", "-c", "read -P 7 16M 3M", "-c", "read -P 0 19M 45M", place)
 
 
-def test_in_front_of_us(served: Served, tmp_path: Path) -> None:
+def test_in_front_of_us(served: Served, tmp_path: Path, newer: bool) -> None:
     """What libnbd finds behind QEMU's export of our export; all of it has reached us."""
     need("nbdcopy")
     through, direct = tmp_path / "through", tmp_path / "direct"
-    with storage_daemon(tmp_path) as daemon:
+    with storage_daemon(tmp_path, newer=newer) as daemon:
         daemon.attach("ours", served.server.socket, discard="unmap")
         front = nbd_uri(daemon.export("ours"), "ours")
         for check in THROUGH_QEMU:
@@ -129,10 +136,10 @@ def test_in_front_of_us(served: Served, tmp_path: Path) -> None:
     assert any(direct.read_bytes())
 
 
-async def test_restarts_below_reconnect_delay(serve: Serve, connect: Connect, tmp_path: Path) -> None:
+async def test_restarts_below_reconnect_delay(serve: Serve, connect: Connect, tmp_path: Path, newer: bool) -> None:
     """Whoever writes through QEMU sees no error while our server is stopped and started again."""
     disk = await trio.to_thread.run_sync(serve, SIZE)
-    with storage_daemon(tmp_path) as daemon:
+    with storage_daemon(tmp_path, newer=newer) as daemon:
         writer, written = await _front(daemon, disk, connect), Written()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(written.go_on, writer)
