@@ -97,6 +97,8 @@ class TlsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """PEM file with the key of the certificate."""
     client_ca: str | None = None
     """PEM file with the authority whose certificates clients must show."""
+    psk: str | None = None
+    """File of lines NAME:HEX, mode 0600: keys that clients share, instead of certificates. Needs Python 3.13."""
 
 
 class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -91,12 +91,15 @@ class Host:
         """The exports there are."""
         return list(self._exports)
 
-    async def add(self, spec: ExportSpec, secret: Callable[[], Secret | None]) -> None:
-        """Let clients use a further export; `secret` is called when its image is not open yet. Raises NbdvdeError."""
+    async def add(self, spec: ExportSpec, secret: Callable[[], Secret | None], *, writable: bool | None = None) -> None:
+        """Let clients use a further export; `secret` is called when its image is not open yet. Raises NbdvdeError.
+
+        `writable`: whether the image is opened for writing, if not as this export needs it.
+        """
         async with self._changing:
             if spec.name in self._specs:
                 raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
-            disk = await self._disk(spec, secret)
+            disk = await self._disk(spec, secret, not spec.read_only if writable is None else writable)
             self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access))
             self._specs[spec.name] = spec
             _log.debug("export %s added: %s", spec.name, spec.image or "in memory")
@@ -135,13 +138,13 @@ class Host:
             if opened.failure:
                 raise opened.failure
 
-    async def _disk(self, spec: ExportSpec, secret: Callable[[], Secret | None]) -> Disk:
+    async def _disk(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> Disk:
         if spec.image is None:
             return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
         opened = self._images.get(spec.image.resolve())
         if opened is None:
             opened = _OpenImage(spec.image)
-            await self._nursery.start(self._keep, opened, secret(), spec.read_only)
+            await self._nursery.start(self._keep, opened, secret(), not writable)
             self._images[spec.image.resolve()] = opened
         assert opened.image is not None, "it was opened"
         disk = opened.image.disk()

@@ -11,6 +11,8 @@ from nbdvde.errors import KeyFailure, reason
 
 MIN_BYTES, MAX_BYTES = 32, 8192
 """Length of a key file."""
+_MAX_SHARED = 1 << 20
+_MIN_SHARED = 16
 _USE_KEY_FILE = "use --key-file"
 
 
@@ -22,22 +24,45 @@ def secret(key_file: Path | None, prompt: str = "Passphrase: ", *, confirm: bool
 def read_key_file(path: Path) -> KeyFile:
     """The exact bytes of a key file that only its owner, the caller or root, can read. Raises KeyFailure."""
     what = f"key file {path}"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise KeyFailure(what, reason(error), "check --key-file") from None
-    try:
-        _check_protection(what, os.fstat(fd))
-        data = os.read(fd, MAX_BYTES + 1)
-    except OSError as error:
-        raise KeyFailure(what, reason(error)) from None
-    finally:
-        os.close(fd)
+    data = _read_protected(path, what, MAX_BYTES + 1)
     if not MIN_BYTES <= len(data) <= MAX_BYTES:
         length = f"more than {MAX_BYTES}" if len(data) > MAX_BYTES else str(len(data))
         hint = f"make one: (umask 077; head -c {MIN_BYTES} /dev/urandom > FILE)"
         raise KeyFailure(what, f"has {length} bytes, not {MIN_BYTES} to {MAX_BYTES}", hint)
     return KeyFile(data)
+
+
+def _read_protected(path: Path, what: str, limit: int) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyFailure(what, reason(error), "check its path") from None
+    try:
+        _check_protection(what, os.fstat(fd))
+        return os.read(fd, limit)
+    except OSError as error:
+        raise KeyFailure(what, reason(error)) from None
+    finally:
+        os.close(fd)
+
+
+def read_shared_keys(path: Path) -> dict[str, bytes]:
+    """Keys for TLS by the names of clients: lines `NAME:HEX`, as GnuTLS' psktool makes them. Raises KeyFailure."""
+    what = f"shared keys {path}"
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(_read_protected(path, what, _MAX_SHARED).decode(errors="replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, digits = line.strip().rpartition(":")
+        try:
+            keys[name] = bytes.fromhex(digits)
+        except ValueError:
+            keys[name] = b""
+        if not name or len(keys[name]) < _MIN_SHARED:
+            raise KeyFailure(what, f"line {number} is not NAME:HEX with {_MIN_SHARED} bytes or more", "use psktool")
+    if not keys:
+        raise KeyFailure(what, "holds none", "use psktool")
+    return keys
 
 
 def _check_protection(what: str, status: os.stat_result) -> None:

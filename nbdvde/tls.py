@@ -2,7 +2,8 @@
 
 import socket
 import ssl
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ _GATHER_BYTES = 1 << 17
 """Bytes that are joined for one call: records of 16 KiB each, which is what a client decrypts at a time."""
 
 
+_PSK_CIPHERS = "kECDHEPSK+CHACHA20:kDHEPSK+AESGCM:kDHEPSK+CHACHA20"
+"""Of TLS 1.2, with forward secrecy; TLS 1.3 has its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Files in PEM."""
@@ -30,11 +35,8 @@ class TlsFiles:
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """TLS 1.2 or newer with these certificates (spec, "TLS versions"). Raises UsageError, KeyFailure."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.num_tickets = 0
+    """TLS with these certificates. Raises UsageError, KeyFailure."""
+    context = _context()
     for path in (files.certificate, files.key, files.client_authority):
         if path is not None:
             _readable(path)
@@ -50,6 +52,29 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
             context.load_verify_locations(files.client_authority)
         except ssl.SSLError:
             raise UsageError(f"{files.client_authority}", "holds no certificate", "use a PEM file") from None
+    return context
+
+
+def shared_key_context(keys: Mapping[str, bytes]) -> ssl.SSLContext:
+    """TLS with keys that clients share, by the clients' names (RFC 4279, RFC 8446). Raises UsageError.
+
+    Not together with certificates: OpenSSL takes these keys with SHA-256 only, and prefers another hash as soon as a
+    certificate lets it, so that TLS 1.3 would go on without the key.
+    """
+    if sys.version_info < (3, 13):
+        raise UsageError("shared keys for TLS", "need Python 3.13 or newer", "use certificates")
+    context = _context()
+    context.set_ciphers(_PSK_CIPHERS)
+    context.set_psk_server_callback(lambda identity: keys.get(identity or "", b""))
+    return context
+
+
+def _context() -> ssl.SSLContext:
+    """TLS 1.2 or newer (spec, "TLS versions")."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.num_tickets = 0
     return context
 
 

@@ -42,6 +42,8 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
         (self.directory / f"{kind}-cert.pem").write_bytes(certificate.public_bytes(_PEM))
         (self.directory / f"{kind}-key.pem").write_bytes(_private(key))
@@ -58,6 +60,7 @@ def make_authority(directory: Path) -> Authority:
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
     )  # fmt: skip
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
     authority = Authority(directory, certificate, key)
     authority.ca.write_bytes(certificate.public_bytes(_PEM))

@@ -178,3 +178,51 @@ def test_bad_environment_is_named(variable: str, text: str, named: str) -> None:
     assert named in str(caught.value)
     assert variable in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+DISKS = """
+[[disk]]
+name = "a"
+image = "/srv/a.vde"
+key_file = "/k"
+addresses = ["10.0.0.0/8", "unix"]
+certificates = ["host"]
+connections = 3
+[[disk]]
+name = "b"
+memory = "1M"
+description = "scratch"
+read_only = true
+"""
+
+
+def test_disks(tmp_path: Path) -> None:
+    first, second = load({}, written(tmp_path, DISKS), {}).disk
+    assert (first.name, first.image, first.addresses, first.connections) == (
+        "a",
+        "/srv/a.vde",
+        ("10.0.0.0/8", "unix"),
+        3,
+    )
+    assert (second.memory, second.description, second.read_only) == (1 << 20, "scratch", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[disk]]\nimage = 'x'", "missing required field `name`"),
+        ("[[disk]]\nname = 'x'\nsize = 1", "size"),
+        ("[disk]\nname = 'x'", "disk"),
+        ("[[disk]]\nname = 'x'\naddresses = 'unix'", "addresses"),
+        ("[[disk]]\nname = 'x'\nconnections = 0", "connections"),
+    ],
+)
+def test_disks_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load({}, written(tmp_path, text), {})
+    assert words.replace("`", "") in caught.value.message
+
+
+def test_disks_are_in_the_file_only() -> None:
+    with pytest.raises(UsageError, match="NBDVDE_DISK_NAME"):
+        load({}, None, {"NBDVDE_DISK_NAME": "x"})

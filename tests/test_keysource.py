@@ -59,6 +59,36 @@ def test_key_file_that_is_no_file(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_shared_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.psk"
+    path.write_text(f"# made by hand\nalice:{'0f' * 16}\n\n b:c:{'AB' * 32}\n")
+    path.chmod(0o600)
+    assert keysource.read_shared_keys(path) == {"alice": b"\x0f" * 16, "b:c": b"\xab" * 32}
+    path.chmod(0o640)
+    with pytest.raises(KeyFailure, match="chmod 600"):
+        keysource.read_shared_keys(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "holds none"),
+        ("# nothing\n", "holds none"),
+        ("alice\n", "line 1"),
+        (":" + "00" * 16, "line 1"),
+        (f"a:{'00' * 16}\nb:{'00' * 15}", "line 2"),
+        ("alice:" + "xy" * 16, "line 1"),
+        (b"\xff\xfe".decode("latin-1"), "line 1"),
+    ],
+)
+def test_what_holds_no_shared_keys(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "keys.psk"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(KeyFailure, match=why):
+        keysource.read_shared_keys(path)
+
+
 def test_passphrase_is_normalised() -> None:
     assert keysource.passphrase("e\u0301") == keysource.passphrase("\u00e9") == Passphrase("é".encode())
     with pytest.raises(KeyFailure):

@@ -15,7 +15,7 @@ import trio.testing
 
 from nbdvde.disk import Disk
 from nbdvde.errors import ExitCode, NetworkError, UsageError
-from nbdvde.exports import Export, Exports
+from nbdvde.exports import Access, Export, Exports
 from nbdvde.limits import SMALL_BYTES, Limits
 from nbdvde.listeners import (
     ANY_CID,
@@ -144,6 +144,7 @@ async def test_nagle_is_off(connect: Connect) -> None:
         assert connection.transport is not None
         assert connection.transport.detach().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert connection.transport.detach().getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.transport.detach().getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
 async def test_two_servers_cannot_have_one_port() -> None:
@@ -537,3 +538,79 @@ async def test_nothing_passed(variables: dict[str, str], monkeypatch: pytest.Mon
     with pytest.raises(NetworkError, match="passed no sockets"):
         await open_listener(PassedAddress())
     assert "LISTEN_FDS" not in os.environ
+
+
+async def test_one_address_cannot_take_all_connections(connect: Connect) -> None:
+    listener = await open_listener(TcpAddress("127.0.0.1", 0))
+    server = server_of(limits=replace(IMPATIENT, address_connections=2))
+    async with running(server, listener):
+        clients = [connect(listener.bound[0]) for _ in range(3)]
+        await clients[0].greet()
+        await clients[1].greet()
+        assert await clients[2].at_end()
+        assert server.metrics.connections_refused == 1
+        clients[0].socket.close()
+        await trio.testing.wait_all_tasks_blocked()
+        await connect(listener.bound[0]).greet()
+
+
+async def test_clients_of_a_unix_socket_have_no_address(address: UnixAddress, connect: Connect) -> None:
+    server = server_of(limits=replace(IMPATIENT, address_connections=1))
+    async with running(server, await open_listener(address)):
+        for _ in range(3):
+            await connect(address).greet()
+
+
+async def test_exports_for_some_addresses(connect: Connect) -> None:
+    listener = await open_listener(TcpAddress("localhost", 0))
+    exports = Exports([Export("disk", MemoryDisk(512), access=Access.parse(["::1"]))], default="disk")
+    async with running(Server(exports, limits=IMPATIENT), listener):
+        for place in listener.bound:
+            assert isinstance(place, TcpAddress)
+            client = connect(place)
+            await client.greet()
+            allowed = place.host == "::1"
+            expected = OptionReply.ACK if allowed else OptionReply.ERR_UNKNOWN
+            assert (await client.option(Option.GO, info_data("disk")))[-1][0] == expected
+
+
+async def test_an_export_for_one_client_at_a_time(address: UnixAddress, connect: Connect) -> None:
+    exports = Exports([Export("disk", MemoryDisk(512), access=Access(connections=1))], default="disk")
+    async with running(Server(exports, limits=IMPATIENT), await open_listener(address)):
+        first, second = connect(address), connect(address)
+        await first.go()
+        await second.greet()
+        assert (await second.option(Option.GO, info_data("disk")))[-1][0] == OptionReply.ERR_POLICY
+        first.socket.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await second.option(Option.GO, info_data("disk")))[-1][0] == OptionReply.ACK
+
+
+async def test_idle_clients_are_disconnected(
+    address: UnixAddress, autojump_clock: trio.testing.MockClock, connect: Connect
+) -> None:
+    slow = SlowDisk()
+    exports = Exports([Export("disk", MemoryDisk(512)), Export("slow", slow)])
+    async with running(Server(exports, limits=replace(IMPATIENT, idle_s=8)), await open_listener(address)):
+        idle, busy, waiting = connect(address), connect(address), connect(address)
+        await idle.go("disk")
+        await busy.go("disk")
+        await waiting.go("slow")
+        await waiting.send(READ, 0, 512)
+        for _ in range(6):
+            assert (await busy.ask(READ, 0, 1)).error == 0
+            await trio.sleep(2)
+        assert await idle.at_end()
+        slow.go.set()
+        assert (await waiting.reply()).error == 0
+
+
+async def test_limits_change_for_those_who_come_later(address: UnixAddress, connect: Connect) -> None:
+    server = server_of()
+    async with running(server, await open_listener(address)):
+        first = connect(address)
+        await first.go()
+        server.change(replace(IMPATIENT, connections=1, server_bytes_in_flight=1 << 20), None)
+        assert await connect(address).at_end()
+        assert (await first.ask(WRITE, 0, payload=bytes(1 << 20))).error == 0
+        assert (await first.ask(READ, 0, 4)).bytes == bytes(4)

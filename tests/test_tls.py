@@ -2,6 +2,7 @@
 
 import random
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ import trio
 import trio.testing
 
 from nbdvde.errors import KeyFailure, UsageError
-from nbdvde.exports import Export, Exports
+from nbdvde.exports import Access, Export, Exports
 from nbdvde.limits import Limits
 from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.server import Server
-from nbdvde.tls import TlsFiles, server_context
+from nbdvde.tls import TlsFiles, server_context, shared_key_context
 from tests.certificates import Authority, make_authority
 from tests.protocol.client import Client, info_data, meta_data, option
 from tests.serving import Connect, running
@@ -249,3 +250,75 @@ def test_files_that_do_not_serve(authority: Authority, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=text):
             server_context(files)
+
+
+@pytest.mark.parametrize(
+    ("certificates", "admitted"), [(("alice",), True), (("Alice", "bob"), True), (("bob",), False), ((), False)]
+)
+async def test_exports_for_some_certificates(
+    address: UnixAddress, connect: Connect, authority: Authority, certificates: tuple[str, ...], admitted: bool
+) -> None:
+    context = server_context(TlsFiles(*authority.server, authority.ca))
+    disk = MemoryDisk(512)
+    exports = Exports([Export("disk", disk, access=Access.parse(certificates=certificates)), Export("all", disk)])
+    async with running(Server(exports, tls=context, limits=Limits(linger_s=0)), await open_listener(address)):
+        client = connect(address)
+        await secure(client, client_context(authority, certificate=authority))
+        listed = [reply for reply, _ in await client.option(Option.LIST)]
+        assert listed == [OptionReply.SERVER] * (1 + admitted) + [OptionReply.ACK]
+        reply = (await client.option(Option.GO, info_data("disk")))[-1][0]
+        assert reply == (OptionReply.ACK if admitted else OptionReply.ERR_UNKNOWN)
+
+
+async def test_new_certificates_hold_for_new_clients(
+    address: UnixAddress, connect: Connect, authority: Authority, tmp_path: Path
+) -> None:
+    server, renewed = server_of(authority), make_authority(tmp_path)
+    async with running(server, await open_listener(address)):
+        old = connect(address)
+        await secure(old, client_context(authority))
+        await enter(old)
+        server.change(Limits(linger_s=0), server_context(TlsFiles(*renewed.server)))
+        new = connect(address)
+        await secure(new, client_context(renewed))
+        await enter(new)
+        assert (await old.ask(READ, 0, 4)).bytes == (await new.ask(READ, 0, 4)).bytes == bytes(4)
+
+
+KEYS = {"alice": bytes(range(32)), "bob": bytes(16)}
+
+
+def shared_key_client(name: str, key: bytes, version: ssl.TLSVersion) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = version
+    context.set_ciphers("PSK")
+    context.set_psk_client_callback(lambda _hint: (name, key))  # type: ignore[attr-defined]
+    return context
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python's ssl has no shared keys before 3.13")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_shared_keys(
+    address: UnixAddress, connect: Connect, authority: Authority, version: ssl.TLSVersion
+) -> None:
+    exports = Exports([Export("disk", MemoryDisk(512))])
+    server = Server(exports, tls=shared_key_context(KEYS), limits=Limits(linger_s=0))
+    async with running(server, await open_listener(address)):
+        for name, key in KEYS.items():
+            client = connect(address)
+            await secure(client, shared_key_client(name, key, version))
+            await enter(client)
+            assert (await client.ask(READ, 0, 4)).bytes == bytes(4)
+        strangers = [shared_key_client(*who, version) for who in (("alice", bytes(32)), ("carol", bytes(32)))]
+        for context in [*strangers, client_context(authority, certificate=authority)]:
+            stranger = connect(address)
+            await secure(stranger, context)
+            with pytest.raises((trio.BrokenResourceError, EOFError)):
+                await stranger.option(Option.LIST)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="this Python has shared keys")
+def test_shared_keys_need_a_newer_python() -> None:
+    with pytest.raises(UsageError, match=r"3\.13"):
+        shared_key_context(KEYS)

@@ -131,6 +131,10 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", readable=False, help="Authority whose certificates clients must show."),
     ] = None,
+    tls_psk: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="Keys that clients share, lines NAME:HEX: demand TLS."),
+    ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:
     """Serve the disks of images until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -145,7 +149,8 @@ def serve(
         "key_file": key_file and str(key_file), "listen": listen or None, "export": export, "read_only": read_only,
         "control": control, "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
         "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
-        "tls_client_ca": tls_client_ca and str(tls_client_ca), "log_format": log_format and log_format.value,
+        "tls_client_ca": tls_client_ca and str(tls_client_ca), "tls_psk": tls_psk and str(tls_psk),
+        "log_format": log_format and log_format.value,
     }  # fmt: skip
     serve(Plan.make(images or (), memory, lambda: load(given, config, os.environ)))
 

@@ -15,11 +15,12 @@ from nbdvde.engine.keys import Secret
 from nbdvde.errors import UsageError
 from nbdvde.exports import Access
 from nbdvde.hosting import ExportSpec
+from nbdvde.keysource import read_shared_keys
 from nbdvde.limits import Limits
 from nbdvde.listeners import Address, StdioAddress, parse_listen
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.handshake import HandshakeLimits
-from nbdvde.tls import TlsFiles, server_context
+from nbdvde.tls import TlsFiles, server_context, shared_key_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,9 @@ class Plan:
             _tls(options.tls), _limits(options.limits), options, lambda: cls.make(images, memory, read),
         )  # fmt: skip
 
-    def writable_first(self) -> list[PlannedExport]:
-        """The exports in the order in which an image that several show is opened as the most of them need it."""
-        return sorted(self.exports, key=lambda export: export.spec.read_only)
+    def writable(self, image: Path | None) -> bool:
+        """Whether an export needs to write to the image."""
+        return any(not export.spec.read_only for export in self.exports if export.spec.image == image)
 
     def named(self) -> dict[str, PlannedExport]:
         """The exports by name."""
@@ -151,9 +152,13 @@ def _limits(options: LimitOptions) -> Limits:
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:
-    if options.cert is None or options.key is None:
+    if options.psk:
         if options.cert or options.key or options.client_ca:
-            raise UsageError("TLS", "needs both a certificate and its key", "give --tls-cert and --tls-key")
-        return None
-    authority = Path(options.client_ca) if options.client_ca else None
-    return server_context(TlsFiles(Path(options.cert), Path(options.key), authority))
+            raise UsageError("TLS", "has either shared keys or certificates", "drop one of the two")
+        return shared_key_context(read_shared_keys(Path(options.psk)))
+    if options.cert and options.key:
+        authority = Path(options.client_ca) if options.client_ca else None
+        return server_context(TlsFiles(Path(options.cert), Path(options.key), authority))
+    if options.cert or options.key or options.client_ca:
+        raise UsageError("TLS", "needs both a certificate and its key", "give --tls-cert and --tls-key")
+    return None

@@ -108,9 +108,10 @@ class _Serving:
             elif name in wanted or name in old.named():
                 await _trying(failures, partial(host.remove, name, force=True))
                 done.removed.append(name)
-        for export in new.writable_first():
+        for export in new.exports:
             if export.spec.name not in host.specs:
-                await _trying(failures, partial(host.add, export.spec, export.secret_unasked))
+                writable = new.writable(export.spec.image)
+                await _trying(failures, partial(host.add, export.spec, export.secret_unasked, writable=writable))
                 done.added.append(export.spec.name)
         for failure in failures[1:]:
             _log.error("cannot reload everything: %s", failure)
@@ -148,8 +149,10 @@ class _Serving:
         async with trio.open_nursery() as images:
             self._host = Host(self._server, self._exports, images, self._attend, memory)
             try:
-                for export in self._plan.writable_first():
-                    await self._host.add(export.spec, partial(self._secrets.get, export.spec.image))
+                for export in self._plan.exports:
+                    image = export.spec.image
+                    secret = partial(self._secrets.get, image)
+                    await self._host.add(export.spec, secret, writable=self._plan.writable(image))
                 yield
             finally:
                 with trio.CancelScope(shield=True):
