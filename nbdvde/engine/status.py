@@ -3,8 +3,10 @@
 Each context gives every block a number, from the map and from what lies over it in the write buffer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -13,8 +15,11 @@ import trio
 
 from nbdvde import workers
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, BLOCK, Status
+from nbdvde.engine.buffer import Generation
+from nbdvde.engine.changes import Load, Loads
 from nbdvde.engine.layout import ALLOCATED_ZERO, UNIT_SHIFT
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Missing
+from nbdvde.engine.loader import drive
 from nbdvde.engine.segments import Segments
 
 if TYPE_CHECKING:
@@ -23,8 +28,10 @@ if TYPE_CHECKING:
 EXTENT = "x-nbdvde:extent"
 """How a block is stored: a sum of the numbers below; 0 is "as it is, in a sealed extent"."""
 COMPRESSED, ZERO, BUFFERED = 1, 2, 4
-_STATUS_BLOCKS = 1 << 21
-"""Blocks that one answer covers at most (8 GiB); the client asks again for the rest."""
+_LOOKED_AT = 1 << 12
+"""Leaves that one answer looks at (8 GiB of blocks in use); the client asks again for the rest."""
+_SLICE = 64
+"""Leaves looked for between two turns of other tasks."""
 _UNITS = (1 << 24) - 1
 
 Codes: TypeAlias = npt.NDArray[np.uint32]
@@ -52,22 +59,70 @@ CONTEXTS = {
 async def status_of(
     volume: "Volume", context: str, offset: int, length: int, max_extents: int
 ) -> list[tuple[int, int]]:
-    """(length, number) of consecutive extents from `offset`; see `Disk.status`."""
+    """(length, number) of consecutive extents from `offset`; see `Disk.status`. Holes cost nothing, however long."""
     first, stop = offset // BLOCK, (offset + length - 1) // BLOCK + 1
-    stop = min(stop, first + _STATUS_BLOCKS)
+    numbers = await _leaves(volume, first >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT)
+    if len(numbers) > _LOOKED_AT:
+        stop = min(stop, numbers.pop() << LEAF_SHIFT)
+    hole = CONTEXTS[context].hole
     extents: list[tuple[int, int]] = []
-    for start in range(first - first % LEAF_BLOCKS, stop, LEAF_BLOCKS):
-        codes = await _codes(volume, context, max(start, first), min(start + LEAF_BLOCKS, stop))
-        for count, code in _runs(codes):
-            if extents and extents[-1][1] == code:
-                extents[-1] = (extents[-1][0] + count * BLOCK, code)
-            elif len(extents) == max_extents:
-                return _trimmed(extents, offset - first * BLOCK, length)
-            else:
-                extents.append((count * BLOCK, code))
-        if start % (64 * LEAF_BLOCKS) == 0:
+    block = first
+    for count, number in enumerate(numbers):
+        start, end = max(number << LEAF_SHIFT, first), min((number + 1) << LEAF_SHIFT, stop)
+        _extend(extents, start - block, hole)
+        for run, code in _runs(await _codes(volume, context, start, end)):
+            _extend(extents, run, code)
+        block = end
+        if len(extents) > max_extents:
+            break
+        if count % 64 == 0:
             await trio.lowlevel.checkpoint()
-    return _trimmed(extents, offset - first * BLOCK, length)
+    _extend(extents, stop - block, hole)
+    return _trimmed(extents[:max_extents], offset - first * BLOCK, length)
+
+
+def _extend(extents: list[tuple[int, int]], blocks: int, code: int) -> None:
+    """Add an extent, which may be empty, and merge it with the last."""
+    if extents and extents[-1][1] == code:
+        extents[-1] = extents[-1][0] + blocks * BLOCK, code
+    elif blocks:
+        extents.append((blocks * BLOCK, code))
+
+
+async def _leaves(volume: "Volume", first: int, last: int) -> list[int]:
+    """Numbers of the leaves in [first, last] that may be other than holes, ascending.
+
+    `_LOOKED_AT` and one more at most; what is written from now on may be missing.
+    """
+    stored: list[int] = []
+    sources: list[Iterable[int]] = [stored, sorted(n for n in volume.map.leaves if first <= n <= last)]
+    for generation in (volume.frozen, volume.active):
+        if generation is not None:
+            leaves = {block >> LEAF_SHIFT for block in generation.blocks}
+            sources.append(sorted(n for n in leaves if first <= n <= last))
+            sources.append(_kept(generation, first, last))
+    await drive(_finding(volume.map, first, last, stored), volume.segments, volume.map)
+    return list(islice((number for number, _ in groupby(merge(*sources))), _LOOKED_AT + 1))
+
+
+def _kept(generation: Generation, first: int, last: int) -> Iterator[int]:
+    """Numbers of the leaves in [first, last] that allocated zeroes lie over; the last of one range may come again."""
+    for start, stop, kept in generation.zeroed(first << LEAF_SHIFT, (last + 1) << LEAF_SHIFT):
+        if kept:
+            yield from range(max(start >> LEAF_SHIFT, first), min((stop - 1) >> LEAF_SHIFT, last) + 1)
+
+
+def _finding(lbamap: LbaMap, first: int, last: int, found: list[int]) -> Loads:
+    """Add the numbers of the leaves in [first, last] that the image holds, as many as are looked at and one more."""
+    while first <= last and len(found) <= _LOOKED_AT:
+        try:
+            numbers = lbamap.stored_leaves(first, last, _SLICE)
+        except Missing as node:
+            yield [Load(node.level, node.index, node.ref)]
+            continue
+        found += numbers
+        first = numbers[-1] + 1 if numbers else last + 1
+        yield []
 
 
 async def _codes(volume: "Volume", context: str, start: int, stop: int) -> Codes:

@@ -81,8 +81,8 @@ def status_has_lengths_of_64_bits(uri: str) -> None:
     handle = connect(uri, lambda handle: handle.add_meta_context("qemu:allocation-depth"))
     handle.trim(HUGE, 0)
     handle.pwrite(PATTERN * 2, 6 * GIB)
-    after = 14 * GIB - 2 * len(PATTERN)
-    assert statuses(handle, 0, 20 * GIB) == {
+    after = HUGE - 6 * GIB - 2 * len(PATTERN)
+    assert statuses(handle, 0, HUGE) == {
         "base:allocation": [(6 * GIB, HOLE_AND_ZERO), (2 * len(PATTERN), 0), (after, HOLE_AND_ZERO)],
         "qemu:allocation-depth": [(6 * GIB, 0), (2 * len(PATTERN), 1), (after, 0)],
     }
