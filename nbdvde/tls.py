@@ -19,6 +19,10 @@ _GATHER_BYTES = 1 << 17
 """Bytes that are joined for one call: records of 16 KiB each, which is what a client decrypts at a time."""
 
 
+_RECORD = (1 << 14) + 256
+"""The longest record (RFC 8446, 5.2), with its head."""
+_SCRATCH = memoryview(bytearray((1 << 18) + _RECORD))
+"""Where encrypted bytes arrive, of all connections: they are taken from there at once."""
 _PSK_CIPHERS = "kECDHEPSK+CHACHA20:kDHEPSK+AESGCM:kDHEPSK+CHACHA20"
 """Of TLS 1.2, with forward secrecy; TLS 1.3 has its own."""
 
@@ -94,74 +98,92 @@ async def secured(transport: Transport, context: ssl.SSLContext) -> tuple[Transp
 
     `transport` itself is of no use any more. Raises trio.BrokenResourceError.
     """
-    wrapped = context.wrap_socket(transport.detach(), server_side=True, do_handshake_on_connect=False)
+    tls = TlsSocket(transport.detach(), context)
     try:
-        while not await _shaken(wrapped):
-            pass
+        while not tls.shake_hands():
+            await trio.lowlevel.wait_readable(tls)
     except (OSError, ValueError) as error:
-        wrapped.close()
+        tls.close()
         raise trio.BrokenResourceError(f"TLS: {getattr(error, 'reason', None) or error}") from None
     except BaseException:
-        wrapped.close()
+        tls.close()
         raise
-    return Transport(TlsSocket(wrapped)), _names(wrapped)
-
-
-def _names(wrapped: ssl.SSLSocket) -> frozenset[str]:
-    """The common name and the alternative names (RFC 5280, 4.1.2.6 and 4.2.1.6) of the client's certificate."""
-    certificate: dict[str, Any] = wrapped.getpeercert() or {}
-    names = [value for _, value in certificate.get("subjectAltName", ())]
-    names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-    return frozenset(name.lower() for name in names if isinstance(name, str))
-
-
-async def _shaken(wrapped: ssl.SSLSocket) -> bool:
-    try:
-        wrapped.do_handshake()
-    except ssl.SSLWantReadError:
-        await trio.lowlevel.wait_readable(wrapped)
-    except ssl.SSLWantWriteError:
-        await trio.lowlevel.wait_writable(wrapped)
-    else:
-        return True
-    return False
+    return Transport(tls), tls.names
 
 
 class TlsSocket:
     """What a `Transport` uses of a non-blocking socket, over TLS.
 
-    A call that would have to wait raises BlockingIOError, as a socket's does.
+    A call that would have to wait raises BlockingIOError, as a socket's does. OpenSSL is kept away from the socket: it
+    would ask for each record's head and body, where one call takes in all that has arrived, and wakes the client once.
     """
 
-    def __init__(self, wrapped: ssl.SSLSocket) -> None:
-        self._wrapped = wrapped
-        self.family = wrapped.family
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock, self.family = sock, sock.family
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._unsent = memoryview(b"")
+        """Encrypted bytes that the kernel has not taken yet,"""
+        self._taken = 0
+        """and how many bytes of the caller's are in them."""
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake as far as what has arrived allows; whether it is over.
+
+        It has a few KiB, which the kernel takes at once. Raises OSError, ValueError.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                if not self._arrived(_RECORD):
+                    return False
+            except ssl.SSLError:
+                with suppress(OSError):
+                    self._flush()
+                raise
+            else:
+                self._flush()
+                return True
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The common name and the alternative names of the client's certificate (RFC 5280, 4.1.2.6 and 4.2.1.6)."""
+        certificate: dict[str, Any] = self._tls.getpeercert() or {}
+        names = [value for _, value in certificate.get("subjectAltName", ())]
+        names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+        return frozenset(name.lower() for name in names if isinstance(name, str))
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
-        return self._wrapped.fileno()
+        return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
         """See `socket.socket`."""
-        self._wrapped.setblocking(flag)
+        self._sock.setblocking(flag)
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
         """See `socket.socket`."""
-        self._wrapped.setsockopt(level, option, value)
+        self._sock.setsockopt(level, option, value)
 
     def recv_into(self, target: memoryview) -> int:
         """As many records as there are, as far as they fit."""
-        done = 0
-        while done < len(target):
+        done, room = 0, len(target)
+        while done < room:
             try:
-                count = self._wrapped.recv_into(target[done:])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                count = self._tls.read(room - done, target[done:])
+            except ssl.SSLWantReadError:
+                if self._arrived(room - done + _RECORD):
+                    continue
                 if done:
                     break
                 raise BlockingIOError from None
+            except ssl.SSLEOFError:
+                break
             if not count:
                 break
-            done += count
+            done += count  # type: ignore[operator]
         return done
 
     def recvmsg_into(self, targets: Sequence[memoryview]) -> tuple[int]:
@@ -181,21 +203,44 @@ class TlsSocket:
 
     def sendmsg(self, buffers: Sequence[Buffer]) -> int:
         """Send some of the bytes; after BlockingIOError the next call must begin with the same ones."""
-        try:
-            return self._wrapped.send(_gathered(buffers))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
+        if not self._taken:
+            self._taken = self._tls.write(_gathered(buffers))
+        self._flush()
+        taken, self._taken = self._taken, 0
+        return taken
 
     def shutdown(self, how: int) -> None:
         """Say in TLS that nothing more comes, then in TCP."""
         if how == socket.SHUT_WR:
             with suppress(OSError, ValueError):
-                self._wrapped.unwrap()
-        self._wrapped.shutdown(how)
+                self._tls.unwrap()
+            with suppress(OSError):
+                self._flush()
+        self._sock.shutdown(how)
 
     def close(self) -> None:
         """See `socket.socket`."""
-        self._wrapped.close()
+        self._sock.close()
+
+    def _arrived(self, most: int) -> bool:
+        """Take in what has arrived, or its end; whether there was anything."""
+        try:
+            count = self._sock.recv_into(_SCRATCH[:most])
+        except BlockingIOError:
+            return False
+        if count:
+            self._incoming.write(_SCRATCH[:count])
+        else:
+            self._incoming.write_eof()
+        return True
+
+    def _flush(self) -> None:
+        """Send what is encrypted. Raises BlockingIOError unless the kernel takes all of it."""
+        if self._outgoing.pending:
+            fresh = self._outgoing.read()
+            self._unsent = memoryview(bytes(self._unsent) + fresh if self._unsent else fresh)
+        while self._unsent:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
 
 
 def _gathered(buffers: Sequence[Buffer]) -> Buffer:

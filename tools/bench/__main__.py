@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nbdvde.config import parse_size
-from tools.bench import more, speed
+from tools.bench import more, network, speed
 from tools.bench.report import Section, update_document, write_json
 from tools.bench.servers import SERVERS, Work
 
@@ -39,6 +39,12 @@ _SECTIONS: dict[str, Callable[[Work, argparse.Namespace], Section]] = {
     "speed": lambda work, options: speed.measure(
         work, size=options.size, rounds=options.rounds, seconds=options.seconds or 5.0,
         servers=_chosen(options, _ALL), cases=options.cases,
+    ),
+    "replies": lambda work, options: network.replies(
+        work, size=options.size, rounds=options.rounds, seconds=options.seconds or 5.0,
+    ),
+    "tls": lambda work, options: network.tls(
+        work, size=options.size, rounds=options.rounds, seconds=options.seconds or 5.0,
     ),
     "cold": lambda work, options: more.cold(work, size=options.size, servers=_chosen(options, _ON_DISK)),
     "sustained": lambda work, options: more.sustained(

@@ -37,6 +37,9 @@ class Server:
     """Commands that make a disk of so many bytes."""
     serve: Callable[[int], Command]
     """Command that serves it on the Unix socket `NAME.sock`."""
+    scheme: str = "nbd+unix"
+    query: str = ""
+    """What comes in the URI after the socket."""
 
     @property
     def socket(self) -> str:
@@ -46,7 +49,7 @@ class Server:
     @property
     def uri(self) -> str:
         """What clients started in the working directory connect to."""
-        return f"nbd+unix:///?socket={self.socket}"
+        return f"{self.scheme}:///?socket={self.socket}{self.query}"
 
 
 def _nothing(_: int) -> tuple[Command, ...]:
