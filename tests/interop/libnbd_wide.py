@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from typing import Any
 
 import nbd
 
@@ -16,19 +17,27 @@ def statuses(handle: nbd.NBD, offset: int, length: int) -> dict[str, list[tuple[
     """(length, flags) by context, neighbours merged; asked for until all is told."""
     found: dict[str, list[tuple[int, int]]] = {}
 
-    def keep(steps: dict[str, int], context: str, _offset: int, got: list[tuple[int, int]], _error: object) -> None:
-        extents = found.setdefault(context, [])
-        steps[context] = sum(size for size, _ in got)
-        for size, flags in got:
-            before = extents.pop()[0] if extents and extents[-1][1] == flags else 0
-            extents.append((before + size, flags))
+    def keep(told: dict[str, list[tuple[int, int]]], context: str, _offset: int, got: Any, _error: object) -> None:
+        told[context] = got
 
     while length:
-        steps: dict[str, int] = {}
-        handle.block_status_64(length, offset, partial(keep, steps))
-        (step,) = set(steps.values())
+        told: dict[str, list[tuple[int, int]]] = {}
+        handle.block_status_64(length, offset, partial(keep, told))
+        step = min(sum(size for size, _ in extents) for extents in told.values())
+        for context, extents in told.items():
+            add(found.setdefault(context, []), extents, step)
         offset, length = offset + step, length - step
     return found
+
+
+def add(found: list[tuple[int, int]], extents: list[tuple[int, int]], length: int) -> None:
+    """Extents up to a length; contexts may be told up to different places."""
+    for size, flags in extents:
+        inside = min(size, length)
+        length -= inside
+        before = found.pop()[0] if found and found[-1][1] == flags else 0
+        if before + inside:
+            found.append((before + inside, flags))
 
 
 def is_negotiated(uri: str) -> None:
