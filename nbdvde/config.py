@@ -210,7 +210,7 @@ def _read_file(path: Path) -> Layer:
             layer = tomllib.load(file)
     except OSError as error:
         raise UsageError(what, reason(error), "check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what tomllib raises for broken text, long numbers and deep nesting
         raise UsageError(what, f"is not TOML: {error}") from None
     _convert(layer, what, strict=True)
     return layer

@@ -148,14 +148,14 @@ class Complaints:
     def __init__(self) -> None:
         self._kinds: dict[type | str, tuple[float, int]] = {}
 
-    def count(self, kind: type | str, now: float) -> int | None:
-        """How many were kept back since the last line, or None when this one is to be kept back as well."""
+    def ending(self, kind: type | str, now: float) -> str | None:
+        """What a line ends with: how many were kept back since the last one. None when it is to be kept back too."""
         last, kept = self._kinds.get(kind, (-math.inf, 0))
         if now - last < self.PAUSE_S:
             self._kinds[kind] = last, kept + 1
             return None
         self._kinds[kind] = now, 0
-        return kept
+        return f"; {kept} more like it since the last line" if kept else ""
 
 
 class Shared:

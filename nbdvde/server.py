@@ -207,8 +207,9 @@ class Server:
             return
         if full := self._full(peer):
             self.metrics.connections_refused += 1
-            if self._shared.complaints.count("refused", trio.current_time()) is not None:
-                _log.warning("client %s refused: %s", name, full)
+            ending = self._shared.complaints.ending("refused", trio.current_time())
+            if ending is not None:
+                _log.warning("client %s refused: %s%s", name, full, ending)
             sock.close()
             return
         visitor = Visitor(self._exports, peer)
@@ -233,7 +234,9 @@ class Server:
             await self._serve(connection)
         except ProtocolError as error:
             self.metrics.protocol_errors += 1
-            _log.info("client %d (%s) disconnected: %s", connection.number, connection.peer, error)
+            ending = self._shared.complaints.ending(ProtocolError, trio.current_time())
+            if ending is not None:
+                _log.info("client %d (%s) disconnected: %s%s", connection.number, connection.peer, error, ending)
         except (trio.BrokenResourceError, OSError) as error:
             _log.debug("client %d (%s) lost: %s", connection.number, connection.peer, error)
         except Exception:  # noqa: BLE001 - a bug met by one client must not end the others

@@ -295,13 +295,12 @@ class Session:
         expected = isinstance(error, NbdvdeError)
         errno = error.nbd_errno if isinstance(error, NbdvdeError) else NbdErrno.EIO
         self._replies.error(self._out, *origin, errno, os.strerror(errno).lower() if expected else "internal error")
-        kept_back = self._shared.complaints.count(type(error), trio.current_time())
-        if kept_back is not None:
-            more = f"; {kept_back} more like it since the last line" if kept_back else ""
+        ending = self._shared.complaints.ending(type(error), trio.current_time())
+        if ending is not None:
             if expected:
-                _log.warning("a request failed: %s%s", error, more)
+                _log.warning("a request failed: %s%s", error, ending)
             else:
-                _log.error("unexpected failure of a request%s", more, exc_info=error)
+                _log.error("unexpected failure of a request%s", ending, exc_info=error)
 
     def _start(self, request: Request, nursery: trio.Nursery) -> None:
         """Give a request a task of its own, and a small payload a copy: the receive buffer goes on being used."""

@@ -143,6 +143,8 @@ def test_environment_has_types() -> None:
         ("[engine]\ncache_size = true", "engine.cache_size: expected a size"),
         ("[engine]\ncache_size = 0", "engine.cache_size: expected a size above 0"),
         ("[server", "is not TOML"),
+        ("x = " + "[" * 5000, "is not TOML: maximum recursion depth"),
+        ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),
         ("x = '\udcff'", "is not TOML"),
     ],
 )

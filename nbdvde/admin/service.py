@@ -200,7 +200,7 @@ def _key_area(image: Image) -> KeyArea:
 def _parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError("request", str(error)) from None
 
 

@@ -30,7 +30,7 @@ _MAX_SKIP = (1 << 32) - 1
 _FLAGS: dict[int, int] = {
     Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
     Command.WRITE: int(CommandFlag.FUA),
-    Command.DISC: 0xFFFF,
+    Command.DISC: 0,
     Command.FLUSH: int(CommandFlag.FUA),
     Command.TRIM: int(CommandFlag.FUA),
     Command.CACHE: int(CommandFlag.FUA),
@@ -231,10 +231,10 @@ class RequestParser:
         """Why a request is not for the disk, None when it is (spec, "Request types", "Error values")."""
         if command not in _FLAGS:
             return refusal(NbdErrno.EINVAL, f"unknown command {command}")
+        if command == Command.DISC:
+            return None  # it is never answered, so its flags cannot be refused
         if flags & ~_FLAGS[command] or (flags & CommandFlag.DF and not self._structured):
             return refusal(NbdErrno.EINVAL, f"flags {flags:#x} do not belong to command {command}")
-        if command == Command.DISC:
-            return None
         if self._read_only and command in _MODIFYING:
             return refusal(NbdErrno.EPERM, "the export is read-only")
         if command == Command.FLUSH:

@@ -226,6 +226,7 @@ async def test_malformed_requests(image_path: Path) -> None:
             b'{"secret": 1}',
             b'{"secret":{"kind":"x","data":""}}',
             b"[",
+            b'{"\xaf":1}',
             b'{"secret":null,"x":1}',
         ):
             with pytest.raises(UsageError, match="request"):

@@ -131,6 +131,8 @@ def test_invalid_requests_do_not(command: int, flags: int, offset: int, length: 
 
 def test_refusals_that_depend_on_the_handshake() -> None:
     assert refused(parser(structured=False), request(Command.READ, 0, 1, flags=DF)) == EINVAL
+    (end,) = feed(parser(structured=False), request(Command.DISC, flags=DF))
+    assert end[-1] is None, "a DISC is never answered"
     assert refused(parser(structured=False), request(Command.READ, 0, MAX_PAYLOAD + 1)) == EINVAL
     assert refused(parser(contexts=()), request(Command.BLOCK_STATUS, 0, 1)) == EINVAL
     for command in (Command.TRIM, Command.WRITE_ZEROES):
