@@ -79,6 +79,8 @@ def create(
     level = config.parse_compression(compression)
     if encryption is Encryption.NONE and key_file:
         raise UsageError("--key-file", "an image without encryption takes no key", "drop one of the two")
+    if not image.name:
+        raise UsageError("image", "has no name", "choose one, like disk.vde")
     if image.exists():
         raise RefusedError(str(image), "exists already", "choose another name, or remove it first")
     secret = None

@@ -17,7 +17,7 @@ from nbdvde.exports import Access
 from nbdvde.hosting import ExportSpec
 from nbdvde.keysource import read_shared_keys
 from nbdvde.limits import Limits
-from nbdvde.listeners import Address, StdioAddress, parse_listen
+from nbdvde.listeners import Address, StdioAddress, UnixAddress, parse_listen
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.handshake import HandshakeLimits
 from nbdvde.tls import TlsFiles, server_context, shared_key_context
@@ -67,8 +67,11 @@ class Plan:
         if StdioAddress() in addresses and options.server.print_uri:
             raise UsageError("--print-uri", "standard output is the client's", "drop one of the two")
         _check_certificates(options)
+        control = _control(exports, options)
+        if control and UnixAddress(control) in addresses:
+            raise UsageError("--control", "is the same socket as --listen", "choose another for one of them")
         return cls(
-            exports, _default(exports, images, memory, options), addresses, _control(exports, options),
+            exports, _default(exports, images, memory, options), addresses, control,
             _tls(options.tls), _limits(options.limits), options, lambda: cls.make(images, memory, read),
         )  # fmt: skip
 

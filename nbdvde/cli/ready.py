@@ -15,12 +15,15 @@ from nbdvde.listeners import ANY_CID, Address, Listener, TcpAddress, UnixAddress
 _log = logging.getLogger(__name__)
 
 
-def announce(name: str, uris: Sequence[str], *, printed: bool) -> None:
-    """Tell where the default export is served."""
-    for uri in uris:
-        _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
-        if printed:
-            _print_uri(uri)
+def announce(names: Sequence[str], default: str, listeners: Sequence[Listener], *, tls: bool, printed: bool) -> None:
+    """Tell where the exports are served, the default one first."""
+    for name in sorted(names, key=lambda name: name != default):
+        for uri in [
+            uri for listener in listeners for uri in uris_of(listener, "" if name == default else name, tls=tls)
+        ]:
+            _log.info("serving %s on %s", name, uri, extra={"fields": {"export": name, "uri": uri}})
+            if printed:
+                _print_uri(uri)
 
 
 def _print_uri(uri: str) -> None:
@@ -31,20 +34,21 @@ def _print_uri(uri: str) -> None:
         _log.warning("cannot print the URI on standard output: %s", reason(error))
 
 
-def uris_of(listener: Listener, *, tls: bool = False) -> list[str]:
-    """Where clients find the default export of a listener: one URI, more when the kernel chose several ports."""
+def uris_of(listener: Listener, export: str = "", *, tls: bool = False) -> list[str]:
+    """Where clients of a listener find an export: one URI, more when the kernel chose several ports."""
     address = listener.address
     known = isinstance(address, UnixAddress) or (isinstance(address, TcpAddress) and address.port)
-    return [_uri(place, "nbds" if tls else "nbd") for place in ([address] if known else listener.bound)]
+    return [_uri(place, export, "nbds" if tls else "nbd") for place in ([address] if known else listener.bound)]
 
 
-def _uri(place: Address, scheme: str) -> str:
+def _uri(place: Address, export: str, scheme: str) -> str:
     """See https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md; libnbd adds vsock."""
+    path = quote(export, safe="")
     if isinstance(place, UnixAddress):
-        return f"{scheme}+unix:///?socket={quote(os.fsencode(place.path.absolute()))}"
+        return f"{scheme}+unix:///{path}?socket={quote(os.fsencode(place.path.absolute()))}"
     if isinstance(place, VsockAddress):
-        return f"{scheme}+vsock://{'' if place.cid == ANY_CID else place.cid}:{place.port}/"
-    return f"{scheme}://{place}/"
+        return f"{scheme}+vsock://{'' if place.cid == ANY_CID else place.cid}:{place.port}/{path}"
+    return f"{scheme}://{place}/{path}"
 
 
 def tell_systemd(state: str) -> None:

@@ -202,7 +202,9 @@ class _Serving:
                     self._ready = True
                     await serving.start(self._server.run, listeners)
                     held.enter_context(pid_file(plan.options.server.pid_file))
-                    announce(plan.default, self._uris, printed=plan.options.server.print_uri)
+                    names = [export.spec.name for export in plan.exports]
+                    printed = plan.options.server.print_uri
+                    announce(names, plan.default, listeners, tls=plan.tls is not None, printed=printed)
                     tell_systemd("READY=1")
 
 

@@ -278,6 +278,7 @@ def test_unknown_configuration(command: Command, tmp_path: Path, monkeypatch: py
         "create new.vde 1M --compression best --encryption none",
         "create new.vde 1M --extent-size 3K --encryption none",
         "create new.vde 1M --encryption rot13",
+        "create / 1M",
         "create new.vde 1M --encryption none --key-file key",
         "serve",
         "serve a b --memory 1M",

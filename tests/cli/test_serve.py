@@ -244,7 +244,11 @@ read_only = true
 def test_several_exports(command: Command, image: Path, plain_image: Path, key_file: Path) -> None:
     folder = image.parent
     (folder / "server.toml").write_text(SEVERAL)
-    with serving(plain_image, "--config", "server.toml", "--export", "main", cwd=folder):
+    with serving(plain_image, "--config", "server.toml", "--export", "main", cwd=folder) as server:
+        place = f"?socket={folder}/sock"
+        assert server.process.stdout is not None
+        lines = [*server.uris, *(server.process.stdout.readline().strip() for _ in range(2))]
+        assert lines == [f"nbd+unix:///{name}{place}" for name in ("", "extra", "same")]
         assert status_of(command, plain_image) == {"main": "plain.vde", "extra": None, "same": "image.vde"}
         assert status_of(command, image) == status_of(command, plain_image)
         assert command("info", image, "--json").json["encryption"] != "none"
@@ -347,3 +351,9 @@ def test_uris() -> None:
     assert uris_of(Listener(UnixAddress(Path("/a b/&")), [])) == ["nbd+unix:///?socket=/a%20b/%26"]
     assert uris_of(Listener(TcpAddress("localhost", 10809), [])) == ["nbd://localhost:10809/"]
     assert uris_of(Listener(TcpAddress("::1", 1), [])) == ["nbd://[::1]:1/"]
+    assert uris_of(Listener(TcpAddress("::1", 1), []), "a/b", tls=True) == ["nbds://[::1]:1/a%2Fb"]
+    assert uris_of(Listener(UnixAddress(Path("/x")), []), "d") == ["nbd+unix:///d?socket=/x"]
+
+
+def test_control_and_clients_need_two_sockets(command: Command, plain_image: Path) -> None:
+    command("serve", plain_image, "--listen", "unix:x", "--control", "x").fails(2, "--control", "--listen")
