@@ -27,7 +27,7 @@ def _qemu_nbd(folder: Path, path: Path, read_only: bool) -> Command:
     run(*later("qemu-img", "create", "-q", "-f", "qcow2", disk, str(SIZE)))
     options = ["--read-only"] if read_only else []
     return later(
-        "qemu-nbd", *options, "--persistent", "--shared=0", "--format=qcow2", "--discard=unmap",
+        "qemu-nbd", *options, "--persistent", "--shared=0", "--format=qcow2", "--discard=unmap", "--allocation-depth",
         f"--export-name={NAME}", f"--socket={path}", disk,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The same sessions with our server and with others; docs/reference/protocol.md explains every difference."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from tests.interop.harness import ROOT, run
 from tests.interop.later import later, need_later
 from tests.interop.peers import PEERS, serving
 from tests.interop.scripts import HANDSHAKES, OFFERED, READ_ONLY, REQUESTS, Script, outcome
+from tests.interop.wide_scripts import WIDE
 from tests.serving import Connect
 
 SERVERS = ("nbdvde", *PEERS)
@@ -23,10 +24,12 @@ Outcomes = dict[str, list[str]]
 """What a session came to with each of the servers."""
 
 
-async def hold(scripts: Mapping[str, Script], folder: Path, *, read_only: bool = False) -> Outcomes:
+async def hold(
+    scripts: Mapping[str, Script], folder: Path, *, servers: Sequence[str] = SERVERS, read_only: bool = False
+) -> Outcomes:
     """Hold each session with each server, on a connection of its own."""
     found: Outcomes = {name: [] for name in scripts}
-    for server in SERVERS:
+    for server in servers:
         with serving(server, folder / server, read_only=read_only) as path:
             for name, script in scripts.items():
                 connect = Connect()
@@ -48,6 +51,12 @@ def rows(outcomes: Outcomes) -> dict[str, list[str]]:
 async def test_what_servers_offer(tmp_path: Path) -> None:
     need_later()
     assert rows(await hold(OFFERED, tmp_path)) == {name: said for name, *said in TABLES["offered"]}
+
+
+async def test_extended_headers(tmp_path: Path) -> None:
+    need_later()
+    found = rows(await hold(WIDE, tmp_path, servers=("nbdvde", "qemu-nbd")))
+    assert found == {name: said for name, *said, rule in TABLES["extended headers"] if rule}
 
 
 @pytest.mark.parametrize("kind", KINDS)
