@@ -12,7 +12,7 @@ from nbdvde.listeners import UnixAddress
 from nbdvde.protocol.constants import Command
 from tests.interop.conftest import Serve
 from tests.interop.harness import ROOT, Served, libnbd, need, run, run_json
-from tests.interop.qemu import StorageDaemon, storage_daemon
+from tests.interop.qemu import storage_daemon
 from tests.interop.test_tools import equal
 from tests.protocol.client import Client
 from tests.serving import Connect
@@ -22,6 +22,7 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 BLOCK = 4096
 RIDE_OVER_S = 60
+WRITERS = 4
 THROUGH_QEMU = (
     "old_handshake_works",
     "simple_replies_work",
@@ -137,37 +138,39 @@ def test_in_front_of_us(served: Served, tmp_path: Path, newer: bool) -> None:
 
 
 async def test_restarts_below_reconnect_delay(serve: Serve, connect: Connect, tmp_path: Path, newer: bool) -> None:
-    """Whoever writes through QEMU sees no error while our server is stopped and started again."""
+    """Clients that write through QEMU see no error while our server is stopped and started again."""
     disk = await trio.to_thread.run_sync(serve, SIZE)
+    written = [Written(number * SIZE // WRITERS) for number in range(WRITERS)]
     with storage_daemon(tmp_path, newer=newer) as daemon:
-        writer, written = await _front(daemon, disk, connect), Written()
+        attach = partial(daemon.attach, "ours", disk.server.socket, reconnect_delay=RIDE_OVER_S)
+        await trio.to_thread.run_sync(attach)
+        front = UnixAddress(await trio.to_thread.run_sync(daemon.export, "ours"))
+        clients = [connect(front) for _ in written]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(written.go_on, writer)
+            for part, client in zip(written, clients, strict=True):
+                await client.go("ours")
+                nursery.start_soon(part.go_on, client)
             for _ in range(3):
-                await written.more(200)
+                for part in written:
+                    await part.more(50)
                 await trio.to_thread.run_sync(disk.restart)
-            await written.more(200)
-            written.enough = True
-        await written.verify(writer)
+            for part in written:
+                await part.more(50)
+                part.enough = True
+        for part, client in zip(written, clients, strict=True):
+            await part.verify(client)
     await trio.to_thread.run_sync(disk.restart)
     direct = connect(UnixAddress(disk.server.socket))
     await direct.go("disk")
-    await written.verify(direct)
-
-
-async def _front(daemon: StorageDaemon, disk: Served, connect: Connect) -> Client:
-    """A client of QEMU's export of ours."""
-    attach = partial(daemon.attach, "ours", disk.server.socket, reconnect_delay=RIDE_OVER_S)
-    await trio.to_thread.run_sync(attach)
-    client = connect(UnixAddress(await trio.to_thread.run_sync(daemon.export, "ours")))
-    await client.go("ours")
-    return client
+    for part in written:
+        await part.verify(direct)
 
 
 class Written:
-    """Blocks written one after the other, round and round."""
+    """Blocks from an offset on, written one after the other, round and round."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self._first = first
         self.count = 0
         self.enough = False
         self._progress = trio.Condition()
@@ -198,7 +201,7 @@ class Written:
             assert (await client.ask(Command.READ, offset, BLOCK)).bytes == self._data(number), number
 
     def _offset(self, number: int) -> int:
-        return number * 7919 % 1000 * 3 * BLOCK
+        return self._first + number * 7919 % 1000 * 3 * BLOCK
 
     def _data(self, number: int) -> bytes:
         return number.to_bytes(8, "big") * (BLOCK // 8)
