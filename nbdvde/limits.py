@@ -108,6 +108,11 @@ class Account:
         """Bytes."""
         return self._own.used
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for room."""
+        return self._own in self._server.dependents
+
     def take(self, count: int) -> None:
         """Hold `count` more bytes."""
         self._own.take(count)

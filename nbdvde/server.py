@@ -30,6 +30,8 @@ _TURNOVER_S = 60.0
 """and so does who would not be done with what it holds in this time at that pace."""
 _LOOK_S = 10.0
 """Between two looks at whether clients are idle, at most."""
+_TAKE_S = 0.5
+"""Once the server stops, a client has to take something of its answers this often; who waits for memory, twice that."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -119,24 +121,27 @@ class Server:
         """
         self._listening = any(listener.sockets for listener in listeners)
         try:
-            async with trio.open_nursery() as clients:
-                async with trio.open_nursery() as acceptors:
+            async with trio.open_nursery() as watch:
+                async with trio.open_nursery() as clients:
+                    async with trio.open_nursery() as acceptors:
+                        for listener in listeners:
+                            for sock in listener.connected:
+                                self._admit(sock, clients)
+                            for sock in listener.sockets:
+                                acceptors.start_soon(self._accept, sock, clients)
+                        acceptors.start_soon(self._guard_memory)
+                        acceptors.start_soon(self._guard_idleness)
+                        task_status.started()
+                        await self._stopping.wait()
+                        acceptors.cancel_scope.cancel()
                     for listener in listeners:
-                        for sock in listener.connected:
-                            self._admit(sock, clients)
-                        for sock in listener.sockets:
-                            acceptors.start_soon(self._accept, sock, clients)
-                    acceptors.start_soon(self._guard_memory)
-                    acceptors.start_soon(self._guard_idleness)
-                    task_status.started()
-                    await self._stopping.wait()
-                    acceptors.cancel_scope.cancel()
-                for listener in listeners:
-                    listener.close()
-                limits = self._shared.limits
-                clients.cancel_scope.deadline = trio.current_time() + limits.stop_s
-                for connection in self.connections:
-                    connection.stop(limits.linger_s)
+                        listener.close()
+                    limits = self._shared.limits
+                    clients.cancel_scope.deadline = trio.current_time() + limits.stop_s
+                    for connection in self.connections:
+                        connection.stop(limits.linger_s)
+                    watch.start_soon(self._hurry)
+                watch.cancel_scope.cancel()
         finally:
             for listener in listeners:
                 listener.close()
@@ -172,6 +177,21 @@ class Server:
                     enough = max(_STANDSTILL_BYTES, session.account.held * limits.stall_s / _TURNOVER_S)
                     if session.moved - then < enough:
                         self._close_stalled(connection, session)
+
+    async def _hurry(self) -> None:
+        """During a stop, do without those who take nothing of their answers, and then those who wait behind them."""
+        seen: dict[int, tuple[int, int]] = {}
+        while True:
+            before, seen = seen, {}
+            for connection in self.connections:
+                session = connection.session
+                if session is not None and (session.stalled or session.account.waiting):
+                    moved, looks = before.get(connection.number, (-1, 0))
+                    looks = looks + 1 if moved == session.moved else 0
+                    seen[connection.number] = session.moved, looks
+                    if looks >= (1 if session.stalled else 2):
+                        connection.transport.abort()
+            await trio.sleep(_TAKE_S)
 
     def _close_stalled(self, connection: Connection, session: Session) -> None:
         if session.stalled and session.account.held:

@@ -35,15 +35,15 @@ class Connect:
 
 
 @asynccontextmanager
-async def running(server: Server, *listeners: Listener) -> AsyncIterator[trio.Event]:
-    """The server in the background; the event tells when it ended."""
+async def running(server: Server, *listeners: Listener, patience_s: float = 20) -> AsyncIterator[trio.Event]:
+    """The server in the background; the event tells when it ended. `patience_s` ends a test that hangs."""
     ended = trio.Event()
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await server.run(listeners, task_status=task_status)
         ended.set()
 
-    with trio.fail_after(20):
+    with trio.fail_after(patience_s):
         async with trio.open_nursery() as nursery:
             await nursery.start(run)
             yield ended
