@@ -309,7 +309,8 @@ async def test_a_stop_that_cannot_finish_breaks_off(
         assert trio.current_time() - start == pytest.approx(10)
 
 
-async def test_bad_clients_end_alone(address: UnixAddress, connect: Connect) -> None:
+async def test_bad_clients_end_alone_cve_2013_7441(address: UnixAddress, connect: Connect) -> None:
+    """nbd-server ended when one client failed to agree with it."""
     server = server_of()
     async with running(server, await open_listener(address)):
         good = connect(address)

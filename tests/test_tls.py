@@ -105,12 +105,12 @@ async def test_nothing_is_answered_before(
         assert await client.at_end()
 
 
-async def test_bytes_behind_starttls_end_the_connection(
+async def test_bytes_behind_starttls_end_the_connection_cve_2021_3716(
     address: UnixAddress,
     connect: Connect,
     authority: Authority,
 ) -> None:
-    """Or who is in between could slip options into the protected session (CVE-2021-3716)."""
+    """Or who is in between could slip options into the protected session."""
     server = server_of(authority)
     async with running(server, await open_listener(address)):
         client = connect(address)

@@ -50,6 +50,19 @@ def test_serve_and_stop(image: Path, key_file: Path, number: signal.Signals) -> 
     assert sorted(path.name for path in folder.iterdir()) == ["image.vde", "key"]
 
 
+def test_signals_that_come_at_any_time_cve_2015_0847(image: Path, key_file: Path) -> None:
+    """nbd-server did in its signal handlers what may not be done there, and stood still."""
+    config = image.parent / "options.toml"
+    config.write_text("")
+    arguments = ["--key-file", key_file, "--listen", "unix:sock", "--config", config]
+    with serving(image, *arguments, cwd=image.parent) as server:
+        for _ in range(50):
+            server.process.send_signal(signal.SIGHUP)
+            assert greets(image.parent / "sock")
+        code, _ = server.stop(signal.SIGTERM)
+    assert code == 0
+
+
 def test_second_server_is_refused(command: Command, image: Path, key_file: Path) -> None:
     with serving(image, "--key-file", key_file, "--listen", "unix:sock", cwd=image.parent):
         again = ["serve", image, "--key-file", key_file, "--listen", "unix:other"]

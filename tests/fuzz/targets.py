@@ -240,9 +240,13 @@ def _parse(stream: bytes, setting: Setting) -> tuple[list[Request], bool]:
 
 def session(data: bytes) -> None:
     """A whole client over a stream in memory: its answers, the disk and the accounts afterwards."""
-    if len(data) < 2:
-        return
-    setting, stream, agreed = Setting.of(data[0], data[1]), bytearray(data[2:]), None
+    if len(data) >= 2:
+        converse(Setting.of(data[0], data[1]), data[2:])
+
+
+def converse(setting: Setting, data: bytes) -> None:
+    """Serve a client that sends `data`, and compare with the model."""
+    stream, agreed = bytearray(data), None
     start = 0
     if setting.raw:
         agreed, start = _entered(bytes(stream), setting.agreed)
