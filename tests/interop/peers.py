@@ -59,8 +59,10 @@ def serving(name: str, folder: Path, *, read_only: bool = False) -> Iterator[Pat
     folder.mkdir()
     if name == "nbdvde":
         ours = Process(folder, ["--memory", str(SIZE), *(["--read-only"] if read_only else [])])
-        yield ours.socket
-        ours.stop()
+        try:
+            yield ours.socket
+        finally:
+            ours.stop()
         return
     path = folder / "nbd.sock"
     with (folder / "server.log").open("wb") as log:
