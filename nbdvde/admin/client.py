@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from nbdvde.admin.keychange import Action
 from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
+    CopyLine,
+    CopyRequest,
     Done,
     ExportList,
     Failure,
@@ -28,6 +30,7 @@ from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import NetworkError
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]
 
 ANSWER_S = 5.0
 """Seconds a server has to take a connection and to tell its status. Other answers may take long."""
@@ -139,7 +142,7 @@ class ControlClient:
         """See `Service.add_key`."""
         return self._call("POST", f"/v1/keys/{action}", KeyList, msgspec.json.encode(request))
 
-    def check(self, progress: Callable[[int, int], None]) -> CheckReport:
+    def check(self, progress: Progress) -> CheckReport:
         """See `Service.check`."""
         for line in self._lines("POST", "/v1/check"):
             answer = self._decode(line, CheckLine)
@@ -147,6 +150,16 @@ class ControlClient:
                 progress(answer.progress.done, answer.progress.total)
             elif answer.report:
                 return answer.report
+        raise self.lost(EOFError("the answer broke off"))
+
+    def copy(self, direction: Literal["import", "export"], request: CopyRequest, progress: Progress) -> None:
+        """See `Service.import_` and `Service.export`."""
+        for line in self._lines("POST", f"/v1/{direction}", msgspec.json.encode(request)):
+            answer = self._decode(line, CopyLine)
+            if answer.progress:
+                progress(answer.progress.done, answer.progress.total)
+            elif answer.done:
+                return
         raise self.lost(EOFError("the answer broke off"))
 
     def lost(self, error: Exception) -> NetworkError:

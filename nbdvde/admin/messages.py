@@ -141,6 +141,24 @@ class CheckLine(msgspec.Struct, frozen=True, omit_defaults=True):
     report: CheckReport | None = None
 
 
+class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/import and /v1/export: a raw file or block device that the server can reach."""
+
+    file: str
+    """Absolute path."""
+    disk: str | None = None
+    """Name of the disk; the first one without."""
+    overwrite: bool = False
+    """Export to a file that exists."""
+
+
+class CopyLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any line of the answer to that: progress, and at the end `done`."""
+
+    progress: Progress | None = None
+    done: bool = False
+
+
 class SecretBody(msgspec.Struct, frozen=True):
     """A key file or a passphrase (UTF-8, NFC)."""
 

@@ -1,7 +1,7 @@
 """What the control socket can do with a running server and its image."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
     Client,
+    CopyLine,
+    CopyRequest,
     Done,
     ExportList,
     ExportStatus,
@@ -25,14 +27,16 @@ from nbdvde.admin.messages import (
     RemoveExport,
     Status,
 )
+from nbdvde.disk import Disk
 from nbdvde.engine.access import check_size, fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
-from nbdvde.errors import NbdvdeError, RefusedError, UsageError
+from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export
 from nbdvde.hosting import ExportSpec, Host
 from nbdvde.server import Connection, Server
+from nbdvde.transfer import copy_in, copy_out
 from nbdvde.version import VERSION
 
 PROGRESS_S = 0.1
@@ -41,6 +45,8 @@ PATHS = {
     "/v1/status": ("GET", "status"),
     "/v1/info": ("GET", "info"),
     "/v1/check": ("POST", "check"),
+    "/v1/import": ("POST", "import_"),
+    "/v1/export": ("POST", "export"),
     "/v1/flush": ("POST", "flush"),
     "/v1/stop": ("POST", "stop"),
     "/v1/reload": ("POST", "reload"),
@@ -146,6 +152,26 @@ class Service:
         """Verify everything: lines of progress, then the report."""
         return CheckLine(report=await check(self._the_image(), emit))
 
+    async def import_(self, body: bytes, emit: Emit) -> CopyLine:
+        """Copy a raw file into a disk: lines of progress, then `done`."""
+        asked, disk = self._copying(body)
+        if any(export.clients for export in self._host.exports if export.disk is disk):
+            raise InUseError(f"disk {disk.name}", "clients use it", "disconnect them first")
+        await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
+        return CopyLine(done=True)
+
+    async def export(self, body: bytes, emit: Emit) -> CopyLine:
+        """Copy a disk out to a raw file: lines of progress, then `done`."""
+        asked, disk = self._copying(body)
+        await _watched(emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite))
+        return CopyLine(done=True)
+
+    def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
+        asked = _parse(body, CopyRequest)
+        if not os.path.isabs(asked.file):
+            raise UsageError(f"file {asked.file}", "is not an absolute path")
+        return asked, self._the_image().disk(asked.disk)
+
     async def keys(self, body: bytes, emit: Emit) -> KeyList:
         """The key slots in use."""
         image = self._encrypted_image()
@@ -223,12 +249,17 @@ class _Meter:
 
 async def check(image: Image, emit: Emit) -> CheckReport:
     """Verify an image; a cancelled check ends at its next progress. Raises NbdvdeError."""
+    return await _watched(emit, image.check)
+
+
+async def _watched(emit: Emit, work: Callable[[_Meter], Awaitable[T]]) -> T:
+    """Do something that takes long, telling how far it has come. Raises NbdvdeError."""
     meter = _Meter()
-    result: CheckReport | NbdvdeError
+    result: T | NbdvdeError
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_tell, meter, emit)
         try:
-            result = await image.check(meter)
+            result = await work(meter)
         except NbdvdeError as error:
             result = error
         except _StoppedError:
@@ -247,6 +278,6 @@ async def _tell(meter: _Meter, emit: Emit) -> None:
             await trio.sleep(PROGRESS_S)
             if meter.latest != told:
                 told = meter.latest
-                await emit(CheckLine(progress=told))
+                await emit(CopyLine(progress=told))
     finally:
         meter.stopped = True

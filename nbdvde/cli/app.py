@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, NewKeyFile, Slot
+from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
@@ -173,6 +173,37 @@ def check(image: ImageArgument, key_file: KeyFile = None, control: Control = Non
     else:
         output.report(image, report)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
+
+
+@app.command("import")
+def import_(
+    image: ImageArgument,
+    file: FileArgument,
+    disk: DiskName = None,
+    format_: Format = "raw",
+    key_file: KeyFile = None,
+    control: Control = None,
+) -> None:
+    """Make a disk hold what a file or block device holds, and zeroes behind that. What was on it is lost."""
+    from nbdvde.cli.copy import import_file
+
+    import_file(_image(image, key_file, control), file, disk, format_)
+
+
+@app.command()
+def export(
+    image: ImageArgument,
+    file: FileArgument,
+    disk: DiskName = None,
+    format_: Format = "raw",
+    force: Annotated[bool, typer.Option("--force", help="Even to a file that exists, or to a block device.")] = False,
+    key_file: KeyFile = None,
+    control: Control = None,
+) -> None:
+    """Write a disk to a new file; its holes stay holes."""
+    from nbdvde.cli.copy import export_file
+
+    export_file(_image(image, key_file, control), file, disk, format_, overwrite=force)
 
 
 @key_app.command("list")

@@ -9,6 +9,13 @@ import typer
 ImageArgument = Annotated[
     Path, typer.Argument(metavar="IMAGE", readable=False, help="Path of the image.", show_default=False)
 ]
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", readable=False, help="The file, or block device.", show_default=False)
+]
+DiskName = Annotated[str | None, typer.Option("--disk", metavar="NAME", help="The disk. [default: the first one]")]
+Format = Annotated[
+    str, typer.Option("--format", metavar="FORMAT", help="raw, or qcow2, vmdk, vdi, ... through qemu-img.")
+]
 KeyFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", readable=False, help="Key file, mode 0600; without it a passphrase is asked for."),

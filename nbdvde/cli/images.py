@@ -1,19 +1,24 @@
 """An image by its path: through its control socket when it is served, at rest otherwise."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+
+import trio
 
 import nbdvde
 from nbdvde import keysource
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.messages import KeyList, KeyRequest, SecretBody
+from nbdvde.admin.messages import CopyRequest, KeyList, KeyRequest, SecretBody
 from nbdvde.cli.progress import ProgressBar
+from nbdvde.disk import Disk
+from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.errors import ImageError, InUseError, NetworkError
+from nbdvde.transfer import copy_in, copy_out
 
 
 def default_control(image: Path) -> Path:
@@ -57,8 +62,6 @@ class ImageByPath:
             return info
 
     def _opened_info(self) -> ImageInfo:
-        import trio
-
         async def ask() -> ImageInfo:
             async with nbdvde.open_image(self._path, key=secret, read_only=True) as image:
                 return image.info()
@@ -73,6 +76,39 @@ class ImageByPath:
                 return self._served.check(bar)
             with self._at_rest():
                 return nbdvde.check_image(self._path, key=self.secret(), progress=bar)
+
+    def copy_in(self, file: Path, disk: str | None) -> None:
+        """Make a disk hold what a raw file holds."""
+        with ProgressBar("importing") as bar:
+            if self._served:
+                self._served.copy("import", CopyRequest(str(file.absolute()), disk), bar)
+            else:
+                self._with_image(lambda image: copy_in(file, image.disk(disk), bar))
+
+    def copy_out(self, file: Path, disk: str | None, *, overwrite: bool) -> None:
+        """Write a disk to a raw file."""
+        with ProgressBar("exporting") as bar:
+            if self._served:
+                self._served.copy("export", CopyRequest(str(file.absolute()), disk, overwrite), bar)
+            else:
+                copying = partial(copy_out, path=file, progress=bar, overwrite=overwrite)
+                self._with_image(lambda image: copying(image.disk(disk)), read_only=True)
+
+    def use(self, disk: str | None, work: Callable[[Disk], Awaitable[None]], *, read_only: bool = False) -> None:
+        """Do something with a disk of the image, which must be at rest."""
+        if self._served:
+            hint = "stop its server, or give qemu-img the URI that nbdvde ctl status shows"
+            raise InUseError(str(self._path), "is being served", hint)
+        self._with_image(lambda image: work(image.disk(disk)), read_only=read_only)
+
+    def _with_image(self, work: Callable[[Image], Awaitable[None]], *, read_only: bool = False) -> None:
+        async def run() -> None:
+            async with nbdvde.open_image(self._path, key=secret, read_only=read_only) as image:
+                await work(image)
+
+        with self._at_rest():
+            secret = self.secret()
+            trio.run(run)
 
     def keys(self) -> KeyList:
         """The key slots; no key is needed."""

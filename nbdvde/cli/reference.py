@@ -44,12 +44,14 @@ one line of JSON, or several of which the last is the result. `POST /v1/check` s
 `{"error": {"code", "message", "hint"}}`.
 `POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
 in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
+`POST /v1/import` and `/v1/export` take `{"file": PATH, "disk": NAME, "overwrite": BOOL}`, and answer with progress and
+`{"done": true}`.
 The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
 
 COMMANDS = (
-    "create", "serve", "info", "check", "key list", "key add", "key remove", "key change",
+    "create", "serve", "info", "check", "import", "export", "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import struct
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from nbdvde.cli import output, reference
 from nbdvde.cli.images import ImageByPath
 from nbdvde.engine.access import EXTENT_BYTES
 from nbdvde.engine.keys import KeyFile, Passphrase
-from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, write_key
+from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, serving, write_key
 
 
 def ok(command: Command, *words: object) -> Any:
@@ -183,3 +185,31 @@ def test_version_is_the_one_of_the_package(command: Command) -> None:
         assert command("--version").out == f"nbdvde {project['version']}\n"
     else:
         assert project["dynamic"] == ["version"]
+
+
+def test_import_and_export(command: Command, image: Path, key_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"data" * 5000)
+    key = ["--key-file", key_file]
+    assert command("import", image, "in", *key) == Result(0, "", "")
+    assert command("export", image, "out", *key) == Result(0, "", "")
+    assert (tmp_path / "out").read_bytes() == (b"data" * 5000).ljust(SIZE, b"\0")
+    command("export", image, "out", *key).fails(9, "out", "exists already", "--force")
+    assert command("export", image, "out", "--force", *key).code == 0
+    command("import", image, "nothing", *key).fails(3, "nothing", "no such file")
+    command("import", image, "in", "--disk", "other", *key).fails(2, "other")
+    command("import", image, "in", "--format", "a,b=c", *key).fails(2, "format")
+    with (tmp_path / "in").open("ab") as file:
+        file.truncate(SIZE + 1)
+    command("import", image, "in", *key).fails(9, "larger disk")
+    with serving(image, *key, "--listen", "unix:sock", cwd=tmp_path):
+        (tmp_path / "in").write_bytes(b"more" * 5000)
+        assert command("import", image, "in") == Result(0, "", "")
+        assert command("export", image, "served") == Result(0, "", "")
+        command("export", image, "served").fails(9, "exists already")
+        command("export", image, "other", "--format", "qcow2").fails(5, "being served")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "sock"))
+            client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
+            assert client.recv(18 + 10, socket.MSG_WAITALL)
+            command("import", image, "in").fails(5, "clients use it")
+    assert (tmp_path / "served").read_bytes() == (b"more" * 5000).ljust(SIZE, b"\0")

@@ -1,0 +1,97 @@
+"""`import` and `export`: raw files by ourselves, every other format through QEMU's `qemu-img`."""
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+
+import trio
+
+from nbdvde.cli.images import ImageByPath
+from nbdvde.disk import Disk
+from nbdvde.errors import ImageError, RefusedError, UsageError
+from nbdvde.exports import Export, Exports
+from nbdvde.listeners import UnixAddress, open_listener
+from nbdvde.server import Server
+
+RAW = "raw"
+
+
+def import_file(image: ImageByPath, file: Path, disk: str | None, file_format: str) -> None:
+    """Make a disk hold what a file of some format holds, and zeroes behind that. Raises NbdvdeError."""
+    if file_format == RAW:
+        image.copy_in(file, disk)
+        return
+    _check(file_format)
+
+    async def run(target: Disk) -> None:
+        described = await _qemu_img("info", "--output=json", "-f", file_format, _name(file))
+        size = int(json.loads(described)["virtual-size"])
+        if size > target.size:
+            raise RefusedError(str(file), f"has {size} bytes, disk {target.name} {target.size}", "make a larger disk")
+        await target.zero(0, target.size)
+        async with _serving(target) as uri:
+            await _qemu_img(
+                "convert", *_progress(), "-n", "--target-is-zero", "-f", file_format, "-O", RAW, _name(file), uri
+            )
+        await target.flush()
+
+    image.use(disk, run)
+
+
+def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: str, *, overwrite: bool) -> None:
+    """Write a disk to a file of some format. Raises NbdvdeError."""
+    if file_format == RAW:
+        image.copy_out(file, disk, overwrite=overwrite)
+        return
+    _check(file_format)
+    if os.path.lexists(file) and not overwrite:
+        raise RefusedError(str(file), "exists already", "choose another name, or use --force")
+
+    async def run(source: Disk) -> None:
+        async with _serving(source) as uri:
+            await _qemu_img("convert", *_progress(), "-f", RAW, "-O", file_format, uri, _name(file))
+
+    image.use(disk, run, read_only=True)
+
+
+def _check(file_format: str) -> None:
+    if not file_format.isalnum():
+        raise UsageError(f"format {file_format!r}", "is none", "use raw, qcow2, vmdk, vdi, vpc, vhdx, …")
+    if which("qemu-img") is None:
+        raise UsageError(f"format {file_format}", "needs qemu-img, which is not installed", "install qemu-utils")
+
+
+def _name(file: Path) -> str:
+    """The file as QEMU takes it for one, whatever is in its name."""
+    return f"file:{file.absolute()}"
+
+
+@asynccontextmanager
+async def _serving(disk: Disk) -> AsyncIterator[str]:
+    """The disk on a socket that nobody else can reach."""
+    with TemporaryDirectory(prefix="nbdvde-") as folder:
+        listener = await open_listener(UnixAddress(Path(folder) / "nbd.sock"))
+        server = Server(Exports([Export("disk", disk)], default="disk"))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run, [listener])
+            yield f"nbd+unix:///?socket={folder}/nbd.sock"
+            server.stop()
+
+
+def _progress() -> Sequence[str]:
+    return ("-p",) if sys.stderr.isatty() else ()
+
+
+async def _qemu_img(*arguments: str) -> str:
+    """What it says. Raises ImageError with what it has to complain about."""
+    shown = {"stdout": sys.stderr} if "-p" in arguments else {"capture_stdout": True}
+    done = await trio.run_process(["qemu-img", *arguments], capture_stderr=True, check=False, **shown)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
+        raise ImageError("qemu-img", lines[-1].removeprefix("qemu-img: "), "see its manual for the formats it knows")
+    return (done.stdout or b"").decode()

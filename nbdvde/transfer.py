@@ -1,0 +1,137 @@
+"""Copying a raw file or a block device into a disk, and a disk out to one. Holes stay holes."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from nbdvde import workers
+from nbdvde.disk import ALLOCATION, BLOCK, Disk, Piece, Status
+from nbdvde.errors import ImageError, NoSpaceError, RefusedError, reason
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with bytes done and in all."""
+_PIECE = 4 << 20
+_EXTENTS = 1024
+
+
+async def copy_in(path: Path, disk: Disk, progress: Progress) -> None:
+    """Make a disk hold what a file holds, and zeroes behind that; durable at the end. Raises NbdvdeError.
+
+    What was on the disk is lost, also when this fails half-way.
+    """
+    with _opened(path, os.O_RDONLY) as file:
+        size = await workers.run(os.lseek, file, 0, os.SEEK_END)
+        if size > disk.size:
+            raise RefusedError(str(path), f"has {size} bytes, disk {disk.name} {disk.size}", "make a larger disk")
+        at = 0
+        while at < size:
+            start, stop = await workers.run(_next_data, file, at, size)
+            if start > at:
+                await disk.zero(at, start - at)
+            at = start
+            while at < stop:
+                data = await workers.run(_read, file, min(_PIECE, stop - at), at)
+                await disk.write(at, memoryview(data), owned=True)
+                at += len(data)
+                progress(at, size)
+        if size < disk.size:
+            await disk.zero(size, disk.size - size)
+        await disk.flush()
+
+
+async def copy_out(disk: Disk, path: Path, progress: Progress, *, overwrite: bool = False) -> None:
+    """Write a disk to a new file, or with `overwrite` to what is there; durable at the end. Raises NbdvdeError.
+
+    A new file that could not be finished is removed.
+    """
+    new = not await workers.run(os.path.lexists, path)
+    if not new and not overwrite:
+        raise RefusedError(str(path), "exists already", "choose another name, or use --force")
+    flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0)
+    try:
+        with _opened(path, flags) as file:
+            await workers.run(_prepare, file, disk.size)
+            await _write_out(disk, file, progress)
+            await workers.run(os.fsync, file)
+    except BaseException:
+        if new:
+            with trio.CancelScope(shield=True):
+                await workers.run(path.unlink, missing_ok=True)
+        raise
+
+
+async def _write_out(disk: Disk, file: int, progress: Progress) -> None:
+    zeroing = not stat.S_ISREG(os.fstat(file).st_mode)
+    at = 0
+    while at < disk.size:
+        for length, status in await disk.status(ALLOCATION, at, disk.size - at, _EXTENTS):
+            if status & Status.ZERO and not zeroing:
+                at += length
+                continue
+            for start in range(at, at + length, _PIECE):
+                count = min(_PIECE, at + length - start)
+                await workers.run(_write, file, start, await disk.read(start, count))
+                progress(start + count, disk.size)
+            at += length
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor; its errors tell of the path."""
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise ImageError(str(path), reason(error), "check the path") from None
+    try:
+        if not (stat.S_ISREG(mode := os.fstat(file).st_mode) or stat.S_ISBLK(mode)):
+            raise ImageError(str(path), "is neither a file nor a block device", "copy through nbdcopy")
+        yield file
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(str(path), reason(error), "free some") from None
+        raise ImageError(str(path), reason(error)) from None
+    finally:
+        os.close(file)
+
+
+def _next_data(file: int, at: int, size: int) -> tuple[int, int]:
+    """(start, stop) of the next data from `at` on; both are the end when there is none."""
+    try:
+        start = os.lseek(file, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size, size
+        return at, size  # a device, or a file system, without holes
+    # Blocks that the data fills in part are read as a whole: the file has zeroes there.
+    stop = os.lseek(file, start, os.SEEK_HOLE)
+    return max(at, start - start % BLOCK), min(size, -(-stop // BLOCK) * BLOCK)
+
+
+def _read(file: int, count: int, at: int) -> bytes:
+    data = os.pread(file, count, at)
+    if not data:
+        raise OSError(errno.EIO, "the file became shorter")
+    return data
+
+
+def _prepare(file: int, size: int) -> None:
+    """Make a file all holes; a device has to be large enough."""
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        os.ftruncate(file, 0)
+        os.ftruncate(file, size)
+    elif os.lseek(file, 0, os.SEEK_END) < size:
+        raise OSError(errno.ENOSPC, f"the device has fewer than {size} bytes")
+
+
+def _write(file: int, at: int, pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        data = memoryview(bytes(piece)) if isinstance(piece, int) else memoryview(piece)
+        while data:
+            count = os.pwrite(file, data, at)
+            data, at = data[count:], at + count

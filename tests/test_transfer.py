@@ -1,0 +1,147 @@
+"""Raw files into disks and out of them: the same bytes, and holes where there is nothing."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import nbdvde
+from nbdvde.disk import ALLOCATION, BLOCK, Disk
+from nbdvde.errors import ImageError, NbdvdeError, NoSpaceError, RefusedError
+from nbdvde.memory import MemoryDisk
+from nbdvde.transfer import copy_in, copy_out
+
+SIZE = 24 << 20
+CHANCE = random.Random(4)
+
+
+def ignore(done: int, total: int) -> None:
+    assert 0 < done <= total
+
+
+def sparse_file(path: Path, size: int, *parts: tuple[int, int]) -> bytes:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, length in parts:
+            file.seek(offset)
+            file.write(CHANCE.randbytes(length))
+    return path.read_bytes()
+
+
+async def content(disk: Disk) -> bytes:
+    pieces = await disk.read(0, disk.size)
+    return b"".join(bytes(piece) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        ((0, SIZE),),
+        ((5 << 20, 9 << 20),),
+        ((12345, 7), (1 << 20, 4095), (SIZE - 3, 3)),
+        tuple((number << 20, 100 * number + 1) for number in range(24)),
+    ],
+)
+@pytest.mark.parametrize("size", [SIZE, SIZE - 5000, 4097])
+async def test_in_and_out(tmp_path: Path, parts: tuple[tuple[int, int], ...], size: int) -> None:
+    inside = tuple((at, min(length, size - at)) for at, length in parts if at < size)
+    data = sparse_file(tmp_path / "in", size, *inside)
+    disk = MemoryDisk(SIZE)
+    await disk.write(0, memoryview(CHANCE.randbytes(SIZE)))
+    await copy_in(tmp_path / "in", disk, ignore)
+    assert await content(disk) == data.ljust(SIZE, b"\0")
+    await copy_out(disk, tmp_path / "out", ignore)
+    assert (tmp_path / "out").read_bytes() == data.ljust(SIZE, b"\0")
+    assert (tmp_path / "out").stat().st_blocks <= (tmp_path / "in").stat().st_blocks + 256 * (len(parts) + 1)
+
+
+async def test_with_an_image(tmp_path: Path) -> None:
+    nbdvde.create_image(tmp_path / "image", SIZE, secret=None)
+    data = sparse_file(tmp_path / "in", SIZE, (1 << 20, 3 << 20), (20 << 20, 1))
+    async with nbdvde.open_image(tmp_path / "image") as image:
+        await copy_in(tmp_path / "in", image.disk(), ignore)
+        stored = sum(length for length, status in await image.disk().status(ALLOCATION, 0, SIZE, 99) if not status)
+        assert stored == (3 << 20) + BLOCK
+    async with nbdvde.open_image(tmp_path / "image", read_only=True) as image:
+        await copy_out(image.disk(), tmp_path / "out", ignore)
+    assert (tmp_path / "out").read_bytes() == data
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_is_too_large_changes_nothing(tmp_path: Path) -> None:
+    disk = MemoryDisk(BLOCK)
+    await disk.write(0, memoryview(b"kept" * 1024))
+    sparse_file(tmp_path / "in", BLOCK + 1)
+    with pytest.raises(RefusedError, match="larger disk"):
+        await copy_in(tmp_path / "in", disk, ignore)
+    assert await content(disk) == b"kept" * 1024
+
+
+async def test_what_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(RefusedError, match="--force"):
+        await copy_out(MemoryDisk(BLOCK), tmp_path / "out", ignore)
+    assert (tmp_path / "out").read_text() == "precious"
+    await copy_out(MemoryDisk(BLOCK), tmp_path / "out", ignore, overwrite=True)
+    assert (tmp_path / "out").read_bytes() == bytes(BLOCK)
+
+
+async def test_a_link_is_not_followed_to_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    with pytest.raises(RefusedError):
+        await copy_out(MemoryDisk(BLOCK), tmp_path / "out", ignore)
+
+
+@pytest.mark.parametrize("name", ["nothing", ".", "fifo", "loop"])
+async def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ImageError) as caught:
+        await copy_in(tmp_path / name, MemoryDisk(BLOCK), ignore)
+    assert "\n" not in str(caught.value)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+class Failing(MemoryDisk):
+    """A disk that cannot be read beyond its middle."""
+
+    def __init__(self, error: NbdvdeError) -> None:
+        super().__init__(SIZE)
+        self.error = error
+
+    async def read(self, offset: int, length: int) -> list[bytes | bytearray | memoryview | int]:
+        if offset >= SIZE // 2:
+            raise self.error
+        return [bytes(length)]
+
+
+async def test_half_a_file_is_removed(tmp_path: Path) -> None:
+    disk = Failing(ImageError("image", "is gone"))
+    await disk.write(0, memoryview(CHANCE.randbytes(SIZE)))
+    with pytest.raises(ImageError, match="gone"):
+        await copy_out(disk, tmp_path / "out", ignore)
+    assert names(tmp_path) == []
+
+
+async def test_a_full_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: memoryview, at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    disk = MemoryDisk(SIZE)
+    await disk.write(0, memoryview(b"x" * BLOCK))
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoSpaceError):
+        await copy_out(disk, tmp_path / "out", ignore)
+    assert names(tmp_path) == []
+
+
+async def test_a_file_that_becomes_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse_file(tmp_path / "in", SIZE, (0, SIZE))
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    with pytest.raises(ImageError, match="shorter"):
+        await copy_in(tmp_path / "in", MemoryDisk(SIZE), ignore)
