@@ -1,6 +1,7 @@
 """Images that are open, and the exports that show their disks; both may change while clients are served."""
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class ExportSpec:
     read_only: bool = False
     description: str = ""
     access: Access = field(default_factory=Access)
+    file: Path | None = field(init=False)
+    """What `image` led to when this was asked for, whatever becomes of links in it."""
 
     def __post_init__(self) -> None:
         """Raise UsageError when clients could not be told of it."""
@@ -49,11 +52,12 @@ class ExportSpec:
                 raise UsageError(what, f"is longer than {MAX_STRING} bytes, or holds a zero byte", "choose another")
         if not self.name:
             raise UsageError("export name", "is empty", "choose another; the default export has a name as well")
+        object.__setattr__(self, "file", self.image and Path(os.path.realpath(self.image)))
 
     @property
     def shown(self) -> tuple[Path | None, int, bool]:
         """What clients would notice a change of."""
-        return self.image and self.image.resolve(), self.memory_bytes, self.read_only
+        return self.file, self.memory_bytes, self.read_only
 
 
 class _OpenImage:
@@ -80,6 +84,7 @@ class Host:
         self._images: dict[Path, _OpenImage] = {}
         self._specs: dict[str, ExportSpec] = {}
         self._changing = trio.Lock()
+        self._closed = False
 
     @property
     def specs(self) -> dict[str, ExportSpec]:
@@ -97,6 +102,8 @@ class Host:
         `writable`: whether the image is opened for writing, if not as this export needs it.
         """
         async with self._changing:
+            if self._closed:
+                raise RefusedError(f"export {spec.name}", "the server is stopping")
             if spec.name in self._specs:
                 raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
             disk = await self._disk(spec, secret, not spec.read_only if writable is None else writable)
@@ -105,7 +112,10 @@ class Host:
             _log.debug("export %s added: %s", spec.name, spec.image or "in memory")
 
     async def remove(self, name: str, *, force: bool = False) -> None:
-        """End an export; unless `force`, only when no client uses it. Raises RefusedError, InUseError, NbdvdeError."""
+        """End an export; unless `force`, only when no client uses it. Raises RefusedError, InUseError, NbdvdeError.
+
+        Cancelled, it is still done: half of it would leave an image open that nobody can ask to close.
+        """
         async with self._changing:
             export, spec = self._exports.get(name), self._specs.get(name)
             if export is None or spec is None:
@@ -116,8 +126,9 @@ class Host:
                 )
             self._exports.remove(export)
             del self._specs[name]
-            await self._server.dismiss(export)
-            await self._release(spec)
+            with trio.CancelScope(shield=True):
+                await self._server.dismiss(export)
+                await self._release(spec)
             _log.info("export %s removed", name)
 
     def adjust(self, spec: ExportSpec) -> None:
@@ -129,6 +140,8 @@ class Host:
 
     async def close(self) -> None:
         """Close every image; nobody is served any more. Raises NbdvdeError, when all the others are closed."""
+        async with self._changing:
+            self._closed = True
         images = list(self._images.values())
         for opened in images:
             opened.closing.set()
@@ -139,13 +152,13 @@ class Host:
                 raise opened.failure
 
     async def _disk(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> Disk:
-        if spec.image is None:
+        if spec.image is None or spec.file is None:
             return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
-        opened = self._images.get(spec.image.resolve())
+        opened = self._images.get(spec.file)
         if opened is None:
             opened = _OpenImage(spec.image)
             await self._nursery.start(self._keep, opened, secret(), not writable)
-            self._images[spec.image.resolve()] = opened
+            self._images[spec.file] = opened
         assert opened.image is not None, "it was opened"
         disk = opened.image.disk()
         if disk.read_only and not spec.read_only:
@@ -155,14 +168,14 @@ class Host:
 
     async def _release(self, spec: ExportSpec) -> None:
         """Close the image of an export that has ended, if no other shows it."""
-        if spec.image is None:
+        if spec.file is None:
             return
-        opened = self._images[spec.image.resolve()]
+        opened = self._images[spec.file]
         opened.exports -= 1
         if not opened.exports:
             opened.closing.set()
             await opened.closed.wait()
-            del self._images[spec.image.resolve()]
+            del self._images[spec.file]
             if opened.failure:
                 raise opened.failure
 

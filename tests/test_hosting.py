@@ -10,7 +10,7 @@ import trio
 import nbdvde
 from nbdvde.engine.image import Image
 from nbdvde.errors import InUseError, NoSpaceError, RefusedError
-from nbdvde.exports import Access, Exports, Peer, Visitor
+from nbdvde.exports import Access, Export, Exports, Peer, Visitor
 from nbdvde.hosting import ExportSpec, Host
 from nbdvde.limits import Limits
 from nbdvde.listeners import UnixAddress, open_listener
@@ -103,6 +103,44 @@ async def test_failing_to_close_an_image_is_told(hosted: Hosted, path: Path, mon
         await hosted.host.remove("a")
     assert [export.name for export in hosted.host.exports] == ["b"]
     assert hosted.open == []
+
+
+async def test_links_may_change_while_an_image_is_open(hosted: Hosted, path: Path) -> None:
+    """What is open is known by its file: a link that leads elsewhere by now stands in nobody's way."""
+    link = path.with_name("link")
+    link.symlink_to(path)
+    await hosted.add("a", link)
+    shown = hosted.host.specs["a"].shown
+    nbdvde.create_image(path.with_name("other"), SIZE, secret=None)
+    link.unlink()
+    link.symlink_to("other")
+    assert ExportSpec(name="a", image=link).shown != shown, "a reload notices"
+    await hosted.host.remove("a")
+    assert hosted.open == []
+
+
+async def test_a_removal_is_done_even_if_who_asked_has_gone(
+    hosted: Hosted, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dismiss(_export: Export) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(hosted.server, "dismiss", dismiss)
+    await hosted.add("a", path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hosted.host.remove, "a")
+        while hosted.host.exports:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert hosted.open == []
+    await hosted.add("a", path)
+
+
+async def test_nothing_is_opened_once_all_is_closed(hosted: Hosted, path: Path) -> None:
+    """An image that a reload would open during a stop would be open for ever."""
+    await hosted.host.close()
+    with pytest.raises(RefusedError, match="stopping"):
+        await hosted.add("a", path)
 
 
 async def test_names_are_used_once(hosted: Hosted) -> None:

@@ -75,9 +75,9 @@ class Plan:
             _tls(options.tls), _limits(options.limits), options, lambda: cls.make(images, memory, read),
         )  # fmt: skip
 
-    def writable(self, image: Path | None) -> bool:
-        """Whether an export needs to write to the image."""
-        return any(not export.spec.read_only for export in self.exports if export.spec.image == image)
+    def writable(self, file: Path | None) -> bool:
+        """Whether an export needs to write to the image in a file (`ExportSpec.file`)."""
+        return any(not export.spec.read_only for export in self.exports if export.spec.file == file)
 
     def named(self) -> dict[str, PlannedExport]:
         """The exports by name."""

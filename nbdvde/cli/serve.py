@@ -110,7 +110,7 @@ class _Serving:
                 done.removed.append(name)
         for export in new.exports:
             if export.spec.name not in host.specs:
-                writable = new.writable(export.spec.image)
+                writable = new.writable(export.spec.file)
                 await _trying(failures, partial(host.add, export.spec, export.secret_unasked, writable=writable))
                 done.added.append(export.spec.name)
         for failure in failures[1:]:
@@ -150,9 +150,8 @@ class _Serving:
             self._host = Host(self._server, self._exports, images, self._attend, memory)
             try:
                 for export in self._plan.exports:
-                    image = export.spec.image
-                    secret = partial(self._secrets.get, image)
-                    await self._host.add(export.spec, secret, writable=self._plan.writable(image))
+                    secret = partial(self._secrets.get, export.spec.image)
+                    await self._host.add(export.spec, secret, writable=self._plan.writable(export.spec.file))
                 yield
             finally:
                 with trio.CancelScope(shield=True):
@@ -183,7 +182,7 @@ class _Serving:
         return path and default_control(path)
 
     async def _bind_control(self, control: Path, image: Path | None) -> Listener:
-        if connect(control):
+        if await workers.run(connect, control):  # it may be our own, or one that does not answer
             raise InUseError(str(image or control), f"a server answers at {control}", "stop it first")
         try:
             with _private():

@@ -292,6 +292,20 @@ def test_several_images(command: Command, plain_image: Path) -> None:
     command("serve", "plain.vde", "other.vde", "--export", "third").fails(2, "third", "plain, other")
 
 
+def test_one_image_by_several_paths(command: Command, plain_image: Path) -> None:
+    """It is opened as the most demanding export needs it, and its control socket is not in its own way."""
+    folder = plain_image.parent
+    (folder / "link.vde").symlink_to(plain_image)
+    disks = [f"[[disk]]\nname = '{name}'\nimage = '{name}.vde'\n" for name in ("plain", "link")]
+    (folder / "server.toml").write_text(f"{disks[0]}read_only = true\n{disks[1]}")
+    with serving("--config", "server.toml", "--listen", "unix:sock", cwd=folder):
+        assert status_of(command, plain_image) == {"plain": "plain.vde", "link": "link.vde"}
+    command("create", "other.vde", "1M", "--encryption", "none")
+    with serving("plain.vde", "--listen", "unix:sock", "--control", "other.vde.ctl", cwd=folder):
+        add = ["ctl", "plain.vde", "export-add", "other", "--image", "other.vde", "--control", "other.vde.ctl"]
+        command(*add).fails(5, "a server answers")
+
+
 @pytest.mark.parametrize("by_signal", [True, False])
 def test_reload(command: Command, image: Path, plain_image: Path, key_file: Path, by_signal: bool) -> None:
     folder = image.parent
