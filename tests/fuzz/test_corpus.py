@@ -17,6 +17,7 @@ from nbdvde.protocol.connection import RequestParser
 from nbdvde.protocol.handshake import Handshake
 from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
+from tools.fuzz.minimise import minimised
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 MOST_BYTES = 1 << 20
@@ -85,3 +86,10 @@ def test_faults_are_noticed(
         except Exception as error:
             failed.append(error)
     assert failed, "nothing noticed"
+
+
+def test_minimising_keeps_what_adds_something() -> None:
+    short, long = SEEDS["handshake"][0], SEEDS["handshake"][0] + b"IHAVEOPT"
+    kept = minimised(TARGETS["handshake"], [long, short, short, *SEEDS["handshake"]])
+    assert kept.count(short) == 1
+    assert 1 < len(kept) < len(SEEDS["handshake"])
