@@ -219,12 +219,20 @@ def test_export_name(feeder: Feeder, flags: int, zeroes: int) -> None:
         ),
         pytest.param(FLAGS + option(99)[:-4] + b"\xff" * 4, id="data of 2^32-1 bytes"),
         pytest.param(FLAGS + option(99) * (LIMITS.options + 1), id="too many options"),
-        pytest.param(FLAGS + option(99, bytes(LIMITS.handshake_bytes // 4)) * 4, id="too many data in all"),
     ],
 )
 def test_violations_end_the_connection(feeder: Feeder, data: bytes) -> None:
     with pytest.raises(ProtocolError):
         feeder(handshake(), data)
+
+
+@FEEDS
+def test_options_are_limited_all_together(feeder: Feeder) -> None:
+    machine = Handshake(Directory(), limits=HandshakeLimits(handshake_bytes=1000))
+    asked = option(99, bytes(234))
+    assert len(replies(feeder(machine, FLAGS + asked * 4))) == 4
+    with pytest.raises(ProtocolError, match="in all"):
+        feeder(machine, asked)
 
 
 @pytest.mark.parametrize(
