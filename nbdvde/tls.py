@@ -23,6 +23,8 @@ _RECORD = (1 << 14) + 256
 """The longest record (RFC 8446, 5.2), with its head."""
 _SCRATCH = memoryview(bytearray((1 << 18) + _RECORD))
 """Where encrypted bytes arrive, of all connections: they are taken from there at once."""
+_BARREN = 4 * _RECORD
+"""Bytes that may come without any data in them. New keys cost us 50 µs for 27 bytes of a client [measured]."""
 _PSK_CIPHERS = "kECDHEPSK+CHACHA20:kDHEPSK+AESGCM:kDHEPSK+CHACHA20"
 """Of TLS 1.2, with forward secrecy; TLS 1.3 has its own."""
 
@@ -126,6 +128,10 @@ class TlsSocket:
         """Encrypted bytes that the kernel has not taken yet,"""
         self._taken = 0
         """and how many bytes of the caller's are in them."""
+        self._came, self._held = 1, 0
+        """Bytes that arrived last, and those of data that were in them so far."""
+        self._barren = 0
+        """Bytes that arrived since there were data."""
 
     def shake_hands(self) -> bool:
         """Go on with the handshake as far as what has arrived allows; whether it is over.
@@ -145,6 +151,7 @@ class TlsSocket:
                 raise
             else:
                 self._flush()
+                self._barren = 0
                 return True
 
     @property
@@ -168,13 +175,17 @@ class TlsSocket:
         self._sock.setsockopt(level, option, value)
 
     def recv_into(self, target: memoryview) -> int:
-        """As many records as there are, as far as they fit."""
+        """As many records as there are, as far as they fit; of short ones no more than arrived at once."""
         done, room = 0, len(target)
         while done < room:
             try:
                 count = self._tls.read(room - done, target[done:])
             except ssl.SSLWantReadError:
-                if self._arrived(room - done + _RECORD):
+                sparse = 2 * self._held < self._came
+                if done and sparse:
+                    break
+                self._refuse_chatter()
+                if self._arrived(_RECORD if sparse else room - done + _RECORD):
                     continue
                 if done:
                     break
@@ -184,6 +195,8 @@ class TlsSocket:
             if not count:
                 break
             done += count  # type: ignore[operator]
+            self._held += count  # type: ignore[operator]
+            self._barren = 0
         return done
 
     def recvmsg_into(self, targets: Sequence[memoryview]) -> tuple[int]:
@@ -229,10 +242,17 @@ class TlsSocket:
         except BlockingIOError:
             return False
         if count:
+            self._came, self._held = count, 0
+            self._barren += count
             self._incoming.write(_SCRATCH[:count])
         else:
             self._incoming.write_eof()
         return True
+
+    def _refuse_chatter(self) -> None:
+        """End it when a client has TLS busy with itself, and with answers that wait to be sent. Raises OSError."""
+        if self._barren > _BARREN or self._outgoing.pending > _RECORD:
+            raise OSError("messages of TLS itself without end")
 
     def _flush(self) -> None:
         """Send what is encrypted. Raises BlockingIOError unless the kernel takes all of it."""

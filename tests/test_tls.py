@@ -1,8 +1,11 @@
 """TLS from STARTTLS to close_notify, and what must not pass without it."""
 
 import random
+import socket
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import Command, Option, OptionReply
 from nbdvde.server import Server
-from nbdvde.tls import TlsFiles, server_context, shared_key_context
+from nbdvde.tls import TlsFiles, TlsSocket, server_context, shared_key_context
 from tests.certificates import Authority, make_authority
 from tests.protocol.client import Client, info_data, meta_data, option
 from tests.serving import Connect, running
@@ -235,6 +238,88 @@ async def test_stop_answers_within_tls(
         assert (await client.reply()).bytes == bytes(1 << 20)
         assert await client.at_end()
         await ended.wait()
+
+
+class Chatter:
+    """TLS in which there are never data, but an answer to everything (as to requests for new keys)."""
+
+    def __init__(self, answers: int) -> None:
+        self._answers = answers
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **_: object) -> "Chatter":
+        self._incoming, self._outgoing = incoming, outgoing
+        return self
+
+    def read(self, *_: object) -> int:
+        self._outgoing.write(bytes(len(self._incoming.read()) * self._answers))
+        raise ssl.SSLWantReadError
+
+
+@pytest.mark.parametrize(("answers", "sent"), [(0, 5 << 14), (1, 2 << 14)])
+def test_tls_that_is_busy_with_itself_is_ended(answers: int, sent: int) -> None:
+    """New keys without end would cost our time, and memory as well while the client takes no answers."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        tls = TlsSocket(ours, Chatter(answers))  # type: ignore[arg-type]
+        target = memoryview(bytearray(1 << 20))
+        theirs.sendall(bytes(1 << 14))
+        with pytest.raises(BlockingIOError):
+            tls.recv_into(target)
+        theirs.sendall(bytes(sent - (1 << 14)))
+        with pytest.raises(OSError, match="without end"):
+            tls.recv_into(target)
+
+
+def test_short_records_do_not_hold_up_others(authority: Authority) -> None:
+    """A byte a record costs thousands of times what a full one does: a call takes what arrived at once, no more."""
+    with joined(authority) as (tls, client, sealed, wire):
+        for _ in range(4096):
+            sealed.write(b"x")
+        wire.sendall(client.read())
+        target, counts = memoryview(bytearray(1 << 20)), list[int]()
+        while sum(counts) < 4096:
+            counts.append(tls.recv_into(target))
+        assert max(counts) < 1024
+
+
+def test_data_behind_the_end_are_taken(authority: Authority) -> None:
+    """Once we have said that nothing more comes, what a client still sends is read, or TCP would reset it."""
+    with joined(authority) as (tls, client, sealed, wire):
+        sealed.write(bytes(1000))
+        wire.sendall(client.read())
+        tls.shutdown(socket.SHUT_WR)
+        taken, target = 0, memoryview(bytearray(1 << 16))
+        while taken < 1000:
+            taken += tls.recv_into(target)
+        sealed.write(b"more")
+        wire.sendall(client.read())
+        assert tls.recv_into(target) == 4
+        wire.shutdown(socket.SHUT_WR)
+        assert tls.recv_into(target) == 0
+
+
+@contextmanager
+def joined(authority: Authority) -> Iterator[tuple[TlsSocket, ssl.MemoryBIO, ssl.SSLObject, socket.socket]]:
+    """A connection after its handshake: our side; what the client encrypted, its TLS, and its socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        tls = TlsSocket(ours, server_context(TlsFiles(*authority.server)))
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = client_context(authority).wrap_bio(incoming, outgoing, server_hostname="localhost")
+        while True:
+            try:
+                client.do_handshake()
+            except ssl.SSLWantReadError:
+                theirs.sendall(outgoing.read())
+                assert not tls.shake_hands()
+                incoming.write(theirs.recv(1 << 16))
+            else:
+                theirs.sendall(outgoing.read())
+                assert tls.shake_hands()
+                break
+        yield tls, outgoing, client, theirs
 
 
 def test_files_that_do_not_serve(authority: Authority, tmp_path: Path) -> None:
