@@ -10,6 +10,7 @@ import trio
 from nbdvde.disk import Disk
 from nbdvde.errors import UsageError
 from nbdvde.protocol.messages import ExportInfo
+from nbdvde.tls import folded
 
 Network: TypeAlias = IPv4Network | IPv6Network
 LOCAL, VSOCK = "unix", "vsock"
@@ -56,7 +57,7 @@ class Access:
         given = None if addresses is None else frozenset(addresses)
         places = frozenset((given or frozenset()) & {LOCAL, VSOCK})
         networks = None if given is None else frozenset(map(_network, given - places))
-        names = None if certificates is None else frozenset(name.lower() for name in certificates)
+        names = None if certificates is None else frozenset(map(folded, certificates))
         return cls(networks, places, names, connections)
 
     def allows(self, peer: Peer) -> bool:
@@ -71,11 +72,16 @@ class Access:
 
 
 def _network(text: str) -> Network:
+    hint = "use addresses like 192.0.2.7, 10.0.0.0/8 or fd00::/8, or unix or vsock"
+    if "%" in text:
+        raise UsageError(f"address '{text}'", "has a zone, which is not looked at", hint)
     try:
-        return ip_network(text)
+        network = ip_network(text)
     except ValueError as error:
-        hint = "use addresses like 192.0.2.7, 10.0.0.0/8 or fd00::/8, or unix or vsock"
         raise UsageError(f"address '{text}'", str(error).removeprefix(f"'{text}' "), hint) from None
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        raise UsageError(f"address '{text}'", "is IPv4 within IPv6", hint)  # `Peer.at` takes IPv4 out of it
+    return network
 
 
 @dataclass(eq=False)

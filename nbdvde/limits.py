@@ -180,5 +180,7 @@ class Shared:
 
     def change(self, limits: Limits) -> None:
         """Let new limits hold, for clients that are connected as far as they concern all of them."""
+        if limits.surveys != self.limits.surveys:
+            self.surveys = trio.Semaphore(limits.surveys)  # those under way end in the old one
         self.limits = limits
         self.memory.change(limits.server_bytes_in_flight)

@@ -139,6 +139,8 @@ async def open_listener(address: SocketAddress) -> Listener:
         )
     except OSError as error:
         raise NetworkError(f"cannot listen on {address}", reason(error), "check the host name") from error
+    except ValueError:  # names that cannot be asked for
+        raise NetworkError(f"cannot listen on {address}", "that is no name of a host", "use localhost") from None
     return Listener(address, _listen_tcp(address, [(family, where) for family, _, _, _, where in found]))
 
 

@@ -155,7 +155,9 @@ class Server:
                 await trio.lowlevel.wait_readable(listener)
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    _log.warning("cannot accept a client: %s", reason(error))
+                    ending = self._shared.complaints.ending("accept", trio.current_time())
+                    if ending is not None:
+                        _log.warning("cannot accept a client: %s%s", reason(error), ending)
                     await trio.sleep(_ACCEPT_PAUSE_S)
                 # Anything else is the error of a connection that ended while it was queued (accept(2)).
             else:
@@ -164,9 +166,10 @@ class Server:
 
     async def _guard_memory(self) -> None:
         """Whenever the memory for all clients stays used up, close those at a standstill who hold some of it."""
-        memory, limits = self._shared.memory, self._shared.limits
+        memory = self._shared.memory
         while True:
             await memory.exhausted()
+            limits = self._shared.limits
             before = {c.number: c.session.moved for c in self.connections if c.session and c.session.stalled}
             await trio.sleep(limits.stall_s)
             if memory.used < memory.limit:
@@ -207,7 +210,7 @@ class Server:
             before, seen = seen, {}
             for connection in self.connections:
                 session = connection.session
-                if session is None or session.requests_in_flight.used:
+                if session is None or session.requests_in_flight.used or not connection.transport.receiving:
                     continue
                 moved, since = before.get(connection.number, (-1, now))
                 seen[connection.number] = moved, since = session.moved, since if moved == session.moved else now

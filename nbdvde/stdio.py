@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -21,6 +22,8 @@ async def standard_streams() -> AsyncIterator[socket.socket]:
 
     Two pipes are copied to and from a pair of sockets, since TLS and buffers are made for a socket.
     """
+    if sys.__stdin__ is None or sys.__stdout__ is None:  # and something else may have their numbers now
+        raise NetworkError("cannot serve on stdio", "it is closed", "let a client start this command")
     if os.isatty(_IN) or os.isatty(_OUT):
         raise NetworkError("cannot serve on stdio", "that is a terminal", "let a client start this command")
     theirs = _same_socket()

@@ -95,6 +95,11 @@ def _no_password() -> str:
     raise KeyFailure("the key for TLS", "is protected by a password", "use a key file that only the server can read")
 
 
+def folded(name: str) -> str:
+    """A name in lower case, if it is ASCII: elsewhere that makes different names the same (U+212A is a `k` then)."""
+    return name.lower() if name.isascii() else name
+
+
 async def secured(transport: Transport, context: ssl.SSLContext) -> tuple[Transport, frozenset[str]]:
     """The transport with TLS over it, and the names in the client's certificate, in lower case.
 
@@ -160,7 +165,7 @@ class TlsSocket:
         certificate: dict[str, Any] = self._tls.getpeercert() or {}
         names = [value for _, value in certificate.get("subjectAltName", ())]
         names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-        return frozenset(name.lower() for name in names if isinstance(name, str))
+        return frozenset(folded(name) for name in names if isinstance(name, str))
 
     def fileno(self) -> int:
         """The descriptor to wait for."""

@@ -6,6 +6,7 @@ from nbdvde.errors import UsageError
 from nbdvde.exports import LOCAL, VSOCK, Access, Export, Exports, Peer, Visitor
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.messages import ExportInfo
+from nbdvde.tls import folded
 
 HERE = Peer(LOCAL)
 
@@ -70,7 +71,23 @@ def test_places_without_addresses(place: str) -> None:
     assert not Access.parse(["0.0.0.0/0", "::/0"]).allows(Peer(place))
 
 
-@pytest.mark.parametrize("text", ["", "192.0.2.1/24", "192.0.2", "localhost", "192.0.2.0/33", "::1::", "UNIX", " ::1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "192.0.2.1/24",
+        "192.0.2",
+        "localhost",
+        "192.0.2.0/33",
+        "::1::",
+        "UNIX",
+        " ::1",
+        "fe80::1%eth0",
+        "fe80::%eth0/64",
+        "::ffff:192.0.2.1",
+        "::ffff:10.0.0.0/104",
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError, match="address"):
         Access.parse([text])
@@ -81,6 +98,7 @@ def test_certificates() -> None:
     assert not access.allows(HERE)
     assert not access.allows(Peer(LOCAL, frozenset({"example.org"})))
     assert access.allows(Peer(LOCAL, frozenset({"host.example.org", "x"})))
+    assert not Access.parse(certificates=["\u212aim"]).allows(Peer(LOCAL, frozenset({folded("Kim")}))), "a Kelvin sign"
     both = Access.parse(["::1"], ["a"])
     assert not both.allows(Peer(LOCAL, frozenset({"a"})))
     assert both.allows(Peer(Peer.at("::1").place, frozenset({"a"})))

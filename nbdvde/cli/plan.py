@@ -66,6 +66,8 @@ class Plan:
         addresses = tuple(map(parse_listen, options.server.listen))
         if StdioAddress() in addresses and options.server.print_uri:
             raise UsageError("--print-uri", "standard output is the client's", "drop one of the two")
+        if addresses.count(StdioAddress()) > 1:
+            raise UsageError("--listen", "names stdio twice", "it has one client")
         _check_certificates(options)
         control = _control(exports, options)
         if control and UnixAddress(control) in addresses:
@@ -155,13 +157,14 @@ def _limits(options: LimitOptions) -> Limits:
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:
-    if options.psk:
-        if options.cert or options.key or options.client_ca:
+    files = options.cert, options.key, options.client_ca
+    if options.psk is not None:
+        if any(file is not None for file in files):
             raise UsageError("TLS", "has either shared keys or certificates", "drop one of the two")
         return shared_key_context(read_shared_keys(Path(options.psk)))
-    if options.cert and options.key:
-        authority = Path(options.client_ca) if options.client_ca else None
+    if options.cert is not None and options.key is not None:
+        authority = None if options.client_ca is None else Path(options.client_ca)
         return server_context(TlsFiles(Path(options.cert), Path(options.key), authority))
-    if options.cert or options.key or options.client_ca:
+    if any(file is not None for file in files):
         raise UsageError("TLS", "needs both a certificate and its key", "give --tls-cert and --tls-key")
     return None

@@ -371,7 +371,28 @@ def test_one_client_on_standard_streams(tmp_path: Path) -> None:
 
 
 def test_stdio_has_its_output_for_itself(command: Command) -> None:
-    command("serve", "--memory", "1M", "--listen", "stdio", "--print-uri").fails(2, "--print-uri", "standard output")
+    serve = ["serve", "--memory", "1M", "--listen", "stdio"]
+    command(*serve, "--print-uri").fails(2, "--print-uri", "standard output")
+    command(*serve, "--listen", "stdio").fails(2, "--listen", "stdio twice")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_standard_streams(closed: str) -> None:
+    words = [sys.executable, "-m", "nbdvde", "serve", "--memory", "1M", "--listen", "stdio"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    done = subprocess.run(
+        shell, capture_output=True, stdin=subprocess.DEVNULL, env=ENVIRONMENT, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (8, b"")
+    assert done.stderr == b"nbdvde: cannot serve on stdio: it is closed (let a client start this command)\n"
+
+
+@pytest.mark.parametrize("key", ["cert", "key", "client_ca", "psk"])
+def test_an_empty_name_of_a_file_is_not_tls_turned_off(
+    command: Command, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"NBDVDE_TLS_{key.upper()}", "")
+    assert command("serve", "--memory", "1M", "--listen", "no.invalid:1").code in (2, 4)
 
 
 def test_uris() -> None:
