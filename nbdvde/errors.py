@@ -93,6 +93,10 @@ class DamageError(NbdvdeError):
     exit_code = ExitCode.DAMAGE
 
 
+class UnreadableError(DamageError):
+    """The device cannot read stored data: it may be there all the same, and another try may succeed."""
+
+
 class NoSpaceError(NbdvdeError):
     """The host file system or the image's capacity is full."""
 

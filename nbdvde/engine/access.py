@@ -24,6 +24,7 @@ from nbdvde.engine.keys import KeyArea, MasterKey, Secret
 from nbdvde.engine.keystore import change_key_area, load_key_area, store_key_area
 from nbdvde.engine.layout import (
     BLOCK,
+    COMPRESSION_MAX,
     DATA_START,
     ENCRYPTION_AES_256_GCM,
     ENCRYPTION_NONE,
@@ -67,7 +68,7 @@ def compression_level(name: str | int) -> int:
     level = LEVELS.get(name, name) if isinstance(name, str) else name
     if isinstance(level, str) and level.isdecimal():
         level = int(level)
-    if isinstance(level, int) and (1 <= level <= 22 or name == "none"):
+    if isinstance(level, int) and (1 <= level <= COMPRESSION_MAX or name == "none"):
         return level
     raise UsageError(f"compression {name}", "is unknown", f"use {', '.join(LEVELS)} or a level from 1 to 22")
 

@@ -13,6 +13,8 @@ from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine.layout import FRAME_BLOCKS
 
 _LEAF_BLOCKS, _LEAF_COST = 512, 128
+ZEROED_LEAVES_MAX = 1 << 18
+"""Changed leaves beyond which nothing is allocated as zeroes before a checkpoint: 35 MB, here and in a replay."""
 
 
 class ZeroRanges:
@@ -76,10 +78,15 @@ def zero_cost(start: int, stop: int, allocated: bool) -> int:
     return BLOCK + ((stop - start) // _LEAF_BLOCKS * _LEAF_COST if allocated else 0)
 
 
+def leaves_of(start: int, stop: int) -> int:
+    """Leaves of the map that have a part of [start, stop)."""
+    return (stop - 1) // _LEAF_BLOCKS - start // _LEAF_BLOCKS + 1
+
+
 class Generation:
     """What was written since the last commit: whole blocks, and zeroed ranges beneath them."""
 
-    __slots__ = ("_frames", "blocks", "payload", "zeroes")
+    __slots__ = ("_frames", "blocks", "payload", "zeroed_leaves", "zeroes")
 
     def __init__(self) -> None:
         self.blocks: dict[int, Buffer] = {}
@@ -87,6 +94,8 @@ class Generation:
         """By first block: the pages of a frame that were written together, and all of it."""
         self.zeroes: ZeroRanges | None = None
         """None as long as nothing was zeroed."""
+        self.zeroed_leaves = 0
+        """Leaves that allocated zeroes touch at most."""
         self.payload = 0
         """Bytes accepted, replaced ones included: what the memory and the log can cost at most."""
 
@@ -117,6 +126,7 @@ class Generation:
                 del blocks[block]
         self.zeroes = self.zeroes or ZeroRanges()
         self.zeroes.add(start, stop, allocated)
+        self.zeroed_leaves += leaves_of(start, stop) if allocated else 0
         self.payload += zero_cost(start, stop, allocated)
 
     def zeroed(self, start: int, stop: int) -> Sequence[tuple[int, int, bool]]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind, UnitRef
-from nbdvde.engine.lbamap import LEAF_SHIFT, LbaMap, Missing, parse_leaf, uniform_leaf
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, SLOT_SHIFT, Kind, UnitRef
+from nbdvde.engine.lbamap import LEAF_SHIFT, Entries, LbaMap, Missing, parse_leaf, uniform_leaf
 from nbdvde.engine.log import Change
 from nbdvde.engine.segments import Segments
 
@@ -105,20 +105,25 @@ def _fill(
     for number in numbers:
         low, high = max(start, number << LEAF_SHIFT), min(stop, (number + 1) << LEAF_SHIFT)
         replaced = lbamap.fill(low, high, value)
-        slots, counts = np.unique(replaced[replaced > ALLOCATED_ZERO] >> np.uint64(SLOT_SHIFT), return_counts=True)
-        for slot, blocks in zip(slots.tolist(), counts.tolist(), strict=True):
-            segments.find(slot).live -= blocks
+        if len(replaced):
+            _count_many(segments, replaced, -1)
     yield []
 
 
 def _count(segments: Segments, entries: Sequence[int], step: int) -> None:
-    """Count blocks in or out of their segments. Raises DamageError when the map names one that does not exist."""
-    if len(entries) < _FEW:
-        for entry in entries:
-            if entry > ALLOCATED_ZERO:
-                segments.find(entry >> SLOT_SHIFT).live += step
+    """Count blocks in or out of their segments.
+
+    Raises DamageError when the map names one that does not exist, or that is said to hold less.
+    """
+    if len(entries) >= _FEW:
+        _count_many(segments, np.array(entries, np.uint64), step)
         return
-    slots, counts = np.unique(np.array(entries, np.uint64) >> np.uint64(SLOT_SHIFT), return_counts=True)
+    for entry in entries:
+        if entry > LOST:
+            segments.count(entry >> SLOT_SHIFT, step)
+
+
+def _count_many(segments: Segments, entries: Entries, step: int) -> None:
+    slots, counts = np.unique(entries[entries > LOST] >> np.uint64(SLOT_SHIFT), return_counts=True)
     for slot, blocks in zip(slots.tolist(), counts.tolist(), strict=True):
-        if slot:
-            segments.find(slot).live += step * blocks
+        segments.count(slot, step * blocks)

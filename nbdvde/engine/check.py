@@ -19,6 +19,8 @@ from nbdvde.engine.layout import (
     KEY_AREA_BYTES,
     KEY_AREAS,
     KIND_LOG,
+    LOST,
+    LOST_SLOT,
     SLOT_SHIFT,
     SUPERBLOCKS,
     UNIT_SHIFT,
@@ -30,7 +32,7 @@ from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, Volume, load
 from nbdvde.engine.report import CheckError, CheckReport
-from nbdvde.engine.segments import LOST_SLOT, Segments, State
+from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, NbdvdeError
 
@@ -74,7 +76,7 @@ class _Checker:
         self.errors: list[CheckError] = []
         self.units = loaded.units_verified
         self._live: dict[int, int] = dict.fromkeys(loaded.segments.states, 0)
-        """Metadata units that the maps and the table use, by slot."""
+        """Metadata units that the maps and the table use, by slot; a leaf that several nodes name, several times."""
         self._usage = _Usage(loaded.segments)
         self._decoder = Decoder()
 
@@ -128,7 +130,7 @@ class _Checker:
         lbamap = volume.map
         for number, leaf in lbamap.leaves.items():
             yield number, np.frombuffer(leaf, np.uint64)
-        for number, ref in self._leaf_refs(volume, lbamap.height, 0, lbamap.root):
+        for number, ref in self._leaf_refs(volume, lbamap.height, 0, lbamap.root, set()):
             if number in lbamap.leaves:
                 continue
             try:
@@ -141,29 +143,31 @@ class _Checker:
             self.units += 1
             yield number, np.frombuffer(data, np.uint64)
 
-    def _leaf_refs(self, volume: Volume, level: int, index: int, ref: UnitRef | None) -> Iterator[tuple[int, UnitRef]]:
+    def _leaf_refs(
+        self, volume: Volume, level: int, index: int, ref: UnitRef | None, seen: set[tuple[int, int]]
+    ) -> Iterator[tuple[int, UnitRef]]:  # fmt: skip
+        """(number, where it lies) of every leaf below a node; `seen` has the nodes met before."""
         if ref is None:
             return
-        if ref.slot not in self._segments.states:
-            self._report(
-                f"map of {volume.name}", f"points at segment slot {ref.slot}, which is not in use", volume.name
-            )
-            return
-        self._live[ref.slot] += 1
-        if level == 0:
-            yield index, ref
-            return
         try:
+            self._segments.find(ref.slot)
+            self._live[ref.slot] += 1
+            if level == 0:
+                yield index, ref
+                return
+            if (ref.slot, ref.unit) in seen:  # or it might go round for ever
+                raise DamageError("map node", "stands in two places of the map")
+            seen.add((ref.slot, ref.unit))
             node = Node(self._segments.read_unit(ref, Kind.NODE))
         except DamageError as error:
             span = FANOUT**level * LEAF_BLOCKS * BLOCK
             start = index * span
-            where = f"map node {index} of level {level} of {volume.name}"
-            self._report(where, error.why, volume.name, start, min(span, volume.size - start))
+            what = f"map node {index} of level {level}" if level else f"map leaf {index}"
+            self._report(f"{what} of {volume.name}", error.why, volume.name, start, min(span, volume.size - start))
             return
         self.units += 1
         for child in range(FANOUT):
-            yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child))
+            yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen)
 
     def _report_foreign(self, volume: Volume, leaves: Batch) -> None:
         """Say which of some leaves point at what is no extent."""
@@ -220,7 +224,7 @@ class _Checker:
         wanted = np.array(bad, np.uint64)
         for volume in self._loaded.volumes.values():
             for number, entries in self._leaves(volume):
-                hits = np.flatnonzero(np.isin(entries >> _UNIT, wanted) & (entries > ALLOCATED_ZERO))
+                hits = np.flatnonzero(np.isin(entries >> _UNIT, wanted) & (entries > LOST))
                 for run in np.split(hits, np.flatnonzero(np.diff(hits) != 1) + 1):
                     if len(run):
                         start = (number * LEAF_BLOCKS + int(run[0])) * BLOCK

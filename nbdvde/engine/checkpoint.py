@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nbdvde.engine.layout import (
+    ALLOCATED_ZERO,
     BLOCK,
+    HOLE,
+    LOST_SLOT,
     SUPERBLOCKS,
     TAG_BYTES,
     Kind,
@@ -24,10 +27,11 @@ from nbdvde.engine.layout import (
     UnitRef,
     VolumeEntry,
 )
-from nbdvde.engine.lbamap import FANOUT, LbaMap, Leaf, Missing, Node, is_hole
+from nbdvde.engine.lbamap import FANOUT, LbaMap, Leaf, Missing, Node, is_hole, uniform_leaf
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
+from nbdvde.errors import DamageError, NbdvdeError
 
 T = TypeVar("T")
 Sync = Callable[[], None]
@@ -110,8 +114,14 @@ def meta_sizes(volumes: Iterable[VolumePlan], indexes: dict[int, bytes], segment
 
 
 def _pages(volume: VolumePlan) -> int:
-    levels = range(volume.map.height + 1) if volume.leaves else ()
-    return sum(len({number >> (8 * level) for number in volume.leaves}) for level in levels)
+    """Units of a page at most: nodes, leaves, and one for all leaves of allocated zeroes."""
+    holes, zeroes = uniform_leaf(HOLE), uniform_leaf(ALLOCATED_ZERO)
+    leaves = sum(leaf is not holes and leaf is not zeroes for leaf in volume.leaves.values())
+    nodes, numbers = 0, set(volume.leaves)
+    for _ in range(volume.map.height):
+        numbers = {number // FANOUT for number in numbers}
+        nodes += len(numbers)
+    return leaves + nodes + 1 if volume.leaves else 0
 
 
 def root_bytes(entries: int, volumes: int) -> int:
@@ -131,19 +141,40 @@ class _MetaWriter:
         self._state: State | None = None
         self._pending: list[bytes] = []
         self._written = 0
+        self._zeroes: tuple[UnitRef, State] | None = None
+
+    def leaf(self, leaf: Leaf) -> UnitRef | None:
+        """Write a leaf, one of holes not at all; those of allocated zeroes share a unit."""
+        if leaf is not uniform_leaf(ALLOCATED_ZERO):
+            return None if is_hole(leaf) else self.put(Kind.LEAF, leaf.tobytes())
+        if self._zeroes is None:
+            ref = self.put(Kind.LEAF, leaf.tobytes())
+            assert self._state is not None, "a unit lies in a segment"
+            self._zeroes = ref, self._state
+            return ref
+        ref, state = self._zeroes
+        state.live += 1
+        return ref
 
     def put(self, kind: int, data: bytes) -> UnitRef:
         packed = deflate(data)
         length = len(packed) + TAG_BYTES
         if self._state is None or self._state.used + length > self._state.segment.length:
             self.flush()
-            self._state, self._written = next(self._states), 0
+            self._state, self._written = self._next(), 0
         state = self._state
         ref = UnitRef(state.segment.slot, state.units, state.used, length)
         state.units += 1
+        state.live += 1
         state.used += length
         self._pending.append(state.sealer.seal(ref.unit, kind, packed))
         return ref
+
+    def _next(self) -> State:
+        state = next(self._states, None)
+        if state is None:
+            raise NbdvdeError("checkpoint", "takes more space than was reserved for it", "report this")
+        return state
 
     def flush(self) -> None:
         if self._pending and self._state is not None:
@@ -159,13 +190,14 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     volumes = [_write_volume(segments, writer, volume, garbage) for volume in plan.volumes]
     indexes = {slot: writer.put(Kind.INDEX, data) for slot, data in plan.indexes.items()}
     garbage.update(old.slot for slot in indexes if (old := plan.entries[slot].index))
+    del garbage[LOST_SLOT]
     writer.flush()
     tails = [tail for state in plan.meta if state.units and (tail := segments.shrink(state, state.used))]
     entries = [
-        replace(entry, index=indexes.get(slot, entry.index), live=entry.live - garbage[slot])
+        replace(entry, index=indexes.get(slot, entry.index), live=_left(entry, garbage[slot]))
         for slot, entry in plan.entries.items()
     ]
-    entries += [replace(state.entry(), live=state.units) for state in plan.meta if state.units]
+    entries += [state.entry() for state in plan.meta if state.units]
     catalogue = tuple(
         VolumeEntry(v.volume, v.name, v.size, v.map.height, v.mapped, result.root)
         for v, result in zip(plan.volumes, volumes, strict=True)
@@ -180,6 +212,13 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     )  # fmt: skip
     written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
     return Result(written, volumes, indexes, garbage, tails)
+
+
+def _left(entry: TableEntry, garbage: int) -> int:
+    if entry.live < garbage:
+        where = f"counts less in use in slot {entry.segment.slot} than there is"
+        raise DamageError("segment table", where, "run nbdvde check")
+    return entry.live - garbage
 
 
 def write_superblocks(
@@ -200,7 +239,7 @@ def _write_volume(
     for number, leaf in volume.leaves.items():
         if old := _with_nodes(segments, volume.map, lambda: volume.map.leaf_ref(number)):  # noqa: B023 - called at once
             garbage[old.slot] += 1
-        result.leaves[number] = None if is_hole(leaf) else writer.put(Kind.LEAF, leaf.tobytes())
+        result.leaves[number] = writer.leaf(leaf)
     if not result.leaves:
         return result
     refs = result.leaves
@@ -216,14 +255,16 @@ def _write_level(
 ) -> dict[int, UnitRef | None]:  # fmt: skip
     """Copy the nodes above changed children, and write the copies; answers their references."""
     above: dict[int, UnitRef | None] = {}
+    equal: dict[bytes, Node] = {}
     for index, children in _by_parent(refs):
         node, old = _with_nodes(segments, lbamap, lambda: lbamap.node_copy(level, index))  # noqa: B023 - called at once
         for child, ref in children:
             node.set(child, ref)
         if old is not None:
             garbage[old.slot] += 1
-        above[index] = None if node.is_empty() else writer.put(Kind.NODE, bytes(node.data))
-        result.nodes[level, index] = node
+        data = bytes(node.data)
+        above[index] = None if node.is_empty() else writer.put(Kind.NODE, data)
+        result.nodes[level, index] = equal.setdefault(data, node)
     return above
 
 

@@ -63,6 +63,12 @@ class Checkpointer:
         if self.is_due(writer):
             await self.run(writer, STATE_OPEN)
 
+    async def keep_up(self, writer: Writer) -> None:
+        """Write a checkpoint if one is due that is not being written. Raises NoSpaceError, PoisonedError."""
+        async with self.lock:
+            pass
+        await self.run_if_due(writer)
+
     async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
 
@@ -154,8 +160,6 @@ class Checkpointer:
         for slot in plan.entries:
             if slot != plan.log.segment.slot and segments.states[slot].kind == KIND_LOG:
                 segments.settle(segments.states[slot])
-        for state in plan.meta:
-            state.live = state.units
         for slot, units in result.garbage.items():
             segments.states[slot].live -= units
         self._count += 1

@@ -79,6 +79,7 @@ class Image:
             self._buffer_bytes,
             self._maybe_checkpoint,
             self._reclaim,
+            lambda: self._checkpointer.keep_up(writer),
         )
         await self._checkpointer.run(writer, STATE_OPEN, both=True)
         for volume in self.volumes:

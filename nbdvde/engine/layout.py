@@ -34,6 +34,8 @@ FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
 read decompresses a quarter (docs/decisions/0004-extent-size.md)."""
 MAX_DISK_BYTES = (1 << 63) - 512
+COMPRESSION_MAX = 22
+"""zstd levels go from 1 to here; 0 is none."""
 
 ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM = 0, 1
 STATE_OPEN, STATE_CLEAN = 0, 1
@@ -402,6 +404,10 @@ HOLE = 0
 """Map entry of a block that was never written or was trimmed."""
 ALLOCATED_ZERO = 1
 """Map entry of a block that was zeroed with NO_HOLE: reads as zeroes, is not reported as a hole."""
+LOST_SLOT = 0
+"""Segment of what is lost: no segment has it, so that references to it are errors."""
+LOST = 2
+"""Map entry of a block that cannot be read any more, as the leaf that had its entry was damaged."""
 MAX_SLOTS = 1 << 24
 UNIT_SHIFT, SLOT_SHIFT = 16, 40
 

@@ -1,6 +1,6 @@
 """Logical block to sealed extent: a radix tree of immutable leaves, held in memory as far as it is used.
 
-A leaf maps 512 blocks (2 MiB) to u64 entries: 0 a hole, 1 an allocated zero, else
+A leaf maps 512 blocks (2 MiB) to u64 entries: 0 a hole, 1 an allocated zero, 2 lost, else
 `slot << 40 | unit << 16 | block in the extent`. A node holds 256 references to units one level below.
 In the image both are sealed units that are never rewritten; a checkpoint writes new copies of what changed,
 up to the root. Pure: loading is the caller's (`leaf_ref`, `install_leaf`, `install_node`).
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from nbdvde.engine.layout import ALLOCATED_ZERO, NO_REF, UnitRef
+from nbdvde.engine.layout import ALLOCATED_ZERO, LOST, LOST_SLOT, NO_REF, UnitRef
 from nbdvde.errors import DamageError
 
 LEAF_BLOCKS = 512
@@ -42,6 +42,10 @@ def height_for(blocks: int) -> int:
 
 _HOLES = array("Q", _EMPTY_LEAF)
 _ZEROES = array("Q", [ALLOCATED_ZERO]) * LEAF_BLOCKS
+_ZEROES_BYTES = _ZEROES.tobytes()
+LOST_LEAF = LOST.to_bytes(8, "little") * LEAF_BLOCKS
+LOST_NODE = UnitRef(LOST_SLOT, 0, 0, 1).pack() * FANOUT
+"""What stands for a damaged leaf or node: reading below it is an error until it is written over."""
 
 
 def uniform_leaf(value: int) -> Leaf:
@@ -53,7 +57,12 @@ def parse_leaf(data: bytes) -> Leaf:
     """A leaf from its unit's plaintext."""
     if len(data) != LEAF_BLOCKS * 8:
         raise DamageError("map leaf", f"has {len(data)} bytes", "run nbdvde check")
-    return array("Q", data)
+    if data == _ZEROES_BYTES:
+        return _ZEROES
+    return _HOLES if data == _EMPTY_LEAF else array("Q", data)
+
+
+_NONE: Entries = np.zeros(0, np.uint64)
 
 
 class Node:
@@ -95,7 +104,7 @@ class LbaMap:
         self.height = height_for(blocks)
         self.root = root
         self.mapped = mapped
-        """Blocks with an extent behind them."""
+        """Blocks with an extent behind them; more than there are once some were lost."""
         self.leaves: dict[int, Leaf] = {}
         self.dirty: set[int] = set()
         self.frozen: set[int] = set()
@@ -175,23 +184,39 @@ class LbaMap:
                     replaced.append(leaf[block & (LEAF_BLOCKS - 1)])
                     leaf[block & (LEAF_BLOCKS - 1)] = entry
             at = stop
-        self.mapped += len(entries) - sum(entry > ALLOCATED_ZERO for entry in replaced)
+        self._map(len(entries) - sum(entry > LOST for entry in replaced))
         return replaced
 
+    def _map(self, blocks: int) -> None:
+        self.mapped += blocks
+        if self.mapped < 0:
+            raise DamageError("catalogue", "counts fewer mapped blocks than there are", "run nbdvde check")
+
     def fill(self, start: int, stop: int, value: int) -> Entries:
-        """Zero every block of [start, stop) inside one leaf in memory; answers the entries replaced, if any differ."""
+        """Zero every block of [start, stop) inside one leaf in memory; answers the entries of extents replaced."""
         number, low = start >> LEAF_SHIFT, start & (LEAF_BLOCKS - 1)
-        replaced = np.frombuffer(self.leaves[number], np.uint64)[low : low + stop - start].copy()
+        leaf = self.leaves[number]
+        if leaf is uniform_leaf(value):
+            return _NONE
+        whole = stop - start == LEAF_BLOCKS
+        if whole and (leaf is _HOLES or leaf is _ZEROES):
+            self._replace(number, uniform_leaf(value))
+            return _NONE
+        replaced = np.frombuffer(leaf, np.uint64)[low : low + stop - start].copy()
         if not (replaced != value).any():
-            return replaced[:0]
-        if len(replaced) == LEAF_BLOCKS:
-            self.leaves[number] = uniform_leaf(value)
-            self.frozen.discard(number)
-            self.dirty.add(number)
+            return _NONE
+        if whole:
+            self._replace(number, uniform_leaf(value))
         else:
             np.frombuffer(self._writable(number), np.uint64)[low : low + stop - start] = value
-        self.mapped -= int(np.count_nonzero(replaced > ALLOCATED_ZERO))
+        replaced = replaced[replaced > LOST]
+        self._map(-len(replaced))
         return replaced
+
+    def _replace(self, number: int, leaf: Leaf) -> None:
+        self.leaves[number] = leaf
+        self.frozen.discard(number)
+        self.dirty.add(number)
 
     def stored_leaves(self, first: int, last: int, limit: int) -> list[int]:
         """Numbers of the first leaves in [first, last] that the image holds, `limit` at most.

@@ -1,11 +1,11 @@
 """Reading the file of an image: what its device refuses becomes one clear error."""
 
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError, reason
+from nbdvde.errors import UnreadableError, reason
 
 
 def read(storage: Storage, offset: int, length: int, name: str = "image") -> bytes:
-    """As `Storage.read`. Raises DamageError, with the name of the image."""
+    """As `Storage.read`. Raises UnreadableError, with the name of the image."""
     try:
         return storage.read(offset, length)
     except OSError as error:
@@ -20,7 +20,7 @@ def read_copy(storage: Storage, offset: int, length: int) -> bytes:
         return b""
 
 
-def unreadable(error: OSError, offset: int, name: str) -> DamageError:
+def unreadable(error: OSError, offset: int, name: str) -> UnreadableError:
     """What to raise for an error of the device."""
     why = f"cannot be read at byte {offset}: {reason(error)}"
-    return DamageError(name, why, "check the device that holds it")
+    return UnreadableError(name, why, "check the device that holds it")

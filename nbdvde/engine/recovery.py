@@ -7,12 +7,14 @@ the accepted tail is durable before the first reply.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from nbdvde.engine.changes import Load, applying
+from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
+from nbdvde.engine.changes import Loads, applying
 from nbdvde.engine.layout import (
-    ALLOCATED_ZERO,
     BLOCK,
+    COMPRESSION_MAX,
     DATA_START,
     EXTENT_BLOCKS_MAX,
+    KIND_META,
     MAX_DISK_BYTES,
     MIN_SEGMENT_BYTES,
     SEGMENT_BYTES_MAX,
@@ -24,25 +26,23 @@ from nbdvde.engine.layout import (
     Segment,
     Superblock,
     TableEntry,
-    UnitRef,
     VolumeEntry,
-    pack_entry,
 )
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap
-from nbdvde.engine.loader import Lost, drive_blocking
+from nbdvde.engine.lbamap import FANOUT, LbaMap
+from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.reading import read, read_copy
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.sealing import Keyring, Sealer
-from nbdvde.engine.segments import LOST_SLOT, Segments
+from nbdvde.engine.segments import Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError, ImageError, KeyFailure
+from nbdvde.errors import DamageError, ImageError, KeyFailure, UnreadableError
 
 _NO_LIMIT = 1 << 63
-_LOST_LEAF = pack_entry(LOST_SLOT, 0, ALLOCATED_ZERO + 1).to_bytes(8, "little") * LEAF_BLOCKS
-_LOST_NODE = UnitRef(LOST_SLOT, 0, 0, 1).pack() * FANOUT
+_ZEROED_LEAVES = 4 * ZEROED_LEAVES_MAX
+"""Leaves that a log can zero where nothing is stored: since two checkpoints, and some to spare."""
 
 
 @dataclass(slots=True)
@@ -72,6 +72,10 @@ class Loaded:
     flaws: list[tuple[str, str]] = field(default_factory=list)
     """What is damaged and was done without: (where, what)."""
 
+    def tell(self, where: str, what: str) -> None:
+        """Add a flaw."""
+        self.flaws.append((where, what))
+
 
 def read_superblocks(storage: Storage) -> list[Superblock]:
     """The sound superblocks, newest first. Raises ImageError when this is no image, DamageError when both are lost."""
@@ -89,8 +93,9 @@ def load(
 ) -> Loaded:
     """Read the image up to the end of its log, or of its last checkpoint. `master_of` answers the master key.
 
-    With `salvage` a damaged part of a map that the log changes does not end it: what was there and is not replaced
-    cannot be read (`Loaded.flaws`). Such a state must not be written. Raises ImageError, KeyFailure, DamageError.
+    A damaged part of a map that the log changes does not end it: what was there and is not replaced is lost
+    (`Loaded.flaws`). With `salvage` that is so for what the device cannot read, too; such a state must not be written.
+    Raises ImageError, KeyFailure, DamageError.
     """
     candidates = read_superblocks(storage)
     master = master_of(candidates[0])
@@ -103,7 +108,7 @@ def load(
             raise
         loaded = _load_older_root(storage, superblock, older, keyring, damage)
     if replay and superblock.state != STATE_CLEAN:
-        _replay(loaded, superblock, salvage=salvage)
+        _replay(loaded, superblock, () if salvage else UnreadableError)
     return loaded
 
 
@@ -132,7 +137,7 @@ def _load_older_root(
     try:
         loaded = _load_root(storage, older, keyring)
         if older.state != STATE_CLEAN:
-            _replay(loaded, older, stop=newest.log.sequence)
+            _replay(loaded, older, DamageError, stop=newest.log.sequence)
     except DamageError:
         raise damage from None
     if (loaded.sequence, loaded.chain) != (newest.log.sequence, newest.log.chain):
@@ -172,6 +177,8 @@ def _check_length(storage: Storage, end: int) -> None:
 def _check_settings(superblock: Superblock) -> None:
     if superblock.segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= superblock.segment_bytes <= SEGMENT_BYTES_MAX:
         raise DamageError("superblock", "has an impossible segment size", "use a newer nbdvde")
+    if not 0 <= superblock.compression <= COMPRESSION_MAX:
+        raise DamageError("superblock", "has an impossible compression level", "use a newer nbdvde")
     if superblock.extent_bytes % BLOCK or not BLOCK <= superblock.extent_bytes <= EXTENT_BLOCKS_MAX * BLOCK:
         raise DamageError("superblock", "has an impossible extent size", "use a newer nbdvde")
 
@@ -199,14 +206,23 @@ def _table(storage: Storage, offset: int, sealer: Sealer, lengths: Sequence[int]
 def _volume(entry: VolumeEntry) -> Volume:
     if not 0 < entry.size <= MAX_DISK_BYTES:
         raise DamageError("catalogue", f"disk {entry.name} has an impossible size", "run nbdvde check")
-    lbamap = LbaMap(-(-entry.size // BLOCK), entry.root, entry.mapped)
+    blocks = -(-entry.size // BLOCK)
+    lbamap = LbaMap(blocks, entry.root, min(entry.mapped, blocks))
     if entry.height != lbamap.height:
         raise DamageError("catalogue", f"disk {entry.name} has a map of the wrong height", "run nbdvde check")
     return Volume(entry.volume, entry.name, entry.size, lbamap)
 
 
-def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None, *, salvage: bool = False) -> None:
-    """Apply the log after a superblock's checkpoint; up to the record with the sequence `stop`, if that is given."""
+def _replay(
+    loaded: Loaded, superblock: Superblock, refuse: type[DamageError] | tuple[()], stop: int | None = None
+) -> None:  # fmt: skip
+    """Apply the log after a superblock's checkpoint; up to the record with the sequence `stop`, if that is given.
+
+    Damage to a map of the class `refuse` ends it.
+    """
+    metadata = sum(state.units for state in loaded.segments.states.values() if state.kind == KIND_META)
+    loaded_before = sum(len(volume.map.leaves) for volume in loaded.volumes.values())
+    leaves = _ZEROED_LEAVES + metadata * FANOUT + loaded_before
     replay = Replay(loaded.segments, superblock.log, superblock.epoch, stop)
     for number, changes in replay.transactions():
         volume = loaded.volumes.get(number)
@@ -214,27 +230,20 @@ def _replay(loaded: Loaded, superblock: Superblock, stop: int | None = None, *, 
             raise DamageError("log record", f"changes volume {number}, which does not exist", "run nbdvde check")
         for change in changes:
             _check_bounds(volume, change)
-            loads = applying(loaded.segments, volume.map, change)
-            drive_blocking(loads, loaded.segments, volume.map, _losing(loaded, volume, salvage=salvage))
+            leaves += len(change.blocks)
+            loads = _bounded(applying(loaded.segments, volume.map, change), volume.map, leaves)
+            drive_blocking(loads, loaded.segments, volume.map, losing(volume.name, loaded.tell, refuse))
     loaded.sequence, loaded.chain = replay.sequence, replay.chain
     loaded.units_verified += replay.units_verified
     loaded.segments.finish_adopting()
 
 
-def _losing(loaded: Loaded, volume: Volume, *, salvage: bool) -> Lost:
-    """What becomes of a damaged leaf or node: an error that names it, or everything below it is lost."""
-
-    def lost(load: Load, damage: DamageError) -> bytes:
-        what = f"map node {load.index} of level {load.level}" if load.level else f"map leaf {load.index}"
-        if not salvage:
-            hint = "nbdvde check tells what is lost; the rest can be read with --read-only"
-            raise DamageError(f"{what} of {volume.name}", damage.why, hint) from None
-        loaded.segments.lose()
-        if load.ref.slot != LOST_SLOT:
-            loaded.flaws.append((f"{what} of {volume.name}", f"{damage.why}; not all of its blocks can be read"))
-        return _LOST_NODE if load.level else _LOST_LEAF
-
-    return lost
+def _bounded(loads: Loads, lbamap: LbaMap, leaves: int) -> Loads:
+    """As long as no more than so many leaves are in memory: a false log must not fill it."""
+    for batch in loads:
+        if len(lbamap.leaves) > leaves:
+            raise DamageError("log record", "zeroes more than a log can", "run nbdvde check")
+        yield batch
 
 
 def _check_bounds(volume: Volume, change: Change) -> None:

@@ -9,9 +9,11 @@ from typing import TypeAlias
 from nbdvde import workers
 from nbdvde.engine.layout import (
     BLOCK,
+    EXTENT_BLOCKS_MAX,
     KIND_LOG,
     KIND_META,
     LINK_BYTES,
+    LOST_SLOT,
     MAX_SLOTS,
     SEGMENT_BYTES_MAX,
     TAG_BYTES,
@@ -33,7 +35,6 @@ Index: TypeAlias = "array[int]"
 _LOADED_BYTES_MAX = 48 << 20
 """What may be kept of closed segments: enough for 64 GiB in extents of 32 KiB."""
 _CIPHER_BYTES = 3 << 10
-LOST_SLOT = 0
 
 
 class State:
@@ -117,12 +118,6 @@ class Segments:
         except ValueError as error:
             raise DamageError("segment table", str(error), "run nbdvde check") from None
 
-    def lose(self) -> None:
-        """From now on references to slot 0, which no segment has, stand for what is lost: reading is DamageError."""
-        if LOST_SLOT not in self.states:
-            none = Segment(LOST_SLOT, 0, 0, 0, bytes(32))
-            self.states[LOST_SLOT] = State(none, KIND_META, self.keyring.sealer(none))
-
     def finish_adopting(self) -> None:
         """Every segment is known: find the unused slots below the highest."""
         self._next_slot = max(self.states, default=0) + 1
@@ -167,9 +162,18 @@ class Segments:
     def find(self, slot: int) -> State:
         """The segment of a slot that a reference names."""
         state = self.states.get(slot)
-        if state is None:
-            raise DamageError("map", f"points at segment slot {slot}, which is not in use", "run nbdvde check")
-        return state
+        if state is not None:
+            return state
+        if slot == LOST_SLOT:
+            raise DamageError("map", "is damaged where it says what these blocks hold", "run nbdvde check")
+        raise DamageError("map", f"points at segment slot {slot}, which is not in use", "run nbdvde check")
+
+    def count(self, slot: int, step: int) -> None:
+        """Change how much of a segment is in use. Raises DamageError when that gets less than nothing."""
+        state = self.find(slot)
+        state.live += step
+        if state.live < 0:
+            raise DamageError("segment table", f"counts less in use in slot {slot} than there is", "run nbdvde check")
 
     def _holder(self, ref: UnitRef) -> State:
         state = self.find(ref.slot)
@@ -205,8 +209,6 @@ class Segments:
         """(position, sealed bytes, blocks) of an extent, from the index of its segment."""
         if unit < len(index) and (entry := index[unit]):
             return unpack_index(entry)
-        if state.segment.slot == LOST_SLOT:
-            raise DamageError("map", "is damaged where it says what these blocks hold", "run nbdvde check")
         raise DamageError("map", f"points at unit {unit} of slot {state.segment.slot}, no extent", "run nbdvde check")
 
     def index(self, state: State) -> Index:
@@ -259,6 +261,8 @@ def _impossible(entry: TableEntry) -> str | None:
         return "holds more than fits into it"
     if entry.kind == KIND_LOG and entry.units and entry.index is None:
         return "has no index"
+    if entry.kind == KIND_LOG and entry.live > entry.units * EXTENT_BLOCKS_MAX:
+        return "counts more blocks in use than it can hold"
     return None
 
 

@@ -1,5 +1,6 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -8,17 +9,18 @@ import trio
 
 from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk, Piece
-from nbdvde.engine.buffer import Generation, zero_cost
+from nbdvde.engine.buffer import ZEROED_LEAVES_MAX, Generation, leaves_of, zero_cost
 from nbdvde.engine.changes import applying, loading
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, parse_leaf, uniform_leaf
-from nbdvde.engine.loader import drive
+from nbdvde.engine.loader import drive, losing
 from nbdvde.engine.log import Change
+from nbdvde.engine.pieces import cut, flatten, page_of, unaligned_parts
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.status import CONTEXTS, status_of
-from nbdvde.errors import RefusedError
+from nbdvde.errors import RefusedError, UnreadableError
 
 if TYPE_CHECKING:
     from nbdvde.engine.writer import Writer
@@ -27,6 +29,11 @@ _INLINE_BLOCKS = 32
 """Reads up to 128 KiB are decoded on the event loop when the page cache has them; longer ones in a thread."""
 _LEAVES_MAX = 8192
 """Leaves in memory: 32 MiB map 16 GiB of scattered data; those that wait for a checkpoint come on top."""
+_ZERO_BLOCKS = 1 << 24
+"""Blocks that are zeroed at a time (64 GiB). A commit changes their leaves in a quarter of a second."""
+_TRIM_PIECES = 1024
+"""Pieces of a zeroing that makes holes, at most: where nothing is stored it costs nothing."""
+_log = logging.getLogger(__name__)
 _SHIFT = 12
 _MASK = BLOCK - 1
 
@@ -46,6 +53,7 @@ class Volume(Disk):
         self.active = Generation()
         self.frozen: Generation | None = None
         self._lock = RangeLock()
+        self._lost = losing(name, self._tell, UnreadableError)
 
     # Reading
 
@@ -57,7 +65,7 @@ class Volume(Disk):
         if last - first >= _INLINE_BLOCKS:
             return None
         pieces = self._pieces_nowait(first, last + 1)
-        return None if pieces is None else _cut(pieces, offset - first * BLOCK, length)
+        return None if pieces is None else cut(pieces, offset - first * BLOCK, length)
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
         first, stop = offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1
@@ -67,7 +75,7 @@ class Volume(Disk):
             pieces, wants = self._plan(first, stop)
             if wants:
                 await workers.run(self._reader.fill, pieces, wants)
-        return _cut(_flatten(pieces), offset - first * BLOCK, length)
+        return cut(flatten(pieces), offset - first * BLOCK, length)
 
     def _buffered(self, block: int) -> Piece | None:
         """The block when the write buffer has it: its bytes, or a hole."""
@@ -235,14 +243,14 @@ class Volume(Disk):
             piece = self._block_nowait(block)
             if piece is None:
                 return None
-            edges[block] = _page(piece)
+            edges[block] = page_of(piece)
         return edges
 
     async def _edges(self, offset: int, length: int, first: int, stop: int) -> dict[int, bytes]:
         edges = {}
         for block in self._edge_blocks(offset, length, first, stop):
             pieces = await self.read(block * BLOCK, BLOCK)
-            edges[block] = b"".join(map(_page, pieces))
+            edges[block] = b"".join(map(page_of, pieces))
         return edges
 
     async def _claim(self, first: int, stop: int) -> Claim:
@@ -262,6 +270,8 @@ class Volume(Disk):
         first, stop = offset >> _SHIFT, -(-(offset + length) // BLOCK)
         if offset & _MASK or (self._lock and not self._lock.is_free(first, stop)):
             return False
+        if stop - first > _ZERO_BLOCKS or (allocate and self._is_overdue(first, stop)):
+            return False
         if self.writer is None or not self.writer.admit_nowait(zero_cost(first, stop, allocate)):
             return False
         self.active.zero(first, stop, allocate)
@@ -271,15 +281,33 @@ class Volume(Disk):
         first, stop = -(-offset // BLOCK), (offset + length) >> _SHIFT
         if offset + length == self.size:
             stop = self.map.blocks
-        for start, end in _unaligned_parts(offset, length, first, stop):
+        for start, end in unaligned_parts(offset, length, first, stop):
             await self.write(start, memoryview(bytes(end - start)))
-        if first < stop:
-            claim = await self._claim(first, stop)
-            try:
-                await self._writable().admit(zero_cost(first, stop, allocate))
-                self.active.zero(first, stop, allocate)
-            finally:
-                self._lock.release(claim)
+        step = _ZERO_BLOCKS if allocate else max(_ZERO_BLOCKS, -(-(stop - first) // _TRIM_PIECES))
+        for start in range(first, stop, step):
+            if start > first:
+                await self._writable().settle()
+            await self._zero_piece(start, min(start + step, stop), allocate=allocate)
+
+    async def _zero_piece(self, first: int, stop: int, *, allocate: bool) -> None:
+        cost = zero_cost(first, stop, allocate)
+        claim = await self._claim(first, stop)
+        try:
+            writer = self._writable()
+            await writer.admit(cost)
+            while allocate and self._is_overdue(first, stop):
+                writer.withdraw(cost)
+                await writer.settle()
+                await writer.admit(cost)
+            self.active.zero(first, stop, allocate)
+        finally:
+            self._lock.release(claim)
+
+    def _is_overdue(self, first: int, stop: int) -> bool:
+        """Whether so many allocated zeroes have to wait for a checkpoint: a replay bears no more of them."""
+        changed = len(self.map.dirty) + len(self.map.frozen) + self.active.zeroed_leaves
+        changed += self.frozen.zeroed_leaves if self.frozen else 0
+        return changed + leaves_of(first, stop) > ZEROED_LEAVES_MAX
 
     def mark(self) -> int:
         return 0 if self.writer is None else self.writer.mark()
@@ -306,14 +334,21 @@ class Volume(Disk):
 
     async def apply(self, change: Change) -> None:
         """Change the map by what a commit wrote; reads are served from `frozen` until that is done."""
-        await drive(applying(self.segments, self.map, change), self.segments, self.map)
+        await drive(applying(self.segments, self.map, change), self.segments, self.map, self._lost)
 
     async def prepare(self, frozen: Generation) -> None:
-        """Have the leaves in memory that a commit changes in part: what is damaged shows before anything is logged."""
+        """Have the leaves in memory that a commit changes in part: what fails does so before anything is logged.
+
+        What a damaged one said of other blocks is lost (docs/decisions/0013).
+        """
         numbers = {block >> LEAF_SHIFT for block in frozen.blocks}
         for start, stop, _ in frozen.zeroes or ():
             numbers |= {start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT}
-        await self._load_leaves(numbers)
+        self._bound_leaves()
+        await drive(loading(self.map, numbers), self.segments, self.map, self._lost)
+
+    def _tell(self, where: str, what: str) -> None:
+        _log.warning("%s: %s: %s", self.segments.name, where, what)
 
     # Status
 
@@ -345,37 +380,3 @@ def _run_length(leaf: Leaf, at: int, limit: int) -> int:
     while run < limit and leaf[at + run] == entry + run:
         run += 1
     return run
-
-
-def _page(piece: Piece) -> bytes:
-    return bytes(piece)
-
-
-def _flatten(pieces: Iterable[list[Piece]]) -> list[Piece]:
-    return [piece for group in pieces for piece in group]
-
-
-def _cut(pieces: Sequence[Piece], skip: int, length: int) -> list[Piece]:
-    """`length` bytes of the pieces, after the first `skip`."""
-    cut: list[Piece] = []
-    for piece in pieces:
-        size = piece if isinstance(piece, int) else len(piece)
-        low, high = min(skip, size), min(size, skip + length)
-        skip -= low
-        length -= high - low
-        if high - low == size:
-            cut.append(piece)
-        elif high > low:
-            cut.append(high - low if isinstance(piece, int) else memoryview(piece)[low:high])
-        if not length:
-            break
-    return cut
-
-
-def _unaligned_parts(offset: int, length: int, first: int, stop: int) -> list[tuple[int, int]]:
-    """Byte ranges of [offset, offset + length) outside the whole blocks [first, stop)."""
-    end = offset + length
-    if first >= stop:
-        return [(offset, end)]
-    parts = [(offset, first * BLOCK), (stop * BLOCK, end)]
-    return [(low, high) for low, high in parts if low < high]

@@ -33,17 +33,19 @@ flush could gain by appending meanwhile."""
 class Writer:
     """Admits writes and commits them.
 
-    `committed` is called after each commit, and must not wait; `reclaim` tries to free space and says whether it did.
+    `committed` is called after each commit, and must not wait; `reclaim` tries to free space and says whether it did;
+    `keep_up` writes a checkpoint if one is due.
     """
 
     def __init__(
         self, segments: Segments, log: LogWriter, volumes: Sequence[Volume], background: Background,
         buffer_bytes: int, committed: Callable[[], None], reclaim: Callable[[], Awaitable[bool]],
+        keep_up: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self.log = log
         self.commit_lock = trio.Lock()
         self._segments, self._volumes, self._background = segments, volumes, background
-        self._buffer_bytes, self._notify, self._reclaim = buffer_bytes, committed, reclaim
+        self._buffer_bytes, self._notify, self._reclaim, self._keep_up = buffer_bytes, committed, reclaim, keep_up
         self._admitted = 0
         """Bytes in the write buffer, those of a commit in flight included."""
         self._waiting = 0
@@ -156,6 +158,11 @@ class Writer:
         with trio.CancelScope(shield=True):
             await workers.run(self.log.sync)
         self._durable = max(self._durable, covers)
+
+    async def settle(self) -> None:
+        """Commit what is buffered, and write a checkpoint if one is due. Raises NoSpaceError, PoisonedError."""
+        await self._commit_now()
+        await self._keep_up()
 
     async def _commit_now(self) -> None:
         async with holding(self.commit_lock):

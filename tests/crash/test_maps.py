@@ -1,5 +1,7 @@
 """A crashed image of which the log changes a damaged part of the map: what is intact can be read, and nothing else."""
 
+import errno
+
 import pytest
 
 from nbdvde.disk import BLOCK
@@ -9,7 +11,7 @@ from nbdvde.engine.check import check_storage
 from nbdvde.engine.layout import UnitRef
 from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import DamageError, NbdErrno
+from nbdvde.errors import DamageError, NbdErrno, PoisonedError, UnreadableError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
@@ -80,13 +82,118 @@ async def test_what_is_intact_can_be_read(level: int) -> None:
     await image.close()
 
 
+class Unreadable(RecordingStorage):
+    """A device that cannot read one sector."""
+
+    def __init__(self, image: bytes, at: int) -> None:
+        super().__init__(image)
+        self._at = at
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset <= self._at < offset + length:
+            raise OSError(errno.EIO, "bad sector")
+        return super().read(offset, length)
+
+    def read_nowait(self, offset: int, length: int) -> bytes | None:
+        return self.read(offset, length)
+
+
+async def lost(disk: Volume, number: int) -> None:
+    for wait in (True, False):
+        with pytest.raises(DamageError) as caught:
+            await block(disk, number, wait=wait)
+        assert caught.value.nbd_errno is NbdErrno.EIO
+
+
+async def check_written(disk: Volume, level: int) -> None:
+    """What was written since is there, the rest below the damage is an error, and elsewhere nothing happened."""
+    assert await block(disk, 3, wait=True) == page(1003)
+    assert await block(disk, 6, wait=True) == bytes(BLOCK)
+    assert await block(disk, 8, wait=True) == page(2008)
+    assert await block(disk, 599 * LEAF_BLOCKS, wait=True) == page(2009)
+    for number in (0, 5, 9, 10):
+        await lost(disk, number)
+    if level:
+        await lost(disk, LEAF_BLOCKS)
+    else:
+        assert await block(disk, LEAF_BLOCKS + 9, wait=True) == page(110)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("crash", [True, False])
+async def test_writing_goes_on_and_what_is_lost_stays_an_error(level: int, crash: bool) -> None:
+    storage = RecordingStorage(damaged(await crashed(), level))
+    image = await open_storage(storage, KEY)
+    await image.disk().write(8 * BLOCK, memoryview(page(2008)))
+    await image.disk().write(599 * LEAF_BLOCKS * BLOCK, memoryview(page(2009)))
+    await image.flush()
+    after = bytes(storage.image)
+    await check_written(image.disk(), level)
+    with pytest.raises(DamageError):
+        await image.disk().write(9 * BLOCK + 512, memoryview(b"x" * 512))
+    await image.close()
+    again = await open_storage(RecordingStorage(after if crash else bytes(storage.image)), KEY)
+    await check_written(again.disk(), level)
+    report = await again.check()
+    assert any(error.offset == 0 and error.length == LEAF_BLOCKS * BLOCK for error in report.errors)
+    await again.close()
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("flush", [True, False], ids=["flushed", "in the background"])
+async def test_a_write_that_meets_damage_fails_nothing_else(level: int, flush: bool) -> None:
+    storage = RecordingStorage(damaged(await stopped(), level))
+    image = await open_storage(storage, KEY)
+    disk = image.disk()
+    await disk.write(599 * LEAF_BLOCKS * BLOCK, memoryview(page(2009)))
+    await disk.write(8 * BLOCK, memoryview(page(2008)))
+    await disk.write(3 * BLOCK, memoryview(page(1003)))
+    await disk.zero(6 * BLOCK, BLOCK)
+    if flush:
+        await image.flush()
+        await check_written(disk, level)
+        await disk.write(598 * LEAF_BLOCKS * BLOCK, memoryview(page(7)))
+    await image.close()
+    again = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
+    await check_written(again.disk(), level)
+    await again.disk().zero(0, 300 * LEAF_BLOCKS * BLOCK)
+    await again.flush()
+    for number in (0, 3, 9, LEAF_BLOCKS):
+        assert await block(again.disk(), number, wait=True) == bytes(BLOCK)
+    await again.close()
+
+
+async def stopped() -> bytes:
+    storage = RecordingStorage(await crashed())
+    await (await open_storage(storage, KEY)).close()
+    return bytes(storage.image)
+
+
+async def test_what_the_device_cannot_read_is_not_given_up() -> None:
+    """It may be read again one day, so it is not replaced."""
+    image = await stopped()
+    at = next(at for at, (one, two) in enumerate(zip(image, damaged(image, 0), strict=True)) if one != two)
+    opened = await open_storage(Unreadable(image, at), KEY)
+    await opened.disk().write(8 * BLOCK, memoryview(page(2008)))
+    with pytest.raises(UnreadableError, match="map leaf 0 of disk: cannot be read"):
+        await opened.flush()
+    assert opened.poisoned
+    with pytest.raises(PoisonedError):
+        await opened.close()
+
+
 @pytest.mark.parametrize(("level", "what"), [(0, "map leaf 0 of disk"), (2, "map node 0 of level 2 of disk")])
-async def test_it_cannot_be_opened_for_writing_and_the_error_names_what_is_damaged(level: int, what: str) -> None:
-    image = damaged(await crashed(), level)
-    storage = RecordingStorage(image)
-    with pytest.raises(DamageError, match=what):
+async def test_it_is_not_opened_for_writing_while_the_device_cannot_read_it(level: int, what: str) -> None:
+    image = await crashed()
+    at = next(at for at, (one, two) in enumerate(zip(image, damaged(image, level), strict=True)) if one != two)
+    storage = Unreadable(image, at)
+    with pytest.raises(UnreadableError, match=what):
         await open_storage(storage, KEY)
     assert bytes(storage.image) == image
+    reading = await open_storage(Unreadable(image, at), KEY, read_only=True)
+    assert await block(reading.disk(), 3, wait=True) == page(1003)
+    await lost(reading.disk(), 9)
+    await reading.close()
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -1,20 +1,26 @@
 """Images by somebody who can seal anything, as anybody can without encryption: a clean error, and soon."""
 
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 
 from nbdvde.disk import BLOCK
-from nbdvde.engine.access import format_storage
+from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.changes import applying
+from nbdvde.engine.check import check_storage
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import (
     DATA_START,
+    EXTENT_BLOCKS_MAX,
     HEADER_BYTES,
+    HOLE,
     KIND_LOG,
+    KIND_META,
     LINK_BYTES,
+    STATE_OPEN,
     SUPERBLOCKS,
     TAG_BYTES,
     Domain,
@@ -26,16 +32,18 @@ from nbdvde.engine.layout import (
     Root,
     Segment,
     TableEntry,
+    UnitRef,
+    VolumeEntry,
     pack_entry,
 )
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, Leaf
+from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap, Leaf, height_for
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.recovery import load, read_superblocks
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.space import FreeSpace
-from nbdvde.errors import DamageError
+from nbdvde.errors import DamageError, PoisonedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import RecordingStorage
 
@@ -129,6 +137,158 @@ def test_a_table_of_false_entries_does_not_fill_the_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def forged(storage: RecordingStorage, size: int, mapped: int, root: UnitRef | None, *segments: TableEntry) -> None:
+    """Have both superblocks lead to a catalogue with one disk, and a table with some segments."""
+    superblock, keyring = read_superblocks(storage)[0], load(storage, master_of).keyring
+    sealer = keyring.sealer(superblock.root)
+    volume = VolumeEntry(1, "disk", size, height_for(-(-size // BLOCK)), mapped, root)
+    table = sealer.seal(1, Kind.TABLE, deflate(b"".join(entry.pack() for entry in segments)))
+    first = sealer.seal(0, Kind.ROOT, deflate(Root((volume,), (len(table),), 99, (0,) * 16).pack()))
+    storage.write(superblock.root.offset, [first, table])
+    for at, offset in enumerate(SUPERBLOCKS):
+        block = replace(superblock, root_length=len(first), sequence=2 + at, disks=(("disk", size),))
+        storage.write(offset, [block.pack(keyring.superblock_key())])
+
+
+def map_segment(storage: RecordingStorage) -> State:
+    segments = load(storage, master_of).segments
+    state = segments.new(KIND_META, SEGMENT, bytes(32))
+    storage.allocate(0, state.segment.end)
+    return state
+
+
+def put_units(storage: RecordingStorage, state: State, units: Sequence[tuple[int, bytes]]) -> list[UnitRef]:
+    """Metadata units, one after the other."""
+    refs = []
+    for kind, data in units:
+        sealed = state.sealer.seal(state.units, kind, deflate(data))
+        refs.append(UnitRef(state.segment.slot, state.units, state.used, len(sealed)))
+        storage.write(state.segment.offset + state.used, [sealed])
+        state.units += 1
+        state.used += len(sealed)
+    return refs
+
+
+def nodes_of_nodes(storage: RecordingStorage, state: State, size: int) -> UnitRef:
+    """A map in which each node names the one below 256 times."""
+    [ref] = put_units(storage, state, [(Kind.LEAF, bytes(8 * LEAF_BLOCKS))])
+    for _ in range(height_for(size // BLOCK)):
+        [ref] = put_units(storage, state, [(Kind.NODE, ref.pack() * FANOUT)])
+    return ref
+
+
+def test_nodes_that_stand_in_many_places_are_damage_and_check_ends() -> None:
+    storage = made()
+    state = map_segment(storage)
+    root = nodes_of_nodes(storage, state, 1 << 60)
+    forged(storage, 1 << 60, 0, root, TableEntry(state.segment, None, state.used, state.units, 9, KIND_META))
+    report = check_storage(storage, master_of)
+    assert any("two places" in error.what for error in report.errors)
+
+
+def test_a_node_that_names_itself_is_damage_and_check_ends() -> None:
+    storage = made()
+    state = map_segment(storage)
+    packed = deflate(bytes(FANOUT * UnitRef.SIZE))
+    for _ in range(9):  # until its length is what it says
+        ref = UnitRef(state.segment.slot, 0, 0, len(packed) + TAG_BYTES)
+        packed = deflate(ref.pack() * FANOUT)
+    assert put_units(storage, state, [(Kind.NODE, ref.pack() * FANOUT)]) == [ref]
+    forged(storage, 1 << 60, 0, ref, TableEntry(state.segment, None, state.used, state.units, 9, KIND_META))
+    report = check_storage(storage, master_of)
+    assert any("two places" in error.what for error in report.errors)
+
+
+def put_zeroes(storage: RecordingStorage, state: State, zeroes: tuple[int, int, bool]) -> None:
+    """A group that zeroes a range, and superblocks under which it counts."""
+    record = Record(1, 1, 1, True, CHAIN, (), (zeroes,), ()).pack()
+    record = record.ljust(BLOCK - HEADER_BYTES - TAG_BYTES, b"\0")
+    header = GroupHeader(0, 0, len(record) + TAG_BYTES, BLOCK, 1, 0)
+    storage.write(state.segment.offset, [
+        state.sealer.seal(0, Kind.HEADER, header.pack(), domain=Domain.HEADER),
+        state.sealer.seal(0, Kind.RECORD, record),
+    ])  # fmt: skip
+    keyring = load(storage, master_of).keyring
+    for offset, superblock in zip(SUPERBLOCKS, reversed(read_superblocks(storage)), strict=True):
+        point = LogPoint(state.segment, 0, 0, 1, CHAIN)
+        block = replace(superblock, epoch=1, state=STATE_OPEN, log=point)
+        storage.write(offset, [block.pack(keyring.superblock_key())])
+
+
+@pytest.mark.parametrize("allocated", [True, False])
+def test_a_log_that_zeroes_more_than_one_can_does_not_fill_the_memory(
+    allocated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 1 << 50
+    monkeypatch.setattr("nbdvde.engine.recovery._ZEROED_LEAVES", 4096)
+    storage = made()
+    meta = map_segment(storage)
+    root = nodes_of_nodes(storage, meta, size)
+    log = State(replace(meta.segment, slot=2, offset=meta.segment.end, sequence=50), KIND_LOG, meta.sealer)
+    forged(storage, size, 0, root, TableEntry(meta.segment, None, meta.used, meta.units, 9, KIND_META))
+    log.sealer = load(storage, master_of).keyring.sealer(log.segment)
+    storage.allocate(0, log.segment.end)
+    put_zeroes(storage, log, (0, size // BLOCK, allocated))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamageError, match="zeroes more than a log can"):
+            load(storage, master_of)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+async def test_a_count_of_mapped_blocks_that_is_too_low() -> None:
+    lbamap = LbaMap(LEAF_BLOCKS, None, 1)
+    lbamap.install_leaf(0, Leaf("Q", [pack_entry(7, 1, 0)] * LEAF_BLOCKS))
+    with pytest.raises(DamageError, match="mapped"):
+        lbamap.fill(0, LEAF_BLOCKS, HOLE)
+
+
+@pytest.mark.parametrize("blocks", [1, LEAF_BLOCKS])
+def test_a_count_of_live_blocks_that_is_too_low(blocks: int) -> None:
+    storage = made()
+    segments = load(storage, master_of).segments
+    old, new = (segments.new(KIND_LOG, SEGMENT, bytes(32)) for _ in range(2))
+    lbamap = LbaMap(LEAF_BLOCKS, None, LEAF_BLOCKS)
+    lbamap.install_leaf(0, Leaf("Q", [pack_entry(old.segment.slot, 1, 0)] * LEAF_BLOCKS))
+    with pytest.raises(DamageError, match="counts less in use"):
+        list(applying(segments, lbamap, Change((), range(blocks), [pack_entry(new.segment.slot, 1, 0)] * blocks)))
+
+
+async def test_a_count_of_live_units_that_is_too_low() -> None:
+    storage = made()
+    state = map_segment(storage)
+    [leaf] = put_units(storage, state, [(Kind.LEAF, bytes(8 * LEAF_BLOCKS))])
+    [root] = put_units(storage, state, [(Kind.NODE, leaf.pack() + bytes((FANOUT - 1) * UnitRef.SIZE))])
+    forged(storage, 64 << 20, 1 << 63, root, TableEntry(state.segment, None, state.used, state.units, 1, KIND_META))
+    image = await open_storage(storage, None)
+    await image.disk().write(0, memoryview(b"x" * BLOCK))
+    with pytest.raises(PoisonedError, match="counts less in use"):
+        await image.close()
+
+
+def test_a_segment_cannot_hold_more_blocks_than_its_extents() -> None:
+    storage = made()
+    segments = load(storage, master_of).segments
+    segment, index = segments.new(KIND_LOG, SEGMENT, bytes(32)).segment, UnitRef(1, 0, 0, 20)
+    segments.remove(segment.slot)
+    segments.release(segment)
+    with pytest.raises(DamageError, match="more blocks in use than it can hold"):
+        segments.adopt(TableEntry(segment, index, SEGMENT, 1, EXTENT_BLOCKS_MAX + 1, KIND_LOG))
+
+
+@pytest.mark.parametrize("level", [-1, 23, 99])
+def test_an_impossible_compression_level(level: int) -> None:
+    storage = made()
+    superblock, keyring = read_superblocks(storage)[0], load(storage, master_of).keyring
+    block = replace(superblock, compression=level).pack(keyring.superblock_key())
+    storage.write(SUPERBLOCKS[superblock.sequence % 2], [block])
+    with pytest.raises(DamageError, match="impossible compression level"):
+        load(storage, master_of)
 
 
 @pytest.mark.parametrize("extent_bytes", [0, 100, (1 << 20) + BLOCK])
