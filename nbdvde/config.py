@@ -29,6 +29,8 @@ class Size(int):
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+FileName = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\0]*$")]
+"""A path: never empty, so that a variable that is unset somewhere turns nothing off."""
 
 
 def parse_size(text: str) -> int:
@@ -70,7 +72,7 @@ def parse_compression(text: str) -> str | int:
 class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is served, and where."""
 
-    key_file: str | None = None
+    key_file: FileName | None = None
     """Path of the key file of images on the command line; without one the passphrase is asked for."""
     listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("localhost:10809",)
     """Listeners: `unix:PATH`, `HOST:PORT`, `vsock:CID:PORT`, `systemd` for what it passes, `stdio` for one client."""
@@ -78,9 +80,9 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Name of the export of a single image on the command line; of several exports, the one that is the default."""
     read_only: bool = False
     """Refuse every change."""
-    control: str | None = None
+    control: FileName | None = None
     """Path of the control socket of the first image, or `none` for all; `IMAGE.ctl` by default."""
-    pid_file: str | None = None
+    pid_file: FileName | None = None
     """File that holds the process id while the server is ready."""
     print_uri: bool = False
     """Print the address of each export on standard output."""
@@ -91,13 +93,13 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class TlsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Encrypted connections; with a certificate every client has to use them."""
 
-    cert: str | None = None
+    cert: FileName | None = None
     """PEM file with the server's certificate, followed by those between it and its authority."""
-    key: str | None = None
+    key: FileName | None = None
     """PEM file with the key of the certificate."""
-    client_ca: str | None = None
+    client_ca: FileName | None = None
     """PEM file with the authority whose certificates clients must show."""
-    psk: str | None = None
+    psk: FileName | None = None
     """File of lines NAME:HEX, mode 0600: keys that clients share, instead of certificates. Needs Python 3.13."""
 
 
@@ -150,11 +152,11 @@ class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     name: str
     """What clients ask for."""
-    image: str | None = None
+    image: FileName | None = None
     """Path of its image, which several exports may share."""
     memory: Size | None = None
     """Size of a disk in memory, instead of an image."""
-    key_file: str | None = None
+    key_file: FileName | None = None
     """Path of the key file of the image."""
     read_only: bool = False
     """Refuse every change."""
@@ -252,6 +254,7 @@ def _size(kind: type, value: object) -> Size:
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+_PATTERN = re.compile(r"matching regex .*")  # that of `FileName`
 _WHERE = re.compile(r"(.*) - at `\$\.?(.*)`")
 
 
@@ -261,4 +264,4 @@ def _explain(message: str) -> str:
     if unknown := _UNKNOWN.fullmatch(text):
         return f"unknown key {where}.{unknown[1]}" if where else f"unknown table [{unknown[1]}]"
     text = text[:1].lower() + text[1:].replace(" | null", "").replace("`object`", "a table").replace("`", "")
-    return f"{where}: {text}"
+    return f"{where}: {_PATTERN.sub('without zero bytes', text)}"

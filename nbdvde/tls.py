@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -86,6 +87,8 @@ def _context() -> ssl.SSLContext:
 
 def _readable(path: Path) -> None:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for
+            raise KeyFailure(str(path), "is not a regular file", "check the files for TLS")
         path.open("rb").close()
     except OSError as error:
         raise KeyFailure(str(path), reason(error), "check the files for TLS") from None

@@ -137,6 +137,8 @@ def test_environment_has_types() -> None:
         ("[server]\nlisten = [1]", "server.listen[0]: expected str"),
         ("[server]\nlog_format = 'xml'", "server.log_format: invalid enum value 'xml'"),
         ("server = 1", "server: expected a table"),
+        ("[tls]\ncert = ''", "tls.cert: expected str of length >= 1"),
+        ('[[disk]]\nname = "x"\nimage = "a\\u0000b"', "disk[0].image: expected str without zero bytes"),
         ("[limits]\nconnections = 0", "limits.connections: expected int >= 1"),
         ("[limits]\nstop_s = 0", "limits.stop_s: expected float > 0"),
         ("[engine]\ncache_size = '12X'", "engine.cache_size: size '12X'"),

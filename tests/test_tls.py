@@ -1,5 +1,6 @@
 """TLS from STARTTLS to close_notify, and what must not pass without it."""
 
+import os
 import random
 import socket
 import ssl
@@ -325,13 +326,16 @@ def joined(authority: Authority) -> Iterator[tuple[TlsSocket, ssl.MemoryBIO, ssl
 def test_files_that_do_not_serve(authority: Authority, tmp_path: Path) -> None:
     other = make_authority(tmp_path / "other")
     certificate, key = authority.server
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for files, error, text in (
         (TlsFiles(tmp_path / "none", key), KeyFailure, "no such file"),
         (TlsFiles(certificate, tmp_path / "none"), KeyFailure, "no such file"),
         (TlsFiles(certificate, other.server[1]), KeyFailure, "does not go with the key"),
         (TlsFiles(key, key), KeyFailure, "does not go with the key"),
         (TlsFiles(certificate, key, key), UsageError, "holds no certificate"),
-        (TlsFiles(certificate, key, tmp_path), KeyFailure, "is a directory"),
+        (TlsFiles(certificate, key, tmp_path), KeyFailure, "is not a regular file"),
+        (TlsFiles(pipe, key), KeyFailure, "is not a regular file"),
     ):
         with pytest.raises(error, match=text):
             server_context(files)
