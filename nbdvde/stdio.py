@@ -65,7 +65,7 @@ def _let_go() -> None:
 async def _take(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
     """What the client sends."""
     async with trio.lowlevel.FdStream(os.dup(_IN)) as source:
-        with scope, suppress(trio.BrokenResourceError):
+        with scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # `_give` may end at the same time
             while data := await source.receive_some(_PIECE):
                 await stream.send_all(data)
             await stream.send_eof()
