@@ -8,7 +8,6 @@ import trio.testing
 
 from nbdvde import stdio
 
-
 ORDERS = 16
 """Attempts, for trio runs tasks in any order."""
 
