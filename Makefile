@@ -29,6 +29,7 @@ run: venv
 test: venv
 	tools/prerequisites test
 	-tools/later-debian >/dev/null
+	-tools/debian-kernel >/dev/null
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: venv

@@ -1,0 +1,134 @@
+"""Linux as client: Debian's kernel in a virtual machine, its disks from our server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdvde import KeyFile, check_image
+from tests.interop.conftest import SIZE, Serve
+from tests.interop.guest import MEMORY_MIB, Guest, booted
+from tests.interop.harness import Process, Served, need, run, serve_image
+from tests.interop.initramfs import make_initramfs, make_root
+
+pytestmark = pytest.mark.boots
+HOST = "10.0.2.2"
+"""This machine, as the guest sees it."""
+NETWORK = ("-nic", "user,model=virtio-net-pci")
+ATTACHMENTS = {"one": "", "persist": "-persist", "ioctl": "-nonetlink -persist", "four": "-C 4"}
+TREE_KIB = 4096
+
+
+class Attached:
+    """A guest, and an encrypted image that it attaches over TCP."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        self._served, self._folder = served, folder
+        served.server.stop()
+        self.image = served.image
+        self.port = "0"
+        self.start()
+        self.guest: Guest
+
+    def start(self) -> None:
+        """Serve the image over TCP."""
+        assert self.image
+        what: list[str | Path] = [self.image, "--key-file", self._served.key_file]
+        self.server = Process(self._folder, what, listen=f"127.0.0.1:{self.port}")
+        self.port = self.server.uri.strip("/").rsplit(":", 1)[1]
+
+    def attach(self, options: str = "") -> None:
+        """The image becomes /dev/nbd0."""
+        self.guest.run(f"nbd-client -N disk -b 4096 {options} {HOST} {self.port} /dev/nbd0")
+        self.guest.wait_for("nbd-client -c /dev/nbd0")
+
+    def detach(self) -> None:
+        """/dev/nbd0 is free again."""
+        self.guest.run("nbd-client -d /dev/nbd0")
+        self.guest.wait_for("! nbd-client -c /dev/nbd0")
+
+
+@pytest.fixture(scope="module")
+def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("nbd-client", "mke2fs", "e2fsck")
+    return make_initramfs(make_root(tmp_path_factory.mktemp("guest") / "root"))
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, initramfs: Path) -> Iterator[Attached]:
+    """One boot for all tests; each leaves /dev/nbd0 free."""
+    folder = tmp_path_factory.mktemp("attached")
+    attached = Attached(serve_image(folder, SIZE), folder)
+    try:
+        with booted("-initrd", initramfs, *NETWORK) as attached.guest:
+            yield attached
+        attached.server.stop()
+    finally:
+        attached.server.kill()
+    assert attached.image
+    report = check_image(attached.image, key=KeyFile((folder / "key").read_bytes()))
+    assert report.ok, report
+
+
+def write_tree(guest: Guest, folder: str) -> None:
+    """Files of several sizes and their checksums."""
+    guest.run(
+        f"mkdir {folder} && cd {folder} && for n in 1 2 3 4; do mkdir $n && "
+        f"dd if=/dev/urandom of=$n/large bs=64k count={TREE_KIB // 256} 2> /dev/null && "
+        f"for m in 1 2 3 4 5; do echo $n $m > $n/small$m; done; done && "
+        f"find . -type f ! -name sums -exec sha256sum {{}} + > sums && cd /"
+    )
+
+
+@pytest.mark.parametrize("options", ATTACHMENTS.values(), ids=ATTACHMENTS)
+def test_file_system(machine: Attached, options: str) -> None:
+    """ext4 made, filled, taken off, attached once more and found whole."""
+    guest = machine.guest
+    machine.attach(options)
+    assert guest.run("cat /sys/block/nbd0/size").strip() == str(SIZE // 512)
+    assert guest.run("cat /sys/block/nbd0/queue/logical_block_size").strip() == "4096"
+    guest.run("/sbin/mke2fs -F -q -t ext4 /dev/nbd0 && mount /dev/nbd0 /mnt")
+    write_tree(guest, "/mnt/tree")
+    guest.run("cp -a /mnt/tree /mnt/copy && umount /mnt")
+    machine.detach()
+    machine.attach(options)
+    guest.run("/sbin/e2fsck -fn /dev/nbd0 && mount -o ro /dev/nbd0 /mnt")
+    guest.run("for tree in tree copy; do cd /mnt/$tree && sha256sum -c -s sums || break; done && cd / && umount /mnt")
+    machine.detach()
+
+
+def test_swap(machine: Attached) -> None:
+    """More is written to memory than there is, and read again."""
+    guest = machine.guest
+    machine.attach("-swap")
+    guest.run("mkswap /dev/nbd0 && swapon /dev/nbd0")
+    guest.run(f"mount -t tmpfs -o size={MEMORY_MIB}m none /mnt")
+    free_kib = int(guest.run("sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
+    count = free_kib // 1024 + 24
+    guest.run("dd if=/dev/urandom of=/mnt/first bs=1M count=16 2> /dev/null && sha256sum /mnt/first > /tmp/sum")
+    guest.run(f"dd if=/dev/zero of=/mnt/rest bs=1M count={count - 16} 2> /dev/null")
+    used_kib = int(guest.run("awk '/nbd0/ {print $4}' /proc/swaps"))
+    assert used_kib > 8 << 10
+    guest.run("sha256sum -c -s /tmp/sum && rm /mnt/rest && umount /mnt && swapoff /dev/nbd0")
+    machine.detach()
+
+
+def test_list(machine: Attached) -> None:
+    assert machine.guest.run(f"nbd-client -l {HOST} {machine.port}").split() == ["Negotiation:", "..", "disk"]
+
+
+def test_root_disk_of_qemu(serve: Serve, tmp_path: Path) -> None:
+    """A guest that has its root on our export boots, writes, and shuts down clean."""
+    need("mke2fs", "e2fsck", "qemu-img")
+    served, disk, after = serve(SIZE), tmp_path / "disk.raw", tmp_path / "after.raw"
+    root = make_root(tmp_path / "root")
+    run("mke2fs", "-q", "-t", "ext4", "-d", root, disk, f"{SIZE >> 10}k")
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", disk, served.uri)
+    switch = "mount -t ext4 /dev/vda /mnt && exec switch_root /mnt /init"
+    first = make_initramfs(make_root(tmp_path / "first", then=f"[ -e /mnt/init ] || {{ {switch}; }}"))
+    with booted("-initrd", first, "-nic", "none", "-drive", f"file={served.uri},if=virtio,format=raw") as guest:
+        assert " / ext4 rw" in guest.run("cat /proc/mounts")
+        write_tree(guest, "/tree")
+    run("qemu-img", "convert", "-f", "raw", "-O", "raw", served.uri, after)
+    run("e2fsck", "-fn", after)
+    assert "sums" in run("debugfs", "-R", "ls /tree", after)
