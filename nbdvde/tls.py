@@ -22,7 +22,7 @@ _GATHER_BYTES = 1 << 17
 
 _RECORD = (1 << 14) + 256
 """The longest record (RFC 8446, 5.2), with its head."""
-_SCRATCH = memoryview(bytearray((1 << 18) + _RECORD))
+_SCRATCH = memoryview(bytearray((1 << 17) + _RECORD))
 """Where encrypted bytes arrive, of all connections: they are taken from there at once."""
 _BARREN = 4 * _RECORD
 """Bytes that may come without any data in them. New keys cost us 50 µs for 27 bytes of a client [measured]."""
