@@ -5,6 +5,7 @@ import lzma
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,12 @@ printf '\036ready\036'
 while IFS= read -r line; do eval "$line"; printf '\036%d\036' $?; done
 """
 """Executes what it reads from the console, line by line, and says how each ended."""
+
+LIST_MODULES = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+print(*{module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None)}, sep="\\n")
+"""
 
 
 @functools.cache
@@ -68,6 +75,21 @@ def make_root(folder: Path, *, then: str = "") -> Path:
     return folder
 
 
+def add_python(root: Path, script: Path) -> None:
+    """The Python of these tests and a script as /bin/NAME, with the modules of the standard library that it imports."""
+    python = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
+    modules = {Path(path) for path in run(python, "-I", "-S", "-c", LIST_MODULES, script).split()}
+    for path in {python, *modules}:
+        _copy(path, root)
+        if path == python or path.suffix == ".so":
+            for library in _libraries(path):
+                _copy(library, root)
+    code, starter = root / "etc" / script.name, root / "bin" / script.name
+    shutil.copy(script, code)
+    starter.write_text(f'#!/bin/sh\nexec {python} -I -S /etc/{script.name} "$@"\n')
+    starter.chmod(0o755)
+
+
 def make_initramfs(root: Path) -> Path:
     """The folder as an archive that the kernel unpacks at boot: cpio, format `newc`."""
     archive = root.with_suffix(".cpio")
@@ -91,10 +113,19 @@ def _entry(name: str, inode: int, mode: int, data: bytes) -> bytes:
 def _copy_program(name: str, folder: Path) -> None:
     program = Path(shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") or name)
     shutil.copy(program, folder / "sbin" / name)
-    for library in re.findall(r"(/\S+) \(0x", run("ldd", program)):
-        target = folder / library[1:]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
+    for library in _libraries(program):
+        _copy(library, folder)
+
+
+def _libraries(program: Path) -> list[Path]:
+    return [Path(library) for library in re.findall(r"(/\S+) \(0x", run("ldd", program))]
+
+
+def _copy(path: Path, folder: Path) -> None:
+    """To the same place below the folder."""
+    target = folder / path.relative_to("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, target)
 
 
 def _copy_modules(folder: Path) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 from nbdvde import KeyFile, check_image
 from tests.interop.conftest import SIZE, Serve
 from tests.interop.guest import MEMORY_MIB, Guest, booted
-from tests.interop.harness import Process, Served, need, run, serve_image
-from tests.interop.initramfs import make_initramfs, make_root
+from tests.interop.harness import ROOT, Process, Served, need, run, serve_image
+from tests.interop.initramfs import add_python, make_initramfs, make_root
 
 pytestmark = pytest.mark.boots
 HOST = "10.0.2.2"
@@ -51,7 +51,9 @@ class Attached:
 @pytest.fixture(scope="module")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("nbd-client", "mke2fs", "e2fsck")
-    return make_initramfs(make_root(tmp_path_factory.mktemp("guest") / "root"))
+    root = make_root(tmp_path_factory.mktemp("guest") / "root")
+    add_python(root, ROOT / "tools" / "nbd_keep.py")
+    return make_initramfs(root)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,35 @@ def test_file_system(machine: Attached, options: str) -> None:
     guest.run("cp -a /mnt/tree /mnt/copy && umount /mnt")
     machine.detach()
     machine.attach(options)
+    guest.run("/sbin/e2fsck -fn /dev/nbd0 && mount -o ro /dev/nbd0 /mnt")
+    guest.run("for tree in tree copy; do cd /mnt/$tree && sha256sum -c -s sums || break; done && cd / && umount /mnt")
+    machine.detach()
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_restart_in_a_copy(machine: Attached, connections: int) -> None:
+    """The copy goes on when the server is back, and nothing noticed an error."""
+    guest = machine.guest
+    machine.attach(f"-persist -timeout 5 -C {connections}")
+    guest.run("dmesg -n 1; dmesg -c > /dev/null; rm -f /tmp/*")
+    guest.run(f"nbd_keep.py /dev/nbd0 {HOST} {machine.port} disk > /tmp/keep 2>&1 & echo $! > /tmp/keeper")
+    guest.wait_for("grep -q keeping /tmp/keep")
+    guest.run("/sbin/mke2fs -F -q -t ext4 /dev/nbd0 && mount /dev/nbd0 /mnt")
+    write_tree(guest, "/mnt/tree")
+    guest.run(
+        "(until [ -e /tmp/enough ]; do rm -rf /mnt/copy && cp -a /mnt/tree /mnt/copy && sync || touch /tmp/failed; "
+        "touch /tmp/$((copies += 1)).copied; done; touch /tmp/ended) > /tmp/log 2>&1 &"
+    )
+    guest.wait_for("[ -e /tmp/1.copied ]")
+    machine.server.stop()
+    machine.start()
+    guest.wait_for(f"[ $(grep -c again /tmp/keep) = {connections} ]")
+    guest.run("touch /tmp/enough")
+    guest.wait_for("[ -e /tmp/ended ]")
+    assert not guest.run("cat /tmp/log; ls /tmp | grep failed; dmesg | grep -i 'i/o error'; true")
+    guest.run("kill $(cat /tmp/keeper); umount /mnt")
+    machine.detach()
+    machine.attach()
     guest.run("/sbin/e2fsck -fn /dev/nbd0 && mount -o ro /dev/nbd0 /mnt")
     guest.run("for tree in tree copy; do cd /mnt/$tree && sha256sum -c -s sums || break; done && cd / && umount /mnt")
     machine.detach()
