@@ -18,7 +18,7 @@ from nbdvde.errors import NbdErrno, NbdvdeError, RequestError, UnsupportedError
 from nbdvde.limits import Account, Budget, Shared
 from nbdvde.protocol import wire
 from nbdvde.protocol.connection import LARGE_PAYLOAD, RequestParser
-from nbdvde.protocol.constants import Command, CommandFlag
+from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
 from nbdvde.protocol.handshake import Handshake, Phase
 from nbdvde.protocol.messages import NOTHING_TO_DO, Negotiated, ProtocolError, Refusal, Request
 from nbdvde.protocol.replies import Extents, replies_of
@@ -267,11 +267,14 @@ class Session:
         return None
 
     def _zeroed(self, command: int, flags: int, offset: int, length: int) -> bool:
-        """Do a TRIM or WRITE_ZEROES at once, if that can be; a fast zero must be done so."""
+        """Do a TRIM or WRITE_ZEROES at once, if that can be.
+
+        A fast zero must be done so, unless it is longer than any write: then it is faster in any case.
+        """
         if command == _TRIM:
             return self._disk.trim_nowait(offset, length)
         done = self._disk.zero_nowait(offset, length, allocate=bool(flags & _NO_HOLE))
-        if not done and flags & _FAST_ZERO:
+        if not done and flags & _FAST_ZERO and length <= MAX_PAYLOAD:
             raise UnsupportedError("write zeroes", "not faster than writing here")
         return done
 

@@ -18,7 +18,7 @@ from nbdvde.limits import SMALL_BYTES, Budget, Limits, Shared
 from nbdvde.memory import MemoryDisk
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import LARGE_PAYLOAD
-from nbdvde.protocol.constants import Command, CommandFlag
+from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
 from nbdvde.protocol.handshake import Handshake
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
 from nbdvde.session import MAX_EXTENTS, Session, negotiate
@@ -230,6 +230,15 @@ async def test_a_fast_zero_is_done_at_once_or_not_at_all(slow: bool) -> None:
             error = (await server.client.ask(WRITE_ZEROES, 0, 4, flags=flags)).error
             assert error == (NbdErrno.ENOTSUP if slow else 0)
         assert (await server.client.ask(READ, 0, 8)).bytes == (b"x" * 8 if slow else bytes(4) + b"xxxx")
+
+
+async def test_a_fast_zero_longer_than_any_write_is_done() -> None:
+    disk = SlowDisk(MAX_PAYLOAD + 1)
+    disk.go.set()
+    async with serving(disk) as server:
+        assert (await server.client.ask(WRITE_ZEROES, 0, MAX_PAYLOAD, flags=FAST_ZERO)).error == NbdErrno.ENOTSUP
+        assert (await server.client.ask(WRITE_ZEROES, 0, MAX_PAYLOAD + 1, flags=FAST_ZERO)).error == 0
+        assert disk.calls == [("zero", 0, MAX_PAYLOAD + 1, False)]
 
 
 @pytest.mark.parametrize("command", [WRITE, TRIM, WRITE_ZEROES])
