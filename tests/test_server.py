@@ -147,6 +147,19 @@ async def test_nagle_is_off(connect: Connect) -> None:
         assert connection.transport.detach().getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
+async def test_vsock_is_listened_on_or_said_to_be_missing() -> None:
+    any_port = VsockAddress(ANY_CID, 4294967295)
+    try:
+        listener = await open_listener(any_port)
+    except NetworkError as error:
+        assert "vsock" in str(error)  # noqa: PT017 - a machine has it or has not
+        return
+    (bound,) = listener.bound
+    assert isinstance(bound, VsockAddress)
+    assert bound.port < any_port.port
+    listener.close()
+
+
 async def test_two_servers_cannot_have_one_port() -> None:
     listener = await open_listener(TcpAddress("127.0.0.1", 0))
     with pytest.raises(NetworkError) as caught:
