@@ -140,8 +140,8 @@ class ExtendedReplies:
         if len(pieces) == 1:
             piece = pieces[0]
             if not isinstance(piece, int):
-                header = (EXTENDED_REPLY_MAGIC, _DONE, _DATA, cookie, offset, 8 + len(piece), offset)
-                out += (_pack_extended_data(*header), piece)
+                length = 8 + len(piece)
+                out += (_pack_extended_data(EXTENDED_REPLY_MAGIC, _DONE, _DATA, cookie, offset, length, offset), piece)
                 return
         if not pieces:
             self.done(out, cookie, offset)
