@@ -75,7 +75,7 @@ def structures() -> dict[str, bytes]:
     return {
         "unit reference": reference,
         "segment": segment,
-        "table entry": segment + reference + pack("<IIIB3x", 40960, 12, 99, 1),
+        "table entry": segment + reference + pack("<IIIBHB", 40960, 12, 99, 1, 0x4142, 0x43),
         "log point": log_point,
         "superblock": _superblock(segment, log_point),
         "group header": pack("<IIIIQQ", 7, 2, 500, 8192, 41, 40),
@@ -101,11 +101,10 @@ def _superblock(root: bytes, log_point: bytes) -> bytes:
 
 
 def _record() -> bytes:
-    """Section "Log": two extents, two zero items, two runs."""
-    head = pack("<QQIIIIII32s", 41, 2, 1, 1, 2, 2, 2, 0, bytes(range(32)))
-    return (
-        head + pack("<IIII", 4116, 4, 99, 1) + pack("<QQQQ", 7, 1 << 40 | 1 << 63, 3, 2) + pack("<QQQQ", 0, 4, 900, 1)
-    )
+    """Section "Log": two extents, two zero items, two runs, two references."""
+    head = pack("<QQIIIIII32s", 41, 2, 1, 1, 2, 2, 2, 2, bytes(range(32)))
+    items = pack("<IIII", 4116, 4, 99, 1) + pack("<QQQQ", 7, 1 << 40 | 1 << 63, 3, 2) + pack("<QQQQ", 0, 4, 900, 1)
+    return head + items + pack("<QQIIQQII", 7, 3 << 40 | 5 << 16, 16, 0, 99, 3 << 40 | 6 << 16 | 2, 1, 0)
 
 
 def _root(reference: bytes) -> bytes:

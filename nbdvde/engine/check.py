@@ -181,13 +181,14 @@ class _Checker:
                 self._report(f"map leaf {number} of {volume.name}", what, volume.name, start, length)
 
     def _index(self, state: State) -> None:
-        if state.index_ref is None:
-            return
-        slot = state.index_ref.slot
-        self._live[slot] = self._live.get(slot, 0) + 1
+        for ref in state.refs:
+            self._live[ref.slot] = self._live.get(ref.slot, 0) + 1
         try:
-            self._segments.index(state)
-            self.units += 1
+            if state.index_ref:
+                self._segments.index(state)
+            for prints in state.refs[1:]:
+                self._segments.read_unit(prints, Kind.PRINTS)
+            self.units += len(state.refs)
         except DamageError as error:
             self._report(f"index of segment {state.segment.sequence}", error.why)
 

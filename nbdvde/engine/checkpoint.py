@@ -65,6 +65,8 @@ class Plan:
     volumes: list[VolumePlan]
     indexes: dict[int, bytes]
     """Indexes to write, by slot."""
+    prints: dict[int, bytes]
+    """Fingerprints to write behind some of them."""
     entries: dict[int, TableEntry]
     """The segment table without the segments of this checkpoint."""
     next_sequence: int
@@ -94,16 +96,20 @@ class Result:
 
     superblock: Superblock
     volumes: list[VolumeResult]
-    indexes: dict[int, UnitRef]
+    indexes: dict[int, tuple[UnitRef, int]]
+    """Where indexes lie, and the sealed bytes of the fingerprints behind them."""
     garbage: Counter[int]
     """Units of older checkpoints that this one replaces, by slot."""
     tails: list[Segment]
     """Space that was allocated and not needed."""
 
 
-def meta_sizes(volumes: Iterable[VolumePlan], indexes: dict[int, bytes], segment_bytes: int) -> list[int]:
-    """Lengths of the segments that surely hold the leaves, nodes and indexes of a checkpoint."""
-    units = [len(index) + len(index) // 128 + _UNIT_OVERHEAD for index in indexes.values()]
+def meta_sizes(
+    volumes: Iterable[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], segment_bytes: int
+) -> list[int]:
+    """Lengths of the segments that surely hold the leaves, nodes, indexes and fingerprints of a checkpoint."""
+    pairs = [len(index) + len(prints.get(slot, b"")) for slot, index in indexes.items()]
+    units = [size + size // 128 + 2 * _UNIT_OVERHEAD for size in pairs]
     pages = sum(_pages(volume) for volume in volumes)
     total = sum(units) + pages * (_PAGE + _UNIT_OVERHEAD)
     if not total:
@@ -156,13 +162,29 @@ class _MetaWriter:
         state.live += 1
         return ref
 
+    def index(self, index: bytes, prints: bytes) -> tuple[UnitRef, int]:
+        """Write an index and, directly behind it, the fingerprints if there are any: (where, sealed bytes of those)."""
+        if not prints:
+            return self.put(Kind.INDEX, index), 0
+        units = deflate(index), deflate(prints)
+        self._open(sum(map(len, units)) + 2 * TAG_BYTES)
+        ref, behind = self._seal(Kind.INDEX, units[0]), self._seal(Kind.PRINTS, units[1])
+        return ref, behind.length
+
     def put(self, kind: int, data: bytes) -> UnitRef:
         packed = deflate(data)
-        length = len(packed) + TAG_BYTES
+        self._open(len(packed) + TAG_BYTES)
+        return self._seal(kind, packed)
+
+    def _open(self, length: int) -> None:
+        """Have a segment that has room for so many bytes."""
         if self._state is None or self._state.used + length > self._state.segment.length:
             self.flush()
             self._state, self._written = self._next(), 0
-        state = self._state
+
+    def _seal(self, kind: int, packed: bytes) -> UnitRef:
+        state, length = self._state, len(packed) + TAG_BYTES
+        assert state is not None, "there is room"
         ref = UnitRef(state.segment.slot, state.units, state.used, length)
         state.units += 1
         state.live += 1
@@ -188,13 +210,13 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     writer = _MetaWriter(segments, plan.meta)
     garbage = Counter(ref.slot for ref in plan.garbage)
     volumes = [_write_volume(segments, writer, volume, garbage) for volume in plan.volumes]
-    indexes = {slot: writer.put(Kind.INDEX, data) for slot, data in plan.indexes.items()}
-    garbage.update(old.slot for slot in indexes if (old := plan.entries[slot].index))
+    indexes = {slot: writer.index(data, plan.prints.get(slot, b"")) for slot, data in plan.indexes.items()}
+    garbage.update(old.slot for slot in indexes for old in plan.entries[slot].refs)
     del garbage[LOST_SLOT]
     writer.flush()
     tails = [tail for state in plan.meta if state.units and (tail := segments.shrink(state, state.used))]
     entries = [
-        replace(entry, index=indexes.get(slot, entry.index), live=_left(entry, garbage[slot]))
+        _renewed(entry, indexes.get(slot, (entry.index, entry.prints)), garbage[slot])
         for slot, entry in plan.entries.items()
     ]
     entries += [state.entry() for state in plan.meta if state.units]
@@ -214,11 +236,11 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     return Result(written, volumes, indexes, garbage, tails)
 
 
-def _left(entry: TableEntry, garbage: int) -> int:
+def _renewed(entry: TableEntry, index: tuple[UnitRef | None, int], garbage: int) -> TableEntry:
     if entry.live < garbage:
         where = f"counts less in use in slot {entry.segment.slot} than there is"
         raise DamageError("segment table", where, "run nbdvde check")
-    return entry.live - garbage
+    return replace(entry, index=index[0], prints=index[1], live=entry.live - garbage)
 
 
 def write_superblocks(

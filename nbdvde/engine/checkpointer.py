@@ -102,19 +102,22 @@ class Checkpointer:
             for slot, s in states.items()
             if s.kind == KIND_LOG and s.index is not None and s.indexed != s.units
         }
+        prints = {slot: bytes(states[slot].prints) for slot in indexes}
         entries = {slot: s.entry() for slot, s in states.items()}
-        meta, root = self._place(volumes, indexes, len(entries))
+        meta, root = self._place(volumes, indexes, prints, len(entries))
         return Plan(
-            replace(self.superblock, state=state), point, volumes, indexes, entries, self._segments.next_sequence,
-            self._statistics(), meta, root, [], both,
+            replace(self.superblock, state=state), point, volumes, indexes, prints, entries,
+            self._segments.next_sequence, self._statistics(), meta, root, [], both,
         )  # fmt: skip
 
-    def _place(self, volumes: list[VolumePlan], indexes: dict[int, bytes], listed: int) -> tuple[list[State], State]:
+    def _place(
+        self, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
+    ) -> tuple[list[State], State]:
         """Segments for what a plan writes, its root apart. Raises NoSpaceError; nothing is changed then."""
         segments = self._segments
         meta: list[State] = []
         try:
-            for size in meta_sizes(volumes, indexes, segments.segment_bytes):
+            for size in meta_sizes(volumes, indexes, prints, segments.segment_bytes):
                 meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
             return meta, segments.new_root(root_bytes(listed + len(meta), len(volumes)), os.urandom(32))
         except NoSpaceError:
@@ -128,8 +131,7 @@ class Checkpointer:
         for state in dead:
             del plan.entries[state.segment.slot]
             plan.indexes.pop(state.segment.slot, None)
-            if state.index_ref:
-                plan.garbage.append(state.index_ref)
+            plan.garbage += state.refs
         return dead
 
     async def _reserve(self, writer: Writer, plan: Plan) -> None:
@@ -154,11 +156,13 @@ class Checkpointer:
         segments = self._segments
         for volume, written in zip(plan.volumes, result.volumes, strict=True):
             volume.map.thaw(written.root, written.nodes)
-        for slot, ref in result.indexes.items():
-            segments.states[slot].index_ref = ref
-            segments.states[slot].indexed = len(plan.indexes[slot]) // 8
+        for slot, (ref, prints) in result.indexes.items():
+            state = segments.states[slot]
+            state.index_ref, state.prints_bytes = ref, prints
+            state.indexed = len(plan.indexes[slot]) // 8
         for slot in plan.entries:
             if slot != plan.log.segment.slot and segments.states[slot].kind == KIND_LOG:
+                segments.states[slot].prints = bytearray()
                 segments.settle(segments.states[slot])
         for slot, units in result.garbage.items():
             segments.states[slot].live -= units

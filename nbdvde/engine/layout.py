@@ -48,7 +48,7 @@ KNOWN_INCOMPATIBLE = 0
 class Kind:
     """What a sealed unit holds; part of its associated data."""
 
-    HEADER, RECORD, EXTENT, LEAF, NODE, INDEX, ROOT, TABLE, LINK = range(1, 10)
+    HEADER, RECORD, EXTENT, LEAF, NODE, INDEX, ROOT, TABLE, LINK, PRINTS = range(1, 11)
 
 
 class Domain:
@@ -127,7 +127,7 @@ class Segment:
         return self.offset + self.length
 
 
-_TABLE_ENTRY = struct.Struct(f"<{Segment.SIZE}s{UnitRef.SIZE}sIIIB3x")
+_TABLE_ENTRY = struct.Struct(f"<{Segment.SIZE}s{UnitRef.SIZE}sIIIB3s")
 KIND_LOG, KIND_META = 1, 2
 
 
@@ -142,19 +142,38 @@ class TableEntry:
     units: int
     """Units numbered."""
     live: int
-    """Blocks (log) or units (metadata) that the maps use: at 0 the segment is freed."""
+    """References of the maps to its blocks (log) or units (metadata): at 0 the segment is freed."""
     kind: int
+    prints: int = 0
+    """Sealed bytes of the fingerprints, the unit directly behind the index; 0 for none."""
 
     SIZE = _TABLE_ENTRY.size
 
     def pack(self) -> bytes:
         index = self.index.pack() if self.index else NO_REF
-        return _TABLE_ENTRY.pack(self.segment.pack(), index, self.used, self.units, self.live, self.kind)
+        return _TABLE_ENTRY.pack(
+            self.segment.pack(), index, self.used, self.units, self.live, self.kind,
+            self.prints.to_bytes(3, "little"),
+        )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        segment, index, used, units, live, kind = _fields(_TABLE_ENTRY, data, offset)
-        return cls(Segment.unpack(segment), UnitRef.unpack(index), used, units, live, kind)
+        segment, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)
+        prints = int.from_bytes(prints, "little")
+        return cls(Segment.unpack(segment), UnitRef.unpack(index), used, units, live, kind, prints)
+
+    @property
+    def refs(self) -> tuple[UnitRef, ...]:
+        """The metadata units that only this segment needs: its index, and its fingerprints behind that."""
+        return unit_refs(self.index, self.prints)
+
+
+def unit_refs(index: UnitRef | None, prints: int) -> tuple[UnitRef, ...]:
+    """Index and fingerprints of a log segment, as far as there are any."""
+    if index is None:
+        return ()
+    behind = UnitRef(index.slot, index.unit + 1, index.position + index.length, prints)
+    return (index, behind) if prints else (index,)
 
 
 _LOG_POINT = struct.Struct(f"<{Segment.SIZE}sIIQ32s")
@@ -307,6 +326,9 @@ FLAG_FINAL = 1
 EXTENT_ITEM = struct.Struct("<II")
 ZERO_ITEM = struct.Struct("<QQ")
 RUN_ITEM = struct.Struct("<QQ")
+REFERENCE_ITEM = struct.Struct("<QQII")
+REFERENCES_MAX = 64 * GROUP_BLOCKS_MAX
+"""Blocks that the references of a group place at most."""
 ALLOCATED_BIT = 1 << 63
 
 
@@ -326,31 +348,36 @@ class Record:
     """(first block, blocks, allocated), applied before the runs."""
     runs: tuple[tuple[int, int], ...]
     """(first block, blocks): where the blocks of the extents, taken in order, belong."""
+    references: tuple[tuple[int, int, int], ...] = ()
+    """(first block, first map entry, blocks): what becomes a duplicate of blocks stored before."""
 
     def pack(self) -> bytes:
         head = _RECORD.pack(
             self.sequence, self.epoch, self.volume, FLAG_FINAL if self.final else 0,
-            len(self.extents), len(self.zeroes), len(self.runs), 0, self.previous,
+            len(self.extents), len(self.zeroes), len(self.runs), len(self.references), self.previous,
         )  # fmt: skip
         parts = [head]
         parts += [EXTENT_ITEM.pack(*item) for item in self.extents]
         parts += [ZERO_ITEM.pack(start, count | (ALLOCATED_BIT if kept else 0)) for start, count, kept in self.zeroes]
         parts += [RUN_ITEM.pack(*item) for item in self.runs]
+        parts += [REFERENCE_ITEM.pack(*item, 0) for item in self.references]
         return b"".join(parts)
 
     @staticmethod
-    def packed_bytes(extents: int, zeroes: int, runs: int) -> int:
-        return _RECORD.size + extents * EXTENT_ITEM.size + zeroes * ZERO_ITEM.size + runs * RUN_ITEM.size
+    def packed_bytes(extents: int, zeroes: int, runs: int, references: int = 0) -> int:
+        items = extents * EXTENT_ITEM.size + zeroes * ZERO_ITEM.size + runs * RUN_ITEM.size
+        return _RECORD.size + items + references * REFERENCE_ITEM.size
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        sequence, epoch, volume, flags, extents, zeroes, runs, _, previous = _fields(_RECORD, data)
-        if cls.packed_bytes(extents, zeroes, runs) > len(data):
+        sequence, epoch, volume, flags, extents, zeroes, runs, references, previous = _fields(_RECORD, data)
+        if cls.packed_bytes(extents, zeroes, runs, references) > len(data):
             raise DamageError("log record", "is shorter than its tables", "run nbdvde check")
         at = _RECORD.size
         extent_end = at + extents * EXTENT_ITEM.size
         zero_end = extent_end + zeroes * ZERO_ITEM.size
         run_end = zero_end + runs * RUN_ITEM.size
+        end = run_end + references * REFERENCE_ITEM.size
         return cls(
             sequence, epoch, volume, bool(flags & FLAG_FINAL), previous,
             tuple(EXTENT_ITEM.iter_unpack(data[at:extent_end])),
@@ -359,6 +386,7 @@ class Record:
                 for start, count in ZERO_ITEM.iter_unpack(data[extent_end:zero_end])
             ),
             tuple(RUN_ITEM.iter_unpack(data[zero_end:run_end])),
+            tuple((start, entry, count) for start, entry, count, _ in REFERENCE_ITEM.iter_unpack(data[run_end:end])),
         )  # fmt: skip
 
 
@@ -410,6 +438,7 @@ LOST = 2
 """Map entry of a block that cannot be read any more, as the leaf that had its entry was damaged."""
 MAX_SLOTS = 1 << 24
 UNIT_SHIFT, SLOT_SHIFT = 16, 40
+BLOCK_MASK = (1 << UNIT_SHIFT) - 1
 
 
 def pack_entry(slot: int, unit: int, block: int) -> int:

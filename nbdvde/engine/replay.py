@@ -12,10 +12,14 @@ from blake3 import blake3
 
 from nbdvde.engine.layout import (
     BLOCK,
+    BLOCK_MASK,
+    EXTENT_BLOCKS_MAX,
     GROUP_BLOCKS_MAX,
     HEADER_BYTES,
     KIND_LOG,
     LINK_BYTES,
+    LOST,
+    REFERENCES_MAX,
     SEGMENT_BYTES_MAX,
     Domain,
     GroupHeader,
@@ -134,8 +138,9 @@ class Replay:
             entries.extend(range(base, base + blocks))
             at += length
         places = [block for start, count in record.runs for block in range(start, start + count)]
+        _refuse_references(record)
         self._accept(state, header, items, sealed)
-        return Group(record, Change(record.zeroes, places, entries))
+        return Group(record, _with_references(record, places, entries))
 
     def _accept(self, state: State, header: GroupHeader, items: list[int], record: bytes) -> None:
         assert state.index is not None, "the index was loaded on entering"
@@ -173,6 +178,26 @@ class Replay:
             sealer, start = self._segments.keyring.sealer(link.segment), 0
             data = self._segments.read(link.segment.offset, link.segment.length)
             link = _find_link(sealer, data)
+
+
+def _refuse_references(record: Record) -> None:
+    """Raise DamageError for references that no group can have."""
+    if sum(count for _, _, count in record.references) > REFERENCES_MAX:  # or they might fill the memory
+        raise DamageError("log record", "refers to more blocks than a group can", "run nbdvde check")
+    for _, entry, count in record.references:
+        if entry <= LOST or (entry & BLOCK_MASK) + count > EXTENT_BLOCKS_MAX:
+            raise DamageError("log record", "refers to what is no extent", "run nbdvde check")
+
+
+def _with_references(record: Record, places: list[int], entries: list[int]) -> Change:
+    """What a group changes: the blocks that it brings, and those that are stored already."""
+    if record.references:
+        stored = dict(zip(places, entries, strict=True))
+        for start, entry, count in record.references:
+            stored.update(zip(range(start, start + count), range(entry, entry + count), strict=True))
+        places = sorted(stored)
+        entries = [stored[block] for block in places]
+    return Change(record.zeroes, places, entries)
 
 
 def _find_header(sealer: Sealer, data: bytes, position: int) -> GroupHeader | None:

@@ -9,7 +9,6 @@ from typing import TypeAlias
 from nbdvde import workers
 from nbdvde.engine.layout import (
     BLOCK,
-    EXTENT_BLOCKS_MAX,
     KIND_LOG,
     KIND_META,
     LINK_BYTES,
@@ -21,6 +20,7 @@ from nbdvde.engine.layout import (
     Segment,
     TableEntry,
     UnitRef,
+    unit_refs,
     unpack_index,
 )
 from nbdvde.engine.metadata import inflate
@@ -40,7 +40,10 @@ _CIPHER_BYTES = 3 << 10
 class State:
     """One segment in use."""
 
-    __slots__ = ("index", "index_ref", "indexed", "kind", "linked", "live", "sealer", "segment", "units", "used")
+    __slots__ = (
+        "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes", "sealer", "segment",
+        "units", "used", "victim",
+    )  # fmt: skip
 
     def __init__(self, segment: Segment, kind: int, sealer: Sealer) -> None:
         self.segment, self.kind, self.sealer = segment, kind, sealer
@@ -56,10 +59,21 @@ class State:
         self.indexed = 0
         """Units that the index unit in the image covers."""
         self.live = 0
-        """Blocks (log) or units (metadata) that the maps use: at 0 the segment is freed."""
+        """References of the maps to its blocks (log) or units (metadata): at 0 the segment is freed."""
+        self.prints = bytearray()
+        """Fingerprints of the blocks, in the order of the units, until a checkpoint has stored them."""
+        self.prints_bytes = 0
+        """Sealed bytes of the fingerprints in the image, 0 for none."""
+        self.victim = False
+        """Whether it is being cleaned: no new reference may point into it."""
+
+    @property
+    def refs(self) -> tuple[UnitRef, ...]:
+        """The metadata units in the image that only this segment needs."""
+        return unit_refs(self.index_ref, self.prints_bytes)
 
     def entry(self) -> TableEntry:
-        return TableEntry(self.segment, self.index_ref, self.used, self.units, self.live, self.kind)
+        return TableEntry(self.segment, self.index_ref, self.used, self.units, self.live, self.kind, self.prints_bytes)
 
 
 class Segments:
@@ -104,7 +118,7 @@ class Segments:
         state = State(segment, entry.kind, self.keyring.sealer(segment))
         state.linked = True
         state.used, state.units, state.live, state.index_ref = entry.used, entry.units, entry.live, entry.index
-        state.indexed = entry.units if entry.index else 0
+        state.indexed, state.prints_bytes = entry.units if entry.index else 0, entry.prints
         if entry.index:
             state.index = None
         self.states[segment.slot] = state
@@ -261,8 +275,8 @@ def _impossible(entry: TableEntry) -> str | None:
         return "holds more than fits into it"
     if entry.kind == KIND_LOG and entry.units and entry.index is None:
         return "has no index"
-    if entry.kind == KIND_LOG and entry.live > entry.units * EXTENT_BLOCKS_MAX:
-        return "counts more blocks in use than it can hold"
+    if entry.kind == KIND_LOG and entry.live and not entry.units:
+        return "counts blocks in use and holds none"
     return None
 
 

@@ -20,12 +20,20 @@ SEGMENT = Segment(0x01020304, 0x05060000, 0x1112131415161718, 0x2122232425262000
 REF = UnitRef(0x31323334, 0x35363738, 0x393A3B3C, 0x3D3E3F40)
 POINT = LogPoint(SEGMENT, 0x41424344, 0x45464748, 0x494A4B4C4D4E4F50, CHAIN)
 HEADER = GroupHeader(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F00, 0x1112131415161718, 0x191A1B1C1D1E1F20)
-ENTRY = TableEntry(SEGMENT, REF, 0x51525354, 0x55565758, 0x595A5B5C, 2)
+ENTRY = TableEntry(SEGMENT, REF, 0x51525354, 0x55565758, 0x595A5B5C, 2, 0x5D5E5F)
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
 VOLUME = Volume(0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF)
 ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)))
 RECORD = Record(
-    0x1112131415161718, 0x191A1B1C1D1E1F20, 0x01020304, True, CHAIN, ((1, 2),) * 3, ((3, 4, True),) * 4, ((5, 6),) * 5
+    0x1112131415161718,
+    0x191A1B1C1D1E1F20,
+    0x01020304,
+    True,
+    CHAIN,
+    ((1, 2),) * 3,
+    ((3, 4, True),) * 4,
+    ((5, 6),) * 5,
+    ((7, 8, 9),) * 6,
 )
 SUPERBLOCK = Superblock(
     UUID, 0x1112131415161718, 0x191A1B1C1D1E1F20, 1, 19, 0x81828384, 0x85868788, 1, 0x2122232425262728,
@@ -43,7 +51,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _header(record: Record) -> dict[str, Any]:
-    counts = {"extents": len(record.extents), "zeroes": len(record.zeroes), "runs": len(record.runs)}
+    counts = {"extents": len(record.extents), "zeroes": len(record.zeroes), "runs": len(record.runs)} | {
+        "references": len(record.references)
+    }
     return _fields(record) | counts | {"flags": int(record.final)}
 
 
@@ -112,13 +122,14 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
         "volumes": 3, "tables": 2, "statistics": struct.pack("<16Q", *ROOT.statistics),
     }),
     "volume": (layout._VOLUME.format, VOLUME.pack(), _fields(VOLUME) | {"name_length": 4, "name": b"disk"}),
-    "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY)),
+    "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY) | {"prints": bytes((0x5F, 0x5E, 0x5D))}),
     "extent": ("<BxH", extent.Compressor(1).encode([[bytes(4096)]])[0][:4], {"codec": 1, "dictionary": 0}),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
-    "record": ("<QQIIIII4x32s", RECORD.pack()[:72], _header(RECORD)),
+    "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
     "extent-item": (layout.EXTENT_ITEM.format, RECORD_ITEMS[:8], {"length": 1, "blocks": 2}),
     "zero-item": (layout.ZERO_ITEM.format, RECORD_ITEMS[24:40], {"start": 3, "count": 4 | 1 << 63}),
     "run-item": (layout.RUN_ITEM.format, RECORD_ITEMS[88:104], {"start": 5, "count": 6}),
+    "reference-item": (layout.REFERENCE_ITEM.format, RECORD_ITEMS[168:192], {"start": 7, "entry": 8, "count": 9}),
     "link": (layout._LINK.format, LINK.pack()[:120], _fields(LINK)),
 }  # fmt: skip
 CHECKED_ELSEWHERE = {"constants", "kinds", "bits map-entry", "bits index-entry"}

@@ -14,7 +14,6 @@ from nbdvde.engine.check import check_storage
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import (
     DATA_START,
-    EXTENT_BLOCKS_MAX,
     HEADER_BYTES,
     HOLE,
     KIND_LOG,
@@ -269,16 +268,6 @@ async def test_a_count_of_live_units_that_is_too_low() -> None:
     await image.disk().write(0, memoryview(b"x" * BLOCK))
     with pytest.raises(PoisonedError, match="counts less in use"):
         await image.close()
-
-
-def test_a_segment_cannot_hold_more_blocks_than_its_extents() -> None:
-    storage = made()
-    segments = load(storage, master_of).segments
-    segment, index = segments.new(KIND_LOG, SEGMENT, bytes(32)).segment, UnitRef(1, 0, 0, 20)
-    segments.remove(segment.slot)
-    segments.release(segment)
-    with pytest.raises(DamageError, match="more blocks in use than it can hold"):
-        segments.adopt(TableEntry(segment, index, SEGMENT, 1, EXTENT_BLOCKS_MAX + 1, KIND_LOG))
 
 
 @pytest.mark.parametrize("level", [-1, 23, 99])

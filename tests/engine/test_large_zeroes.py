@@ -165,9 +165,9 @@ def test_the_estimate_of_a_checkpoint_is_close() -> None:
     leaves = dict.fromkeys(range(TIB // LEAF), uniform_leaf(ALLOCATED_ZERO))
     leaves |= dict.fromkeys(range(1000), uniform_leaf(HOLE))
     plan = VolumePlan(1, "disk", 2 * TIB, 0, LbaMap(2 * TIB // BLOCK), leaves)
-    assert sum(meta_sizes([plan], {}, 16 << 20)) < 16 << 20
+    assert sum(meta_sizes([plan], {}, {}, 16 << 20)) < 16 << 20
     leaves |= {number: leaf[:] for number, leaf in list(leaves.items())[:4096]}
-    assert sum(meta_sizes([plan], {}, 16 << 20)) > 16 << 20
+    assert sum(meta_sizes([plan], {}, {}, 16 << 20)) > 16 << 20
 
 
 async def test_an_estimate_that_was_too_low_has_a_name() -> None:

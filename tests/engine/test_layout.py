@@ -38,7 +38,15 @@ SEGMENT = Segment(3, 65536, 9, 131072, bytes(range(100, 132)))
 REF = UnitRef(4, 5, 6000, 700)
 POINT = LogPoint(SEGMENT, 8192, 7, 41, bytes(range(32)))
 RECORD = Record(
-    41, 2, 1, True, bytes(range(32)), ((4116, 4), (99, 1)), ((7, 1 << 40, True), (3, 2, False)), ((0, 4), (900, 1))
+    41,
+    2,
+    1,
+    True,
+    bytes(range(32)),
+    ((4116, 4), (99, 1)),
+    ((7, 1 << 40, True), (3, 2, False)),
+    ((0, 4), (900, 1)),
+    ((7, 3 << 40 | 5 << 16, 16), (99, 3 << 40 | 6 << 16 | 2, 1)),
 )
 SUPERBLOCK = Superblock(
     UUID, 6, 2, ENCRYPTION_AES_256_GCM, 3, 65536, 65536, layout.STATE_OPEN, 1_700_000_000_000_000_000, 0, SEGMENT, 300,
@@ -51,7 +59,7 @@ ROOT = Root(
 STRUCTURES: dict[str, bytes] = {
     "unit reference": REF.pack(),
     "segment": SEGMENT.pack(),
-    "table entry": TableEntry(SEGMENT, REF, 40960, 12, 99, layout.KIND_LOG).pack(),
+    "table entry": TableEntry(SEGMENT, REF, 40960, 12, 99, layout.KIND_LOG, 0x434142).pack(),
     "log point": POINT.pack(),
     "superblock": SUPERBLOCK.pack(bytes(32)),
     "group header": GroupHeader(7, 2, 500, 8192, 41, 40).pack(),
@@ -87,6 +95,7 @@ records = st.builds(
     Record, u64, u32, u32, st.booleans(), hashes, st.lists(st.tuples(u32, u32), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, st.booleans()), max_size=5).map(tuple),
     st.lists(st.tuples(small, small), max_size=5).map(tuple),
+    st.lists(st.tuples(small, small, u32), max_size=5).map(tuple),
 )  # fmt: skip
 volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references)
 roots = st.builds(
@@ -97,7 +106,7 @@ roots = st.builds(
 
 @given(segment=segments, ref=references, point=points, record=records, root=roots)
 def test_structures_come_back(segment: Segment, ref: UnitRef, point: LogPoint, record: Record, root: Root) -> None:
-    entry = TableEntry(segment, ref, 1, 2, 3, layout.KIND_META)
+    entry = TableEntry(segment, ref, 1, 2, 3, layout.KIND_META, 4)
     link = Link(1, 2, 3, 4, point.chain, segment)
     header = GroupHeader(1, 2, 3, 4, 5, 6)
     pairs: list[tuple[Any, Any]] = [
@@ -107,7 +116,8 @@ def test_structures_come_back(segment: Segment, ref: UnitRef, point: LogPoint, r
     for value, kind in pairs:
         assert kind.unpack(value.pack()) == value
     assert len(link.pack()) + layout.TAG_BYTES == BLOCK
-    assert Record.packed_bytes(len(record.extents), len(record.zeroes), len(record.runs)) == len(record.pack())
+    items = record.extents, record.zeroes, record.runs, record.references
+    assert Record.packed_bytes(*map(len, items)) == len(record.pack())
 
 
 @given(disks=st.lists(st.tuples(names, u64), max_size=80).map(tuple), sequence=u64, key=hashes)

@@ -113,8 +113,9 @@ REF = UnitRef(4, 0, 0, 100)
         TableEntry(SEGMENT, REF, 65536, 2**32 - 1, 1, KIND_LOG),
         TableEntry(SEGMENT, REF, 65537, 1, 1, KIND_LOG),
         TableEntry(SEGMENT, None, 4096, 2, 1, KIND_LOG),
+        TableEntry(SEGMENT, None, 0, 0, 1, KIND_LOG),
         TableEntry(Segment(3, 1 << 31, 9, DATA_START, bytes(32)), None, 0, 0, 0, KIND_LOG),
-        TableEntry(SEGMENT, None, 0, 0, 0, 3),
+        TableEntry(SEGMENT, None, 0, 0, 0, 9),
     ],
 )
 async def test_a_table_that_claims_more_than_fits_is_damage(entry: TableEntry) -> None:
