@@ -80,6 +80,7 @@ def structures() -> dict[str, bytes]:
         "superblock": _superblock(segment, log_point),
         "group header": pack("<IIIIQQ", 7, 2, 500, 8192, 41, 40),
         "record": _record(),
+        "operation": _operation(),
         "link": (pack("<IIQQ32s", 8192, 7, 41, 40, bytes(range(32))) + segment).ljust(4080, b"\0"),
         "root": _root(reference),
         "sealed unit": _sealed(KEY, kind=3, blocks=2, encrypted=True),
@@ -107,11 +108,17 @@ def _record() -> bytes:
     return head + items + pack("<QQIIQQII", 7, 3 << 40 | 5 << 16, 16, 0, 99, 3 << 40 | 6 << 16 | 2, 1, 0)
 
 
+def _operation() -> bytes:
+    """Section "Log": a record with an operation, which makes volume 9 from volume 2."""
+    head = pack("<QQIIIIII32s", 41, 2, 1, 3, 0, 0, 0, 0, bytes(range(32)))
+    return head + pack("<B7xIIQQB64s7x", 3, 9, 2, 1 << 30, CREATED_NS, 4, b"copy")
+
+
 def _root(reference: bytes) -> bytes:
-    """Section "Root segment": two disks, two tables."""
-    head = pack("<II8xQ8x7Q72x", 2, 2, 12, *[1] * 7)
-    disk = pack("<IIQQ16sB65s6x", 1, 2, 1 << 30, 77, reference, 4, b"disk")
-    empty = pack("<IIQQ16sB65s6x", 2, 0, 512, 0, bytes(16), 2, b"d2")
+    """Section "Root segment": a disk and a snapshot of it, two tables."""
+    head = pack("<III4xQQ7Q72x", 2, 2, 160, 12, 8, *[1] * 7)
+    disk = pack("<IIQQ16sB65s54x", 1, 2, 1 << 30, 77, reference, 4, b"disk")
+    empty = pack("<IIQQ16sB65s6xI4xQQ24x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 99, 12)
     return head + disk + empty + pack("<II", 100, 20)
 
 

@@ -28,10 +28,11 @@ from nbdvde.admin.messages import (
     Status,
 )
 from nbdvde.disk import Disk
-from nbdvde.engine.access import check_size, fresh, naming
+from nbdvde.engine.access import fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.volumes import check_size
 from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export
 from nbdvde.hosting import ExportSpec, Host

@@ -29,7 +29,6 @@ from nbdvde.engine.layout import (
     ENCRYPTION_AES_256_GCM,
     ENCRYPTION_NONE,
     EXTENT_BLOCKS_MAX,
-    MAX_DISK_BYTES,
     SEGMENT_BYTES,
     STATE_CLEAN,
     Kind,
@@ -45,6 +44,7 @@ from nbdvde.engine.recovery import empty_segment, load, read_superblocks
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.engine.sealing import Keyring, public_master
 from nbdvde.engine.storage import FileStorage, Storage
+from nbdvde.engine.volumes import check_size
 from nbdvde.errors import (
     DamageError,
     ImageError,
@@ -98,12 +98,6 @@ def create_image(
         raise
     finally:
         storage.close()
-
-
-def check_size(size: int) -> None:
-    """Raise UsageError unless a disk can have this size."""
-    if size <= 0 or size % 512 or size > MAX_DISK_BYTES:
-        raise UsageError(f"size {size}", "is not a multiple of 512 between 512 and 8 EiB - 512")
 
 
 def format_storage(

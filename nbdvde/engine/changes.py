@@ -71,8 +71,8 @@ def applying(segments: Segments, lbamap: LbaMap, change: Change) -> Loads:
     for at in range(0, len(blocks), SLICE * 16):
         part = blocks[at : at + SLICE * 16]
         yield from loading(lbamap, {block >> LEAF_SHIFT for block in part})
-        _count(segments, entries[at : at + len(part)], 1)
-        _count(segments, lbamap.assign(part, entries[at : at + len(part)]), -1)
+        _count(segments, entries[at : at + len(part)])
+        _uncount(segments, lbamap.assign(part, entries[at : at + len(part)]), lbamap.protected)
         yield []
 
 
@@ -106,24 +106,39 @@ def _fill(
         low, high = max(start, number << LEAF_SHIFT), min(stop, (number + 1) << LEAF_SHIFT)
         replaced = lbamap.fill(low, high, value)
         if len(replaced):
-            _count_many(segments, replaced, -1)
+            _uncount_many(segments, replaced, lbamap.protected)
     yield []
 
 
-def _count(segments: Segments, entries: Sequence[int], step: int) -> None:
-    """Count blocks in or out of their segments.
+def _count(segments: Segments, entries: Sequence[int]) -> None:
+    """Count blocks into their segments. Raises DamageError when the map names one that does not exist."""
+    if len(entries) >= _FEW:
+        for slot, blocks in _per_slot(np.array(entries, np.uint64)):
+            segments.count(slot, blocks)
+        return
+    for entry in entries:
+        segments.count(entry >> SLOT_SHIFT, 1)
 
-    Raises DamageError when the map names one that does not exist, or that is said to hold less.
+
+def _uncount(segments: Segments, entries: Sequence[int], protected: int) -> None:
+    """Count blocks out of their segments, except out of those that others may use (`LbaMap.protected`).
+
+    Raises DamageError when a segment does not exist, or is said to hold less.
     """
     if len(entries) >= _FEW:
-        _count_many(segments, np.array(entries, np.uint64), step)
+        _uncount_many(segments, np.array(entries, np.uint64), protected)
         return
     for entry in entries:
         if entry > LOST:
-            segments.count(entry >> SLOT_SHIFT, step)
+            segments.uncount(entry >> SLOT_SHIFT, 1, protected)
 
 
-def _count_many(segments: Segments, entries: Entries, step: int) -> None:
-    slots, counts = np.unique(entries[entries > LOST] >> np.uint64(SLOT_SHIFT), return_counts=True)
-    for slot, blocks in zip(slots.tolist(), counts.tolist(), strict=True):
-        segments.count(slot, step * blocks)
+def _uncount_many(segments: Segments, entries: Entries, protected: int) -> None:
+    for slot, blocks in _per_slot(entries[entries > LOST]):
+        segments.uncount(slot, blocks, protected)
+
+
+def _per_slot(entries: Entries) -> Iterator[tuple[int, int]]:
+    """(slot, how many) of some entries."""
+    slots, counts = np.unique(entries >> np.uint64(SLOT_SHIFT), return_counts=True)
+    return zip(slots.tolist(), counts.tolist(), strict=True)

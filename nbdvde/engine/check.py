@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbdvde.engine import keys
+from nbdvde.engine.catalogue import Member
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import (
     ALLOCATED_ZERO,
@@ -30,7 +31,7 @@ from nbdvde.engine.layout import (
 )
 from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
 from nbdvde.engine.reading import read_copy
-from nbdvde.engine.recovery import Loaded, Volume, load
+from nbdvde.engine.recovery import Loaded, load
 from nbdvde.engine.report import CheckError, CheckReport
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
@@ -83,7 +84,7 @@ class _Checker:
     def run(self, progress: Progress | None) -> CheckReport:
         """Verify what the anchors lead to."""
         self._progress = progress or self._progress
-        for volume in self._loaded.volumes.values():
+        for volume in self._loaded.catalogue:
             self._map(volume)
         for state in self._segments.states.values():
             self._index(state)
@@ -115,7 +116,7 @@ class _Checker:
             except NbdvdeError as error:
                 self._report(f"key area at byte {offset}", error.why)
 
-    def _map(self, volume: Volume) -> None:
+    def _map(self, volume: Member) -> None:
         mapped = 0
         for leaves in _batches(self._leaves(volume)):
             entries = np.concatenate([entries for _, entries in leaves])
@@ -125,7 +126,7 @@ class _Checker:
         if mapped != volume.map.mapped:
             self._report("catalogue", f"counts {volume.map.mapped} mapped blocks, the map has {mapped}", volume.name)
 
-    def _leaves(self, volume: Volume) -> Iterator[tuple[int, Entries]]:
+    def _leaves(self, volume: Member) -> Iterator[tuple[int, Entries]]:
         """Every leaf: those that replay changed from memory, the others from the image."""
         lbamap = volume.map
         for number, leaf in lbamap.leaves.items():
@@ -144,7 +145,7 @@ class _Checker:
             yield number, np.frombuffer(data, np.uint64)
 
     def _leaf_refs(
-        self, volume: Volume, level: int, index: int, ref: UnitRef | None, seen: set[tuple[int, int]]
+        self, volume: Member, level: int, index: int, ref: UnitRef | None, seen: set[tuple[int, int]]
     ) -> Iterator[tuple[int, UnitRef]]:  # fmt: skip
         """(number, where it lies) of every leaf below a node; `seen` has the nodes met before."""
         if ref is None:
@@ -169,7 +170,7 @@ class _Checker:
         for child in range(FANOUT):
             yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen)
 
-    def _report_foreign(self, volume: Volume, leaves: Batch) -> None:
+    def _report_foreign(self, volume: Member, leaves: Batch) -> None:
         """Say which of some leaves point at what is no extent."""
         for number, entries in leaves:
             for slot in np.unique(self._usage.foreign(entries) >> _SLOT).tolist():
@@ -223,7 +224,7 @@ class _Checker:
     def _locate(self, bad: list[int]) -> None:
         """Say which bytes of which disk the damaged extents hold."""
         wanted = np.array(bad, np.uint64)
-        for volume in self._loaded.volumes.values():
+        for volume in self._loaded.catalogue:
             for number, entries in self._leaves(volume):
                 hits = np.flatnonzero(np.isin(entries >> _UNIT, wanted) & (entries > LOST))
                 for run in np.split(hits, np.flatnonzero(np.diff(hits) != 1) + 1):

@@ -7,10 +7,11 @@ at what it wrote.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from nbdvde.disk import Buffer
 from nbdvde.engine.layout import (
     ALLOCATED_ZERO,
     BLOCK,
@@ -45,14 +46,13 @@ _PAGE = 4096
 
 @dataclass(slots=True)
 class VolumePlan:
-    """A volume at the cut: its map, and the leaves that changed since the last checkpoint."""
+    """A volume at the cut that changed since the last checkpoint: its map, and the leaves that did."""
 
-    volume: int
-    name: str
-    size: int
-    mapped: int
+    number: int
     map: LbaMap
     leaves: dict[int, Leaf]
+    protected: int
+    """Units in segments of a lower sequence may be in use by another volume, too."""
 
 
 @dataclass(slots=True)
@@ -62,6 +62,9 @@ class Plan:
     superblock: Superblock
     """What the new one repeats: identity, options, state."""
     log: LogPoint
+    catalogue: list[VolumeEntry]
+    """All volumes; those that changed have new roots yet to come."""
+    next_volume: int
     volumes: list[VolumePlan]
     indexes: dict[int, bytes]
     """Indexes to write, by slot."""
@@ -95,7 +98,7 @@ class Result:
     """What a checkpoint wrote."""
 
     superblock: Superblock
-    volumes: list[VolumeResult]
+    volumes: dict[int, VolumeResult]
     indexes: dict[int, tuple[UnitRef, int]]
     """Where indexes lie, and the sealed bytes of the fingerprints behind them."""
     garbage: Counter[int]
@@ -147,19 +150,27 @@ class _MetaWriter:
         self._state: State | None = None
         self._pending: list[bytes] = []
         self._written = 0
-        self._zeroes: tuple[UnitRef, State] | None = None
+        self._units: dict[Hashable, tuple[UnitRef, State]] = {}
+        """What may be referred to again."""
 
     def leaf(self, leaf: Leaf) -> UnitRef | None:
-        """Write a leaf, one of holes not at all; those of allocated zeroes share a unit."""
-        if leaf is not uniform_leaf(ALLOCATED_ZERO):
-            return None if is_hole(leaf) else self.put(Kind.LEAF, leaf.tobytes())
-        if self._zeroes is None:
-            ref = self.put(Kind.LEAF, leaf.tobytes())
-            assert self._state is not None, "a unit lies in a segment"
-            self._zeroes = ref, self._state
+        """Write a leaf, one of holes not at all; where one object stands for several, they share a unit."""
+        if leaf is uniform_leaf(HOLE) or (id(leaf) not in self._units and is_hole(leaf)):
+            return None
+        return self._once(id(leaf), Kind.LEAF, memoryview(leaf).cast("B"))
+
+    def node(self, level: int, index: int, data: bytes) -> UnitRef:
+        """Write a node; volumes that have the same in this place share a unit."""
+        return self._once((level, index, data), Kind.NODE, data)
+
+    def _once(self, key: Hashable, kind: int, data: Buffer) -> UnitRef:
+        if key in self._units:
+            ref, state = self._units[key]
+            state.live += 1
             return ref
-        ref, state = self._zeroes
-        state.live += 1
+        ref = self.put(kind, bytes(data))
+        assert self._state is not None, "a unit lies in a segment"
+        self._units[key] = ref, self._state
         return ref
 
     def index(self, index: bytes, prints: bytes) -> tuple[UnitRef, int]:
@@ -208,21 +219,24 @@ class _MetaWriter:
 def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     """Write and sync the checkpoint, then the superblock. Blocks; raises OSError and what `sync` raises."""
     writer = _MetaWriter(segments, plan.meta)
-    garbage = Counter(ref.slot for ref in plan.garbage)
-    volumes = [_write_volume(segments, writer, volume, garbage) for volume in plan.volumes]
+    garbage = _Garbage(segments)
+    for ref in plan.garbage:
+        garbage.add(ref, 0)
+    volumes = {volume.number: _write_volume(segments, writer, volume, garbage) for volume in plan.volumes}
     indexes = {slot: writer.index(data, plan.prints.get(slot, b"")) for slot, data in plan.indexes.items()}
-    garbage.update(old.slot for slot in indexes for old in plan.entries[slot].refs)
-    del garbage[LOST_SLOT]
+    for slot in indexes:
+        for old in plan.entries[slot].refs:
+            garbage.add(old, 0)
     writer.flush()
     tails = [tail for state in plan.meta if state.units and (tail := segments.shrink(state, state.used))]
     entries = [
-        _renewed(entry, indexes.get(slot, (entry.index, entry.prints)), garbage[slot])
+        _renewed(entry, indexes.get(slot, (entry.index, entry.prints)), garbage.units[slot])
         for slot, entry in plan.entries.items()
     ]
     entries += [state.entry() for state in plan.meta if state.units]
     catalogue = tuple(
-        VolumeEntry(v.volume, v.name, v.size, v.map.height, v.mapped, result.root)
-        for v, result in zip(plan.volumes, volumes, strict=True)
+        replace(entry, root=volumes[entry.volume].root) if entry.volume in volumes else entry
+        for entry in plan.catalogue
     )
     root_length = _write_root(segments, plan, entries, catalogue)
     if tail := segments.shrink(plan.root, plan.root.used):
@@ -230,10 +244,22 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     sync()
     superblock = replace(
         plan.superblock, root=plan.root.segment, root_length=root_length, log=plan.log,
-        disks=tuple((v.name, v.size) for v in plan.volumes),
+        disks=tuple((entry.name, entry.size) for entry in catalogue if not entry.parent),
     )  # fmt: skip
     written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
-    return Result(written, volumes, indexes, garbage, tails)
+    return Result(written, volumes, indexes, garbage.units, tails)
+
+
+class _Garbage:
+    """Units that a checkpoint replaces, by slot; without those that another volume may use."""
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        self.units: Counter[int] = Counter()
+
+    def add(self, ref: UnitRef | None, protected: int) -> None:
+        if ref is not None and ref.slot != LOST_SLOT and self._segments.find(ref.slot).born >= protected:
+            self.units[ref.slot] += 1
 
 
 def _renewed(entry: TableEntry, index: tuple[UnitRef | None, int], garbage: int) -> TableEntry:
@@ -255,37 +281,36 @@ def write_superblocks(
 
 
 def _write_volume(
-    segments: Segments, writer: _MetaWriter, volume: VolumePlan, garbage: Counter[int]
+    segments: Segments, writer: _MetaWriter, volume: VolumePlan, garbage: _Garbage
 ) -> VolumeResult:  # fmt: skip
     result = VolumeResult(volume.map.root, {}, {})
     for number, leaf in volume.leaves.items():
-        if old := _with_nodes(segments, volume.map, lambda: volume.map.leaf_ref(number)):  # noqa: B023 - called at once
-            garbage[old.slot] += 1
+        old = _with_nodes(segments, volume.map, lambda: volume.map.leaf_ref(number))  # noqa: B023 - called at once
+        garbage.add(old, volume.protected)
         result.leaves[number] = writer.leaf(leaf)
     if not result.leaves:
         return result
     refs = result.leaves
     for level in range(1, volume.map.height + 1):
-        refs = _write_level(segments, writer, volume.map, level, refs, result, garbage)
+        refs = _write_level(segments, writer, volume, level, refs, result, garbage)
     result.root = refs[0]
     return result
 
 
 def _write_level(
-    segments: Segments, writer: _MetaWriter, lbamap: LbaMap, level: int, refs: dict[int, UnitRef | None],
-    result: VolumeResult, garbage: Counter[int],
+    segments: Segments, writer: _MetaWriter, volume: VolumePlan, level: int, refs: dict[int, UnitRef | None],
+    result: VolumeResult, garbage: _Garbage,
 ) -> dict[int, UnitRef | None]:  # fmt: skip
     """Copy the nodes above changed children, and write the copies; answers their references."""
     above: dict[int, UnitRef | None] = {}
     equal: dict[bytes, Node] = {}
     for index, children in _by_parent(refs):
-        node, old = _with_nodes(segments, lbamap, lambda: lbamap.node_copy(level, index))  # noqa: B023 - called at once
+        node, old = _with_nodes(segments, volume.map, lambda: volume.map.node_copy(level, index))  # noqa: B023 - at once
         for child, ref in children:
             node.set(child, ref)
-        if old is not None:
-            garbage[old.slot] += 1
+        garbage.add(old, volume.protected)
         data = bytes(node.data)
-        above[index] = None if node.is_empty() else writer.put(Kind.NODE, data)
+        above[index] = None if node.is_empty() else writer.node(level, index, data)
         result.nodes[level, index] = equal.setdefault(data, node)
     return above
 
@@ -312,7 +337,7 @@ def _write_root(segments: Segments, plan: Plan, entries: list[TableEntry], catal
     for number, start in enumerate(range(0, len(entries), _TABLE_ENTRIES), 1):
         raw = b"".join(entry.pack() for entry in entries[start : start + _TABLE_ENTRIES])
         tables.append(sealer.seal(number, Kind.TABLE, deflate(raw)))
-    root = Root(catalogue, tuple(map(len, tables)), plan.next_sequence, plan.statistics)
+    root = Root(catalogue, tuple(map(len, tables)), plan.next_sequence, plan.statistics, plan.next_volume)
     first = sealer.seal(0, Kind.ROOT, deflate(root.pack()))
     segments.storage.write(plan.root.segment.offset, [first, *tables])
     plan.root.used = len(first) + sum(map(len, tables))

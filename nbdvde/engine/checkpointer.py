@@ -3,18 +3,18 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import trio
 
 from nbdvde import workers
+from nbdvde.engine.catalogue import Catalogue
 from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
 from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
 from nbdvde.engine.segments import Segments, State
-from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import NoSpaceError
 
@@ -28,14 +28,14 @@ class Checkpointer:
     """Writes checkpoints of an open image."""
 
     def __init__(
-        self, segments: Segments, superblock: Superblock, mac_key: bytes, volumes: Sequence[Volume],
+        self, segments: Segments, superblock: Superblock, mac_key: bytes, catalogue: Catalogue,
         statistics: Callable[[], tuple[int, ...]], forget: Callable[[set[int]], None], log_bytes: int,
     ) -> None:  # fmt: skip
         """`forget` is called with slots before they are used again; `log_bytes` of log make a checkpoint due."""
         self.superblock = superblock
         self.lock = trio.Lock()
         """While it is held, no segment is freed."""
-        self._segments, self._mac_key, self._volumes = segments, mac_key, volumes
+        self._segments, self._mac_key, self._catalogue = segments, mac_key, catalogue
         self._statistics, self._forget, self._log_bytes = statistics, forget, log_bytes
         self._root: Segment = superblock.root
         self._count = 0
@@ -50,7 +50,7 @@ class Checkpointer:
         """Whether the log or the changed part of the maps has grown enough."""
         if self.lock.locked():
             return False
-        dirty = max(len(volume.map.dirty) for volume in self._volumes)
+        dirty = max((len(member.map.dirty) for member in self._catalogue.disks()), default=0)
         return writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX
 
     def can_reclaim(self) -> bool:
@@ -96,7 +96,8 @@ class Checkpointer:
         if state == STATE_CLEAN:
             point = LogPoint(empty_segment(), 0, 0, point.sequence, point.chain)
         states = {slot: s for slot, s in self._segments.states.items() if s.linked}
-        volumes = [VolumePlan(v.number, v.name, v.size, v.map.mapped, v.map, v.map.freeze()) for v in self._volumes]
+        changed = [member for member in self._catalogue if member.map.dirty]
+        volumes = [VolumePlan(m.number, m.map, m.map.freeze(), m.map.protected) for m in changed]
         indexes = {
             slot: s.index.tobytes()
             for slot, s in states.items()
@@ -105,9 +106,13 @@ class Checkpointer:
         prints = {slot: bytes(states[slot].prints) for slot in indexes}
         entries = {slot: s.entry() for slot, s in states.items()}
         meta, root = self._place(volumes, indexes, prints, len(entries))
+        for volume in volumes:
+            if not volume.map.shared.isdisjoint(volume.leaves):  # their units will have several owners
+                volume.map.protected = self._segments.next_sequence
+        catalogue = [member.entry() for member in self._catalogue]
         return Plan(
-            replace(self.superblock, state=state), point, volumes, indexes, prints, entries,
-            self._segments.next_sequence, self._statistics(), meta, root, [], both,
+            replace(self.superblock, state=state), point, catalogue, self._catalogue.next_number, volumes, indexes,
+            prints, entries, self._segments.next_sequence, self._statistics(), meta, root, [], both,
         )  # fmt: skip
 
     def _place(
@@ -119,10 +124,13 @@ class Checkpointer:
         try:
             for size in meta_sizes(volumes, indexes, prints, segments.segment_bytes):
                 meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
-            return meta, segments.new_root(root_bytes(listed + len(meta), len(volumes)), os.urandom(32))
+            return meta, segments.new_root(self._root_bytes(listed + len(meta)), os.urandom(32))
         except NoSpaceError:
             self._undo(volumes, meta)
             raise
+
+    def _root_bytes(self, listed: int) -> int:
+        return root_bytes(listed, len(self._catalogue.members))
 
     def _leave_out_dead(self, plan: Plan) -> list[State]:
         """Leave segments out of the checkpoint in which nothing lives."""
@@ -154,8 +162,10 @@ class Checkpointer:
     def _install(self, plan: Plan, result: Result, removed: list[State]) -> None:
         """Take over what a durable checkpoint wrote."""
         segments = self._segments
-        for volume, written in zip(plan.volumes, result.volumes, strict=True):
+        for volume in plan.volumes:
+            written = result.volumes[volume.number]
             volume.map.thaw(written.root, written.nodes)
+        self._catalogue.forget_snapshots(volume.number for volume in plan.volumes)
         for slot, (ref, prints) in result.indexes.items():
             state = segments.states[slot]
             state.index_ref, state.prints_bytes = ref, prints

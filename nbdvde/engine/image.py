@@ -23,8 +23,9 @@ from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
 from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo
 from nbdvde.engine.volume import Volume
+from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
-from nbdvde.errors import NbdvdeError, RefusedError, UsageError
+from nbdvde.errors import NbdvdeError, RefusedError
 
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
@@ -45,15 +46,11 @@ class Image:
         reader = Reader(self.segments, self.cache)
         self._background = Background(self._failed)
         self._writer: Writer | None = None
-        self.volumes: list[Volume] = []
         self._checkpointer = Checkpointer(
-            self.segments, loaded.superblock, loaded.keyring.superblock_key(), self.volumes,
+            self.segments, loaded.superblock, loaded.keyring.superblock_key(), loaded.catalogue,
             lambda: tuple(self.statistics.values()), self.cache.drop_slots, checkpoint_bytes,
         )  # fmt: skip
-        self.volumes += [
-            Volume(v.volume, v.name, v.size, v.map, reader, self.segments, self._checkpointer.reading, read_only)
-            for v in loaded.volumes.values()
-        ]
+        self.volumes = Volumes(loaded.catalogue, self.segments, reader, self._checkpointer, read_only=read_only)
         self._closed = False
 
     # Life
@@ -74,7 +71,7 @@ class Image:
         self._writer = writer = Writer(
             self.segments,
             log,
-            self.volumes,
+            self.volumes.disks,
             self._background,
             self._buffer_bytes,
             self._maybe_checkpoint,
@@ -82,8 +79,7 @@ class Image:
             lambda: self._checkpointer.keep_up(writer),
         )
         await self._checkpointer.run(writer, STATE_OPEN, both=True)
-        for volume in self.volumes:
-            volume.writer = writer
+        self.volumes.attach(writer)
 
     async def close(self) -> None:
         """Flush, checkpoint, and mark the image clean. Raises what kept that from happening."""
@@ -100,8 +96,7 @@ class Image:
     async def _stop(self, writer: Writer) -> None:
         await self._background.finish()
         await writer.flush()
-        for volume in self.volumes:
-            volume.writer = None
+        self.volumes.attach(None)
         log = writer.log
         while log.ready:
             self.segments.abandon(log.ready.pop())
@@ -145,14 +140,11 @@ class Image:
     @property
     def disks(self) -> list[str]:
         """Names of the disks."""
-        return [volume.name for volume in self.volumes]
+        return [disk.name for disk in self.volumes.disks]
 
     def disk(self, name: str | None = None) -> Volume:
-        """A disk by name, the first one without. Raises UsageError."""
-        for volume in self.volumes:
-            if name in (None, volume.name):
-                return volume
-        raise UsageError(f"disk {name}", "does not exist in this image", f"it has {', '.join(self.disks)}")
+        """A disk by name, a snapshot by DISK@NAME, the first disk without. Raises UsageError."""
+        return self.volumes.get(name)
 
     async def flush(self) -> None:
         """Make everything accepted so far durable. Raises PoisonedError."""
@@ -231,8 +223,12 @@ class Image:
         """What there is to know of the image."""
         used = len(self.key_area.slots()) if self.encrypted else 0
         info = clear_info(self.superblock, self.path, file_bytes(self.path), used)
-        disks = [DiskInfo(v.name, v.size, v.map.mapped * BLOCK, self.stored_bytes) for v in self.volumes]
+        disks = [self._described(disk) for disk in self.volumes.disks]
         return msgspec.structs.replace(info, disks=disks, statistics=self._described_statistics())
+
+    def _described(self, disk: Volume) -> DiskInfo:
+        snapshots = [member.name for member in self.volumes if member.parent == disk.number]
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, snapshots)
 
     def _described_statistics(self) -> dict[str, int | float]:
         counters: dict[str, int | float] = {**self.statistics}

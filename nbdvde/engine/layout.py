@@ -4,6 +4,7 @@ Integers are little-endian. Offsets called `position` count from the start of a 
 the start of the file. Parsers check what can be checked without context and raise `DamageError`.
 """
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -34,6 +35,8 @@ FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
 read decompresses a quarter (docs/decisions/0004-extent-size.md)."""
 MAX_DISK_BYTES = (1 << 63) - 512
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""Of a disk or a snapshot."""
 COMPRESSION_MAX = 22
 """zstd levels go from 1 to here; 0 is none."""
 
@@ -142,7 +145,7 @@ class TableEntry:
     units: int
     """Units numbered."""
     live: int
-    """References of the maps to its blocks (log) or units (metadata): at 0 the segment is freed."""
+    """References of the maps to its blocks (log) or units (metadata) at most: at 0 the segment is freed."""
     kind: int
     prints: int = 0
     """Sealed bytes of the fingerprints, the unit directly behind the index; 0 for none."""
@@ -321,8 +324,45 @@ class GroupHeader:
         return cls(*_HEADER.unpack(data))
 
 
+class Action:
+    """What an operation does to the catalogue."""
+
+    CREATE, SNAPSHOT, CLONE, DELETE, ROLLBACK, RESIZE = range(1, 7)
+
+
+_OPERATION = struct.Struct("<B7xIIQQB64s7x")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A change of the catalogue, logged as a transaction of its own."""
+
+    action: int
+    number: int
+    """The volume that is made or changed."""
+    source: int = 0
+    """The volume that is copied: of SNAPSHOT, CLONE and ROLLBACK."""
+    size: int = 0
+    """In bytes: of CREATE and RESIZE."""
+    time_ns: int = 0
+    """When it was made, since 1970 UTC."""
+    name: str = ""
+    """Of what is made."""
+
+    SIZE = _OPERATION.size
+
+    def pack(self) -> bytes:
+        raw = self.name.encode("ascii")
+        return _OPERATION.pack(self.action, self.number, self.source, self.size, self.time_ns, len(raw), raw)
+
+    @classmethod
+    def unpack(cls, data: bytes, offset: int = 0) -> Self:
+        action, number, source, size, time_ns, length, raw = _fields(_OPERATION, data, offset)
+        return cls(action, number, source, size, time_ns, _text(raw[:length]))
+
+
 _RECORD = struct.Struct("<QQIIIIII32s")
-FLAG_FINAL = 1
+FLAG_FINAL, FLAG_OPERATION = 1, 2
 EXTENT_ITEM = struct.Struct("<II")
 ZERO_ITEM = struct.Struct("<QQ")
 RUN_ITEM = struct.Struct("<QQ")
@@ -350,10 +390,13 @@ class Record:
     """(first block, blocks): where the blocks of the extents, taken in order, belong."""
     references: tuple[tuple[int, int, int], ...] = ()
     """(first block, first map entry, blocks): what becomes a duplicate of blocks stored before."""
+    operation: Operation | None = None
+    """A change of the catalogue; such a record has nothing else."""
 
     def pack(self) -> bytes:
+        flags = (FLAG_FINAL if self.final else 0) | (FLAG_OPERATION if self.operation else 0)
         head = _RECORD.pack(
-            self.sequence, self.epoch, self.volume, FLAG_FINAL if self.final else 0,
+            self.sequence, self.epoch, self.volume, flags,
             len(self.extents), len(self.zeroes), len(self.runs), len(self.references), self.previous,
         )  # fmt: skip
         parts = [head]
@@ -361,6 +404,8 @@ class Record:
         parts += [ZERO_ITEM.pack(start, count | (ALLOCATED_BIT if kept else 0)) for start, count, kept in self.zeroes]
         parts += [RUN_ITEM.pack(*item) for item in self.runs]
         parts += [REFERENCE_ITEM.pack(*item, 0) for item in self.references]
+        if self.operation:
+            parts.append(self.operation.pack())
         return b"".join(parts)
 
     @staticmethod
@@ -387,6 +432,7 @@ class Record:
             ),
             tuple(RUN_ITEM.iter_unpack(data[zero_end:run_end])),
             tuple((start, entry, count) for start, entry, count, _ in REFERENCE_ITEM.iter_unpack(data[run_end:end])),
+            Operation.unpack(data, end) if flags & FLAG_OPERATION else None,
         )  # fmt: skip
 
 
@@ -447,7 +493,9 @@ def pack_entry(slot: int, unit: int, block: int) -> int:
 
 
 _ROOT = struct.Struct("<IIIIQQ16Q")
-_VOLUME = struct.Struct("<IIQQ16sB65s6x")
+_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQ24x")
+_VOLUME_BYTES_FIRST = 112
+"""Bytes of a volume entry in images from before there were snapshots: the rest of it is zero."""
 STATISTICS = (
     "extents_sealed", "extents_compressed", "blocks_zero", "bytes_in", "bytes_stored", "seal_ns", "commits",
 )  # fmt: skip
@@ -456,7 +504,7 @@ STATISTICS = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeEntry:
-    """A disk in the catalogue: identity, size, height and root of its map, mapped blocks."""
+    """A volume in the catalogue: identity, size, height and root of its map, mapped blocks, and where it comes from."""
 
     volume: int
     name: str
@@ -464,18 +512,27 @@ class VolumeEntry:
     height: int
     mapped: int
     root: UnitRef | None
+    parent: int = 0
+    """Number of the disk that this is a snapshot of; 0 for a disk."""
+    created_ns: int = 0
+    protected: int = 0
+    """What segments of a lower sequence hold may be in use by another volume, too."""
 
     SIZE = _VOLUME.size
 
     def pack(self) -> bytes:
         raw = self.name.encode("ascii")
         root = self.root.pack() if self.root else NO_REF
-        return _VOLUME.pack(self.volume, self.height, self.size, self.mapped, root, len(raw), raw)
+        return _VOLUME.pack(
+            self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, 0, self.created_ns,
+            self.protected,
+        )  # fmt: skip
 
     @classmethod
-    def unpack(cls, data: bytes, offset: int) -> Self:
-        volume, height, size, mapped, root, length, raw = _fields(_VOLUME, data, offset)
-        return cls(volume, _text(raw[:length]), size, height, mapped, UnitRef.unpack(root))
+    def unpack(cls, data: bytes, offset: int = 0) -> Self:
+        volume, height, size, mapped, root, length, raw, parent, _, created, protected = _fields(_VOLUME, data, offset)
+        name, ref = _text(raw[:length]), UnitRef.unpack(root)
+        return cls(volume, name, size, height, mapped, ref, parent, created, protected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,23 +545,30 @@ class Root:
     next_sequence: int
     """Segment sequence numbers from here on are unused."""
     statistics: tuple[int, ...]
+    next_volume: int = 0
+    """Volume numbers from here on are unused."""
 
     def pack(self) -> bytes:
         counters = (*self.statistics, *(0 for _ in range(16 - len(self.statistics))))
-        head = _ROOT.pack(len(self.volumes), len(self.tables), 0, 0, self.next_sequence, 0, *counters)
+        head = _ROOT.pack(
+            len(self.volumes), len(self.tables), VolumeEntry.SIZE, 0, self.next_sequence, self.next_volume, *counters
+        )
         return b"".join(
             [head, *(v.pack() for v in self.volumes), *(length.to_bytes(4, "little") for length in self.tables)]
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        volumes, tables, _, _, next_sequence, _, *counters = _fields(_ROOT, data)
-        at = _ROOT.size + volumes * VolumeEntry.SIZE
+        volumes, tables, entry_bytes, _, next_sequence, next_volume, *counters = _fields(_ROOT, data)
+        entry_bytes = entry_bytes or _VOLUME_BYTES_FIRST
+        at = _ROOT.size + volumes * entry_bytes
         if at + tables * 4 > len(data):
             raise DamageError("root", "is shorter than its tables", "run nbdvde check")
+        entries = (data[start : start + entry_bytes] for start in range(_ROOT.size, at, entry_bytes))
         return cls(
-            tuple(VolumeEntry.unpack(data, _ROOT.size + i * VolumeEntry.SIZE) for i in range(volumes)),
+            tuple(VolumeEntry.unpack(entry.ljust(VolumeEntry.SIZE, b"\0")) for entry in entries),
             struct.unpack_from(f"<{tables}I", data, at),
             next_sequence,
             tuple(counters[: len(STATISTICS)]),
+            next_volume,
         )

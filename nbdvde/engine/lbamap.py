@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -46,6 +46,8 @@ _ZEROES_BYTES = _ZEROES.tobytes()
 LOST_LEAF = LOST.to_bytes(8, "little") * LEAF_BLOCKS
 LOST_NODE = UnitRef(LOST_SLOT, 0, 0, 1).pack() * FANOUT
 """What stands for a damaged leaf or node: reading below it is an error until it is written over."""
+UNWRITTEN = UnitRef(LOST_SLOT, 1, 0, 1)
+"""Reference to a node that no checkpoint has written yet."""
 
 
 def uniform_leaf(value: int) -> Leaf:
@@ -99,16 +101,64 @@ class LbaMap:
     them. Changing a frozen leaf (one that a checkpoint is writing) replaces it by a copy.
     """
 
-    def __init__(self, blocks: int, root: UnitRef | None = None, mapped: int = 0) -> None:
+    def __init__(
+        self, blocks: int, root: UnitRef | None = None, mapped: int = 0, *, height: int = 0, protected: int = 0
+    ) -> None:
         self.blocks = blocks
-        self.height = height_for(blocks)
+        self.height = max(height, height_for(blocks))
         self.root = root
         self.mapped = mapped
         """Blocks with an extent behind them; more than there are once some were lost."""
         self.leaves: dict[int, Leaf] = {}
         self.dirty: set[int] = set()
         self.frozen: set[int] = set()
+        self.shared: set[int] = set()
+        """Leaves in memory that are the same objects in a fork: a change replaces them by a copy."""
+        self.protected = protected
+        """What segments of a lower sequence hold may be in use by another volume, too: it is not counted down."""
         self._nodes: dict[tuple[int, int], Node] = {}
+        self._forks: list[LbaMap] = []
+        """Maps that were forked off while a checkpoint was writing this one."""
+
+    # Copies
+
+    def fork(self, sequence: int) -> LbaMap:
+        """Another map of the same contents; both may change from now on. Segments from `sequence` on are not used yet.
+
+        O(changed leaves + nodes in memory), whatever the size.
+        """
+        other = LbaMap(self.blocks, self.root, self.mapped, height=self.height, protected=sequence)
+        self.protected = sequence
+        unwritten = self.dirty | self.frozen
+        other.leaves = {number: self.leaves[number] for number in unwritten}
+        other.dirty, other.frozen = set(self.dirty), set(self.frozen)
+        other.shared = unwritten
+        self.shared |= unwritten
+        other._nodes = dict(self._nodes)
+        if self.frozen:
+            self._forks.append(other)
+        return other
+
+    def forget(self) -> None:
+        """Have nothing in memory that the image has as well."""
+        self.bound(0)
+        if not self.dirty and not self.frozen:
+            self._nodes.clear()
+
+    def resize(self, blocks: int) -> None:
+        """Map so many blocks; what lies beyond holds nothing. No checkpoint is being written, and leaf 0 is dirty.
+
+        A taller tree begins with a node in memory only, above the root: for the sake of leaf 0 it will be written.
+        """
+        assert not self.frozen, "no checkpoint is being written"
+        self.blocks = blocks
+        while self.height < height_for(blocks):
+            self.height += 1
+            if self.root is not None:
+                node = Node()
+                node.set(0, self.root)
+                self._nodes[self.height, 0] = node
+                self.root = UNWRITTEN
 
     def lookup(self, block: int) -> int | None:
         """Entry of a block, or None when its leaf is not in memory."""
@@ -155,11 +205,17 @@ class LbaMap:
         clean = [n for n in self.leaves if n not in self.dirty and n not in self.frozen]
         for number in clean[: len(clean) - limit * 7 // 8]:
             del self.leaves[number]
+            self.shared.discard(number)
+
+    def touch(self, number: int) -> None:
+        """Have a leaf in memory written by the next checkpoint, though nothing of it changes."""
+        self._writable(number)
 
     def _writable(self, number: int) -> Leaf:
         leaf = self.leaves[number]
-        if number in self.frozen or leaf is _HOLES or leaf is _ZEROES:
+        if number in self.frozen or number in self.shared or leaf is _HOLES or leaf is _ZEROES:
             self.frozen.discard(number)
+            self.shared.discard(number)
             leaf = self.leaves[number] = leaf[:]
         self.dirty.add(number)
         return leaf
@@ -216,6 +272,7 @@ class LbaMap:
     def _replace(self, number: int, leaf: Leaf) -> None:
         self.leaves[number] = leaf
         self.frozen.discard(number)
+        self.shared.discard(number)
         self.dirty.add(number)
 
     def stored_leaves(self, first: int, last: int, limit: int) -> list[int]:
@@ -251,15 +308,21 @@ class LbaMap:
         return taken
 
     def thaw(self, root: UnitRef | None, nodes: dict[tuple[int, int], Node]) -> None:
-        """The frozen leaves are in the image, under these new nodes."""
+        """The frozen leaves are in the image, under these new nodes; so they are for the forks made meanwhile."""
         self.frozen = set()
         self.root = root
         self._nodes.update(nodes)
+        for fork in self._forks:
+            fork.thaw(root, nodes)
+        self._forks = []
 
-    def unfreeze(self, taken: Iterable[int]) -> None:
+    def unfreeze(self, taken: Collection[int]) -> None:
         """The checkpoint failed: what it took is dirty again."""
         self.dirty.update(taken)
         self.frozen = set()
+        for fork in self._forks:
+            fork.unfreeze(taken)
+        self._forks = []
 
 
 def is_hole(leaf: Leaf) -> bool:

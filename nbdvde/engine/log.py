@@ -30,6 +30,7 @@ from nbdvde.engine.layout import (
     Kind,
     Link,
     LogPoint,
+    Operation,
     Record,
     pack_entry,
     pack_index,
@@ -159,6 +160,13 @@ class LogWriter:
         self.counters.seal_ns += time.monotonic_ns() - begun
         return Change(zero_ranges, kept, entries)
 
+    def operate(self, operation: Operation) -> None:
+        """Append a change of the catalogue as a transaction of its own, and make everything appended durable."""
+        self._refuse_if_poisoned()
+        self._writing = True
+        self._group(operation.number, Generation(), (), (), final=True, operation=operation)
+        self.sync()
+
     def _parts(
         self, blocks: Sequence[int], zeroes: Sequence[tuple[int, int, bool]]
     ) -> Iterator[tuple[Sequence[int], Sequence[tuple[int, int, bool]]]]:
@@ -170,7 +178,7 @@ class LogWriter:
 
     def _group(
         self, volume: int, written: Generation, blocks: Sequence[int], zeroes: Sequence[tuple[int, int, bool]],
-        *, final: bool,
+        *, final: bool, operation: Operation | None = None,
     ) -> list[int]:  # fmt: skip
         """Seal and write one group; answers the map entries of its blocks."""
         size = self._extent_blocks
@@ -184,7 +192,7 @@ class LogWriter:
         record = Record(
             self._sequence, self._epoch, volume, final, self._chain,
             tuple((len(sealed), len(chunk)) for sealed, chunk in zip(extents, chunks, strict=True)),
-            tuple(zeroes), tuple(runs_of(blocks)),
+            tuple(zeroes), tuple(runs_of(blocks)), (), operation,
         ).pack()  # fmt: skip
         payload = sum(map(len, extents))
         unpadded = HEADER_BYTES + len(record) + TAG_BYTES + payload

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
-from nbdvde.engine.changes import Loads, applying
+from nbdvde.engine.catalogue import Catalogue, Member
+from nbdvde.engine.changes import Loads, applying, loading
 from nbdvde.engine.layout import (
     BLOCK,
     COMPRESSION_MAX,
@@ -21,14 +22,16 @@ from nbdvde.engine.layout import (
     STATE_CLEAN,
     STATISTICS,
     SUPERBLOCKS,
+    Action,
     Kind,
+    Operation,
     Root,
     Segment,
     Superblock,
     TableEntry,
     VolumeEntry,
 )
-from nbdvde.engine.lbamap import FANOUT, LbaMap
+from nbdvde.engine.lbamap import FANOUT, LbaMap, height_for
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
@@ -41,18 +44,9 @@ from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, ImageError, KeyFailure, UnreadableError
 
 _NO_LIMIT = 1 << 63
+HEIGHT_MAX = height_for(MAX_DISK_BYTES // BLOCK + 1)
 _ZEROED_LEAVES = 4 * ZEROED_LEAVES_MAX
 """Leaves that a log can zero where nothing is stored: since two checkpoints, and some to spare."""
-
-
-@dataclass(slots=True)
-class Volume:
-    """A disk of the image as the catalogue has it."""
-
-    volume: int
-    name: str
-    size: int
-    map: LbaMap
 
 
 @dataclass(slots=True)
@@ -63,7 +57,7 @@ class Loaded:
     superblock: Superblock
     keyring: Keyring
     segments: Segments
-    volumes: dict[int, Volume]
+    catalogue: Catalogue
     statistics: tuple[int, ...]
     sequence: int
     """Of the next log record."""
@@ -158,11 +152,11 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
         segments.adopt(entry)
     segments.reserve(superblock.root)
     segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
-    volumes = {entry.volume: _volume(entry) for entry in root.volumes}
+    catalogue = Catalogue(map(_member, root.volumes), root.next_volume)
     _check_length(storage, space.end)
     segments.finish_adopting()
     return Loaded(
-        storage, superblock, keyring, segments, volumes, root.statistics[: len(STATISTICS)],
+        storage, superblock, keyring, segments, catalogue, root.statistics[: len(STATISTICS)],
         superblock.log.sequence, superblock.log.chain, 1 + len(root.tables),
     )  # fmt: skip
 
@@ -203,14 +197,15 @@ def _table(storage: Storage, offset: int, sealer: Sealer, lengths: Sequence[int]
         offset += length
 
 
-def _volume(entry: VolumeEntry) -> Volume:
+def _member(entry: VolumeEntry) -> Member:
     if not 0 < entry.size <= MAX_DISK_BYTES:
         raise DamageError("catalogue", f"disk {entry.name} has an impossible size", "run nbdvde check")
     blocks = -(-entry.size // BLOCK)
-    lbamap = LbaMap(blocks, entry.root, min(entry.mapped, blocks))
-    if entry.height != lbamap.height:
+    if not height_for(blocks) <= entry.height <= HEIGHT_MAX:
         raise DamageError("catalogue", f"disk {entry.name} has a map of the wrong height", "run nbdvde check")
-    return Volume(entry.volume, entry.name, entry.size, lbamap)
+    mapped = min(entry.mapped, blocks)
+    lbamap = LbaMap(blocks, entry.root, mapped, height=entry.height, protected=entry.protected)
+    return Member(entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns)
 
 
 def _replay(
@@ -221,21 +216,33 @@ def _replay(
     Damage to a map of the class `refuse` ends it.
     """
     metadata = sum(state.units for state in loaded.segments.states.values() if state.kind == KIND_META)
-    loaded_before = sum(len(volume.map.leaves) for volume in loaded.volumes.values())
+    loaded_before = sum(len(member.map.leaves) for member in loaded.catalogue)
     leaves = _ZEROED_LEAVES + metadata * FANOUT + loaded_before
     replay = Replay(loaded.segments, superblock.log, superblock.epoch, stop)
-    for number, changes in replay.transactions():
-        volume = loaded.volumes.get(number)
-        if volume is None:
-            raise DamageError("log record", f"changes volume {number}, which does not exist", "run nbdvde check")
-        for change in changes:
-            _check_bounds(volume, change)
+    for transaction in replay.transactions():
+        if transaction.operation:
+            _operate(loaded, transaction.operation)
+            continue
+        member = loaded.catalogue.members.get(transaction.volume)
+        if member is None or member.parent:
+            why = f"changes volume {transaction.volume}, which is no disk"
+            raise DamageError("log record", why, "run nbdvde check")
+        for change in transaction.changes:
+            _check_bounds(member, change)
             leaves += len(change.blocks)
-            loads = _bounded(applying(loaded.segments, volume.map, change), volume.map, leaves)
-            drive_blocking(loads, loaded.segments, volume.map, losing(volume.name, loaded.tell, refuse))
+            loads = _bounded(applying(loaded.segments, member.map, change), member.map, leaves)
+            drive_blocking(loads, loaded.segments, member.map, losing(member.name, loaded.tell, refuse))
     loaded.sequence, loaded.chain = replay.sequence, replay.chain
     loaded.units_verified += replay.units_verified
     loaded.segments.finish_adopting()
+
+
+def _operate(loaded: Loaded, operation: Operation) -> None:
+    member = loaded.catalogue.members.get(operation.number)
+    if member and operation.action == Action.RESIZE:
+        drive_blocking(loading(member.map, (0,)), loaded.segments, member.map)
+        member.map.touch(0)
+    loaded.catalogue.apply(operation, loaded.segments.next_sequence)
 
 
 def _bounded(loads: Loads, lbamap: LbaMap, leaves: int) -> Loads:
@@ -246,7 +253,7 @@ def _bounded(loads: Loads, lbamap: LbaMap, leaves: int) -> Loads:
         yield batch
 
 
-def _check_bounds(volume: Volume, change: Change) -> None:
+def _check_bounds(volume: Member, change: Change) -> None:
     last = max(change.blocks, default=0)
     last = max(last, *(start + count - 1 for start, count, _ in change.zeroes), 0)
     if last >= volume.map.blocks:

@@ -26,6 +26,7 @@ from nbdvde.engine.layout import (
     Kind,
     Link,
     LogPoint,
+    Operation,
     Record,
     TableEntry,
     pack_entry,
@@ -43,6 +44,15 @@ class Group:
 
     record: Record
     change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What the log does at once: changes of the map of a volume, in order, or an operation on the catalogue."""
+
+    volume: int
+    changes: list[Change]
+    operation: Operation | None
 
 
 class Replay:
@@ -65,13 +75,13 @@ class Replay:
         """Hash of the last accepted record."""
         return self._chain
 
-    def transactions(self) -> Iterator[tuple[int, list[Change]]]:
-        """(volume, changes in order) of each whole transaction. What is left of one that was cut has no effect."""
+    def transactions(self) -> Iterator[Transaction]:
+        """Each whole transaction. What is left of one that was cut has no effect."""
         parts: list[Group] = []
         for group in self._groups():
             parts.append(group)
             if group.record.final:
-                yield group.record.volume, [part.change for part in parts]
+                yield Transaction(group.record.volume, [part.change for part in parts], group.record.operation)
                 parts = []
 
     def _enter(self, point: LogPoint) -> State:

@@ -41,12 +41,14 @@ class State:
     """One segment in use."""
 
     __slots__ = (
-        "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes", "sealer", "segment",
-        "units", "used", "victim",
+        "born", "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes", "sealer",
+        "segment", "units", "used", "victim",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, kind: int, sealer: Sealer) -> None:
         self.segment, self.kind, self.sealer = segment, kind, sealer
+        self.born = segment.sequence
+        """Sequence of the segment in which its units were first written."""
         self.linked = kind == KIND_META
         """Whether the log, or a checkpoint, has come to it; a segment that waits to be used is in no table."""
         self.used = 0
@@ -59,7 +61,7 @@ class State:
         self.indexed = 0
         """Units that the index unit in the image covers."""
         self.live = 0
-        """References of the maps to its blocks (log) or units (metadata): at 0 the segment is freed."""
+        """References of the maps to its blocks (log) or units (metadata) at most: at 0 the segment is freed."""
         self.prints = bytearray()
         """Fingerprints of the blocks, in the order of the units, until a checkpoint has stored them."""
         self.prints_bytes = 0
@@ -183,9 +185,18 @@ class Segments:
         raise DamageError("map", f"points at segment slot {slot}, which is not in use", "run nbdvde check")
 
     def count(self, slot: int, step: int) -> None:
-        """Change how much of a segment is in use. Raises DamageError when that gets less than nothing."""
+        """More of a segment is in use."""
+        self.find(slot).live += step
+
+    def uncount(self, slot: int, step: int, protected: int) -> None:
+        """Less of a segment is in use, unless it is older than the segments from sequence `protected` on.
+
+        Raises DamageError when less than nothing is left.
+        """
         state = self.find(slot)
-        state.live += step
+        if state.born < protected:
+            return
+        state.live -= step
         if state.live < 0:
             raise DamageError("segment table", f"counts less in use in slot {slot} than there is", "run nbdvde check")
 

@@ -1,8 +1,8 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -283,25 +283,24 @@ class Volume(Disk):
             stop = self.map.blocks
         for start, end in unaligned_parts(offset, length, first, stop):
             await self.write(start, memoryview(bytes(end - start)))
-        step = _ZERO_BLOCKS if allocate else max(_ZERO_BLOCKS, -(-(stop - first) // _TRIM_PIECES))
-        for start in range(first, stop, step):
+        for start, end in _zero_pieces(first, stop, allocate=allocate):
             if start > first:
                 await self._writable().settle()
-            await self._zero_piece(start, min(start + step, stop), allocate=allocate)
+            claim = await self._claim(start, end)
+            try:
+                await self._zero_claimed(start, end, allocate)
+            finally:
+                self._lock.release(claim)
 
-    async def _zero_piece(self, first: int, stop: int, *, allocate: bool) -> None:
+    async def _zero_claimed(self, first: int, stop: int, allocate: bool) -> None:
         cost = zero_cost(first, stop, allocate)
-        claim = await self._claim(first, stop)
-        try:
-            writer = self._writable()
+        writer = self._writable()
+        await writer.admit(cost)
+        while allocate and self._is_overdue(first, stop):
+            writer.withdraw(cost)
+            await writer.settle()
             await writer.admit(cost)
-            while allocate and self._is_overdue(first, stop):
-                writer.withdraw(cost)
-                await writer.settle()
-                await writer.admit(cost)
-            self.active.zero(first, stop, allocate)
-        finally:
-            self._lock.release(claim)
+        self.active.zero(first, stop, allocate)
 
     def _is_overdue(self, first: int, stop: int) -> bool:
         """Whether so many allocated zeroes have to wait for a checkpoint: a replay bears no more of them."""
@@ -318,6 +317,37 @@ class Volume(Disk):
     async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         if self.writer is not None:
             await self.writer.flush(mark, alone=alone)
+
+    # Whole disk
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Have no other change of the disk under way."""
+        claim = await self._claim(0, self.map.blocks)
+        try:
+            yield
+        finally:
+            self._lock.release(claim)
+
+    async def cut(self, size: int) -> None:
+        """Forget what lies behind the first `size` bytes. `exclusive` is held."""
+        last, inside = divmod(size, BLOCK)
+        if inside:
+            page = b"".join(map(page_of, await self.read(last * BLOCK, BLOCK)))[:inside]
+            await self._writable().admit(BLOCK)
+            self.active.put(last, memoryview(page.ljust(BLOCK, b"\0")))
+            self.active.payload += BLOCK
+        for start, end in _zero_pieces(last + bool(inside), self.map.blocks, allocate=False):
+            await self._writable().settle()
+            await self._zero_claimed(start, end, allocate=False)
+
+    async def prepare_resize(self) -> bool:
+        """Have what `LbaMap.resize` needs, with the commit lock held; False while a checkpoint is being written."""
+        await self._load_leaves((0,))
+        if self.map.frozen:
+            return False
+        self.map.touch(0)
+        return True
 
     # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
 
@@ -367,6 +397,12 @@ class Volume(Disk):
             return number not in self.map.leaves and self.map.leaf_ref(number) is None
         except Missing:
             return False
+
+
+def _zero_pieces(first: int, stop: int, *, allocate: bool) -> Iterator[tuple[int, int]]:
+    """The blocks [first, stop) in parts that a commit can bear; each is to be committed before the next."""
+    step = _ZERO_BLOCKS if allocate else max(_ZERO_BLOCKS, -(-(stop - first) // _TRIM_PIECES))
+    return ((start, min(start + step, stop)) for start in range(first, stop, step))
 
 
 def _run_length(leaf: Leaf, at: int, limit: int) -> int:

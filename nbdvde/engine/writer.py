@@ -15,7 +15,7 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.background import Background
 from nbdvde.engine.buffer import Generation
-from nbdvde.engine.layout import BLOCK, KIND_LOG, MIN_SEGMENT_BYTES
+from nbdvde.engine.layout import BLOCK, KIND_LOG, MIN_SEGMENT_BYTES, Operation
 from nbdvde.engine.log import Change, LogWriter
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
@@ -163,6 +163,37 @@ class Writer:
         """Commit what is buffered, and write a checkpoint if one is due. Raises NoSpaceError, PoisonedError."""
         await self._commit_now()
         await self._keep_up()
+
+    async def operate(
+        self, operation: Operation, apply: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None
+    ) -> bool:
+        """Commit what was written before, log an operation on the catalogue, and `apply` it; durable then.
+
+        `ready` may answer, with the commit lock held, that it cannot be done now. Then nothing is, and the answer is
+        False. Raises NoSpaceError (nothing has changed then) and PoisonedError.
+        """
+        await self.admit(BLOCK)
+        try:
+            async with holding(self.commit_lock):
+                await self._commit(sync=False)
+                if ready is not None and not await ready():
+                    return False
+                with trio.CancelScope(shield=True):
+                    await self._operate(operation, apply)
+        finally:
+            self.withdraw(BLOCK)
+        self._notify()
+        return True
+
+    async def _operate(self, operation: Operation, apply: Callable[[], None]) -> None:
+        self._begun += 1
+        try:
+            await workers.run(self.log.operate, operation)
+            apply()
+        except BaseException as error:
+            self.log.poisoned = self.log.poisoned or f"an operation failed: {error!r}"
+            raise
+        self._appended = self._durable = self._begun
 
     async def _commit_now(self) -> None:
         async with holding(self.commit_lock):

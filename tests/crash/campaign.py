@@ -41,6 +41,16 @@ PROFILES = {
     "full": Profile(
         limit=700 << 10, weights={"write": 10, "flush": 3, "checkpoint": 2, "trim": 1}, steps=40, largest=40 << 10
     ),
+    "snapshots": Profile(
+        weights={"write": 10, "zero": 2, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2}
+    ),
+    "old snapshots": Profile(
+        size=48 << 10,
+        largest=48 << 10,
+        level=0,
+        steps=40,
+        weights={"write": 10, "trim": 3, "checkpoint": 5, "snapshot": 1, "unsnapshot": 1, "rollback": 1},
+    ),
 }
 
 

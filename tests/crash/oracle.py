@@ -8,6 +8,7 @@ from blake3 import blake3
 from nbdvde.disk import BLOCK
 from nbdvde.engine import recovery
 from nbdvde.engine.cache import FrameCache
+from nbdvde.engine.catalogue import Member
 from nbdvde.engine.changes import loading
 from nbdvde.engine.keystore import load_key_area
 from nbdvde.engine.layout import ALLOCATED_ZERO, ENCRYPTION_NONE, FRAME_BLOCKS, Superblock
@@ -18,7 +19,7 @@ from nbdvde.engine.sealing import public_master
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import ImageError, NbdvdeError
 from tests.crash.recording import FrozenStorage
-from tests.crash.session import ABSENT, KEY, digest
+from tests.crash.session import ABSENT, KEY, digest, with_snapshot
 from tests.crash.states import Crash
 
 _DIGEST_BYTES = 16
@@ -32,8 +33,15 @@ def master_of(superblock: Superblock) -> bytes:
 
 
 def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
-    """Every block of the first disk that is not zero, read from its extents."""
-    volume = next(iter(loaded.volumes.values()))
+    """Every block of the disk and of its snapshots that is not zero, read from its extents."""
+    pages: dict[int, bytes] = {}
+    for member in loaded.catalogue:
+        held = _pages_of(loaded, member)
+        pages = dict(with_snapshot(pages, int(member.name[1:]), held)) if member.parent else {**pages, **held}
+    return pages
+
+
+def _pages_of(loaded: recovery.Loaded, volume: Member) -> dict[int, bytes]:
     drive_blocking(loading(volume.map, range(-(-volume.map.blocks // LEAF_BLOCKS))), loaded.segments, volume.map)
     reader = Reader(loaded.segments, FrameCache(4 << 20))
     pages = {}

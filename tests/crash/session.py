@@ -9,6 +9,7 @@ import errno
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -26,6 +27,8 @@ from tests.crash.stepping import deterministic
 KEY = MasterKey(bytes(range(32)))
 Pages = Mapping[int, bytes]
 """The blocks of a disk that are not all zeroes."""
+SNAPSHOT_SHIFT = 48
+"""Blocks of snapshot N are numbered from N << 48 on, the disk's from 0; the last one says that it exists."""
 ABSENT = b"no image"
 """The version before an image was created."""
 
@@ -62,6 +65,29 @@ def overwritten(pages: Pages, offset: int, data: bytes) -> Pages:
             result.pop(block, None)
         offset += len(part)
     return result
+
+
+def with_snapshot(pages: Pages, number: int, source: Pages) -> Pages:
+    """The pages with those of a disk once more, as a snapshot's."""
+    base = number << SNAPSHOT_SHIFT
+    copied = {base | block: page for block, page in source.items() if not block >> SNAPSHOT_SHIFT}
+    return {**pages, **copied, base | (1 << SNAPSHOT_SHIFT) - 1: b"here"}
+
+
+def snapshots_in(pages: Pages) -> list[int]:
+    """Numbers of the snapshots, oldest first."""
+    return sorted({block >> SNAPSHOT_SHIFT for block in pages} - {0})
+
+
+def of_snapshot(pages: Pages, number: int) -> Pages:
+    """What a snapshot holds, as a disk's."""
+    here = (1 << SNAPSHOT_SHIFT) - 1
+    return {b & here: page for b, page in pages.items() if b >> SNAPSHOT_SHIFT == number and b & here != here}
+
+
+def without(pages: Pages, number: int) -> Pages:
+    """The pages without a snapshot's; of number 0, without the disk's."""
+    return {block: page for block, page in pages.items() if block >> SNAPSHOT_SHIFT != number}
 
 
 @dataclass(frozen=True)
@@ -214,6 +240,8 @@ class Session:
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
+        elif kind in ("snapshot", "unsnapshot", "rollback"):
+            await self._history(image, kind)
         elif kind == "read":
             await self._cancelling(lambda: disk.read(0, disk.size))
         else:
@@ -223,6 +251,26 @@ class Session:
                 await trio.lowlevel.checkpoint()
             else:
                 await job(image)
+
+    async def _history(self, image: Image, kind: str) -> None:
+        """Take a snapshot, or delete one or go back to it; what is there when it returns is durable."""
+        pages, volumes, numbers = self._pages, image.volumes, snapshots_in(self._pages)
+        number = self._rng.choice(numbers) if numbers else 0
+        if kind == "snapshot" or not number:
+            number = max(numbers, default=0) + 1
+            new, action = with_snapshot(pages, number, pages), partial(volumes.snapshot, "disk", f"s{number}")
+        elif kind == "unsnapshot":
+            new, action = without(pages, number), partial(volumes.delete, f"disk@s{number}")
+        else:
+            new = {**without(pages, 0), **of_snapshot(pages, number)}
+            action = partial(volumes.rollback, f"disk@s{number}")
+        self._enter(new)
+        self._mark()
+        if await self._tolerating(action):
+            self._accepted = len(self.versions) - 1
+            self._durable(self._accepted)
+        else:
+            del self.versions[-1], self.snapshots[-1]
 
     async def _flush(self, image: Image) -> None:
         version, disk, alone = self._accepted, image.disk(), self._rng.random() < 0.5
@@ -328,7 +376,8 @@ class Session:
         """Forget the steps of a cancelled request that did not happen: the disk shows which ones did."""
         whole = b"".join(bytes(piece) for piece in await self._disk.read(0, self._disk.size))
         pages = {at // BLOCK: page for at in range(0, len(whole), BLOCK) if any(page := whole[at : at + BLOCK])}
-        found = digest({block: page.ljust(BLOCK, b"\0") for block, page in pages.items()})
+        held = {block: page.ljust(BLOCK, b"\0") for block, page in pages.items()}
+        found = digest({**without(self._pages, 0), **held})
         assert found in self.versions[before - 1 :], "a cancelled request takes effect step by step, or not at all"
         last = len(self.versions) - 1
         while self.versions[last] != found:

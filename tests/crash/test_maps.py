@@ -46,7 +46,7 @@ async def crashed() -> bytes:
 def damaged(image: bytes, level: int) -> bytes:
     """With a bit of leaf 0 flipped, or of a node above it."""
     loaded = recovery.load(FrozenStorage(image), master_of, replay=False)
-    lbamap = loaded.volumes[1].map
+    lbamap = loaded.catalogue.members[1].map
     ref = lbamap.root
     for above in range(lbamap.height, level, -1):
         assert ref

@@ -125,12 +125,13 @@ class Image:
     def _load_root(self, segment: Segment, length: int) -> None:
         root = decompress(self._open(segment, ROOT, 0, self._read(segment, 0, length)))
         volumes, tables = unpack_from("<II", root)
-        for at in range(160, 160 + 112 * volumes, 112):
+        length_of_entry = unpack_from("<I", root, 8)[0] or 112
+        for at in range(160, 160 + length_of_entry * volumes, length_of_entry):
             volume, height = unpack_from("<II", root, at)
             self.disks[root[at + 41 : at + 41 + root[at + 40]].decode("ascii")] = volume
             self._maps[volume] = height, unpack_from("<IIII", root, at + 24)
         position = length
-        for number, sealed in enumerate(unpack_from(f"<{tables}I", root, 160 + 112 * volumes), 1):
+        for number, sealed in enumerate(unpack_from(f"<{tables}I", root, 160 + length_of_entry * volumes), 1):
             table = decompress(self._open(segment, TABLE, number, self._read(segment, position, sealed)))
             position += sealed
             for at in range(0, len(table), 96):

@@ -9,7 +9,18 @@ import pytest
 from blake3 import blake3
 
 from nbdvde.engine import extent, keys, layout, sealing
-from nbdvde.engine.layout import GroupHeader, Link, LogPoint, Record, Root, Segment, Superblock, TableEntry, UnitRef
+from nbdvde.engine.layout import (
+    GroupHeader,
+    Link,
+    LogPoint,
+    Operation,
+    Record,
+    Root,
+    Segment,
+    Superblock,
+    TableEntry,
+    UnitRef,
+)  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
 from tests.docs.tables import tables
 
@@ -22,8 +33,12 @@ POINT = LogPoint(SEGMENT, 0x41424344, 0x45464748, 0x494A4B4C4D4E4F50, CHAIN)
 HEADER = GroupHeader(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F00, 0x1112131415161718, 0x191A1B1C1D1E1F20)
 ENTRY = TableEntry(SEGMENT, REF, 0x51525354, 0x55565758, 0x595A5B5C, 2, 0x5D5E5F)
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
-VOLUME = Volume(0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF)
-ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)))
+VOLUME = Volume(
+    0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF, 0x51525354, 0x2122232425262728,
+    0x292A2B2C2D2E2F30,
+)  # fmt: skip
+ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)), 0x21222324)
+OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk")
 RECORD = Record(
     0x1112131415161718,
     0x191A1B1C1D1E1F20,
@@ -102,6 +117,7 @@ AAD_NAMES = NONCE_NAMES | {
     "uuid": UUID, "slot": 0x01020304, "sequence": 0x1112131415161718, "kind": 7, "blocks": 0x0304, "length": 0x1010,
 }  # fmt: skip
 SLOT_AAD_NAMES = {"uuid": UUID, "number": 1, "slot": SLOT.pack()[:128]}
+NAMED = {"name_length": 4, "name": b"disk"}
 DISK_NAMES = {"size": 0xA1A2A3A4A5A6A7A8, "name_length": 4}
 RECORD_ITEMS = RECORD.pack()[72:]
 
@@ -118,21 +134,22 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "key-area": (keys._HEADER.format + "4096s28352x32s32s", _AREA_BYTES, AREA_NAMES),
     "key-slot": (keys._SLOT.format, SLOT.pack(), SLOT_NAMES),
     "key-slot-aad": (keys._AAD.format, SLOT._aad(UUID, 1), SLOT_AAD_NAMES),
-    "root": ("<II8xQ8x128s", ROOT.pack()[: layout._ROOT.size], _fields(ROOT) | {
-        "volumes": 3, "tables": 2, "statistics": struct.pack("<16Q", *ROOT.statistics),
+    "root": ("<III4xQQ128s", ROOT.pack()[: layout._ROOT.size], _fields(ROOT) | {
+        "volumes": 3, "tables": 2, "entry_length": 160, "statistics": struct.pack("<16Q", *ROOT.statistics),
     }),
-    "volume": (layout._VOLUME.format, VOLUME.pack(), _fields(VOLUME) | {"name_length": 4, "name": b"disk"}),
+    "volume": (layout._VOLUME.format.replace("6xII", "6xI4x"), VOLUME.pack(), _fields(VOLUME) | NAMED),
     "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY) | {"prints": bytes((0x5F, 0x5E, 0x5D))}),
     "extent": ("<BxH", extent.Compressor(1).encode([[bytes(4096)]])[0][:4], {"codec": 1, "dictionary": 0}),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
+    "operation": (layout._OPERATION.format, OPERATION.pack(), _fields(OPERATION) | NAMED),
     "extent-item": (layout.EXTENT_ITEM.format, RECORD_ITEMS[:8], {"length": 1, "blocks": 2}),
     "zero-item": (layout.ZERO_ITEM.format, RECORD_ITEMS[24:40], {"start": 3, "count": 4 | 1 << 63}),
     "run-item": (layout.RUN_ITEM.format, RECORD_ITEMS[88:104], {"start": 5, "count": 6}),
     "reference-item": (layout.REFERENCE_ITEM.format, RECORD_ITEMS[168:192], {"start": 7, "entry": 8, "count": 9}),
     "link": (layout._LINK.format, LINK.pack()[:120], _fields(LINK)),
 }  # fmt: skip
-CHECKED_ELSEWHERE = {"constants", "kinds", "bits map-entry", "bits index-entry"}
+CHECKED_ELSEWHERE = {"constants", "kinds", "actions", "bits map-entry", "bits index-entry"}
 
 
 def _places(form: str) -> list[tuple[int, int]]:
@@ -188,6 +205,11 @@ def test_sizes(name, size):
 def test_constants():
     for name, value, _ in TABLES["constants"]:
         assert getattr(layout, name.strip("`")) == int(value), name
+
+
+def test_actions_of_operations():
+    documented = {name: int(value) for name, value, *_ in TABLES["actions"]}
+    assert documented == {name: value for name, value in vars(layout.Action).items() if name.isupper()}
 
 
 def test_kinds_of_units():

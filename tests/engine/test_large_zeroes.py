@@ -164,7 +164,7 @@ async def test_without_checkpoints_allocated_zeroes_end(monkeypatch: pytest.Monk
 def test_the_estimate_of_a_checkpoint_is_close() -> None:
     leaves = dict.fromkeys(range(TIB // LEAF), uniform_leaf(ALLOCATED_ZERO))
     leaves |= dict.fromkeys(range(1000), uniform_leaf(HOLE))
-    plan = VolumePlan(1, "disk", 2 * TIB, 0, LbaMap(2 * TIB // BLOCK), leaves)
+    plan = VolumePlan(1, LbaMap(2 * TIB // BLOCK), leaves, 0)
     assert sum(meta_sizes([plan], {}, {}, 16 << 20)) < 16 << 20
     leaves |= {number: leaf[:] for number, leaf in list(leaves.items())[:4096]}
     assert sum(meta_sizes([plan], {}, {}, 16 << 20)) > 16 << 20

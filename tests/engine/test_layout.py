@@ -15,10 +15,12 @@ from nbdvde.engine.layout import (
     BLOCK,
     ENCRYPTION_AES_256_GCM,
     ENCRYPTION_NONE,
+    Action,
     GroupHeader,
     Kind,
     Link,
     LogPoint,
+    Operation,
     Record,
     Root,
     Segment,
@@ -53,8 +55,10 @@ SUPERBLOCK = Superblock(
     POINT, (("disk", 1 << 30), ("a.b-c_9", 512)),
 )  # fmt: skip
 ROOT = Root(
-    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None)), (100, 20), 12, (1,) * 7
-)
+    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12)), (100, 20), 12,
+    (1,) * 7, 8,
+)  # fmt: skip
+OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy")
 
 STRUCTURES: dict[str, bytes] = {
     "unit reference": REF.pack(),
@@ -64,6 +68,7 @@ STRUCTURES: dict[str, bytes] = {
     "superblock": SUPERBLOCK.pack(bytes(32)),
     "group header": GroupHeader(7, 2, 500, 8192, 41, 40).pack(),
     "record": RECORD.pack(),
+    "operation": Record(41, 2, 1, True, bytes(range(32)), (), (), (), (), OPERATION).pack(),
     "link": Link(8192, 7, 41, 40, bytes(range(32)), SEGMENT).pack(),
     "root": ROOT.pack(),
     "sealed unit": Keyring(KEY, UUID, ENCRYPTION_AES_256_GCM).sealer(SEGMENT).seal(5, Kind.EXTENT, b"text", blocks=2),
@@ -91,16 +96,17 @@ references = st.builds(UnitRef, u32, u32, u32, st.integers(1, 2**32 - 1))
 points = st.builds(LogPoint, segments, u32, u32, u64, hashes)
 names = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
 small = st.integers(0, 2**40)
+operations = st.builds(Operation, st.integers(0, 255), u32, u32, u64, u64, names)
 records = st.builds(
     Record, u64, u32, u32, st.booleans(), hashes, st.lists(st.tuples(u32, u32), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, st.booleans()), max_size=5).map(tuple),
     st.lists(st.tuples(small, small), max_size=5).map(tuple),
-    st.lists(st.tuples(small, small, u32), max_size=5).map(tuple),
+    st.lists(st.tuples(small, small, u32), max_size=5).map(tuple), st.none() | operations,
 )  # fmt: skip
-volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references)
+volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references, u32, u64, u64)
 roots = st.builds(
     Root, st.lists(volumes, max_size=3).map(tuple), st.lists(u32, max_size=4).map(tuple), u64,
-    st.lists(u64, min_size=7, max_size=7).map(tuple),
+    st.lists(u64, min_size=7, max_size=7).map(tuple), u64,
 )  # fmt: skip
 
 
@@ -117,7 +123,8 @@ def test_structures_come_back(segment: Segment, ref: UnitRef, point: LogPoint, r
         assert kind.unpack(value.pack()) == value
     assert len(link.pack()) + layout.TAG_BYTES == BLOCK
     items = record.extents, record.zeroes, record.runs, record.references
-    assert Record.packed_bytes(*map(len, items)) == len(record.pack())
+    held = Record.packed_bytes(*map(len, items)) + (Operation.SIZE if record.operation else 0)
+    assert held == len(record.pack())
 
 
 @given(disks=st.lists(st.tuples(names, u64), max_size=80).map(tuple), sequence=u64, key=hashes)

@@ -145,5 +145,5 @@ async def test_a_copy_that_cannot_be_read_counts_as_damaged(
         storage.bad = range(offset, offset + BLOCK)
         assert look(storage)
         loaded = recovery.load(storage, lambda superblock: master_key(storage, superblock, KEY))
-        assert loaded.volumes
+        assert loaded.catalogue.members
         assert not check_storage(storage, master_of).ok

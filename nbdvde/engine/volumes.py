@@ -1,0 +1,193 @@
+"""The volumes of an open image: those in use as disks, and the operations that make, change and delete them.
+
+An operation is logged behind everything written before it, and durable when it returns: a snapshot holds every write
+that was acknowledged before it was asked for.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+
+import trio
+
+from nbdvde.disk import BLOCK, Status
+from nbdvde.engine.catalogue import SEPARATOR, Catalogue, Member
+from nbdvde.engine.checkpointer import Checkpointer
+from nbdvde.engine.layout import MAX_DISK_BYTES, NAME, Action, Operation
+from nbdvde.engine.reader import Reader
+from nbdvde.engine.segments import Segments
+from nbdvde.engine.volume import Volume
+from nbdvde.engine.writer import Writer
+from nbdvde.errors import RefusedError, UsageError
+
+
+class Volumes:
+    """Disks by name, snapshots by DISK@NAME. All may raise UsageError, RefusedError, NoSpaceError, PoisonedError."""
+
+    def __init__(
+        self, catalogue: Catalogue, segments: Segments, reader: Reader, checkpointer: Checkpointer, *, read_only: bool
+    ) -> None:
+        self._catalogue, self._segments, self._reader = catalogue, segments, reader
+        self._checkpointer, self._read_only = checkpointer, read_only
+        self._writer: Writer | None = None
+        self._open: dict[int, Volume] = {}
+        """Snapshots that somebody looked at."""
+        self._changing = trio.Lock()
+        self.disks = [self._volume(member) for member in catalogue.disks()]
+
+    def _volume(self, member: Member) -> Volume:
+        read_only = self._read_only or bool(member.parent)
+        volume = Volume(
+            member.number, self._catalogue.label(member), member.size, member.map, self._reader, self._segments,
+            self._reading, read_only,
+        )  # fmt: skip
+        if not read_only:
+            volume.writer = self._writer
+        return volume
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._checkpointer.reading()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._catalogue)
+
+    def attach(self, writer: Writer | None) -> None:
+        """Let the disks be written, or no more."""
+        self._writer = writer
+        for disk in self.disks:
+            disk.writer = writer
+
+    def get(self, label: str | None = None) -> Volume:
+        """A disk or a snapshot by name, the first disk without."""
+        member = self._catalogue.disks()[0] if label is None and self.disks else self._catalogue.find(label or "")
+        if member.parent:
+            if member.number not in self._open:
+                self._open[member.number] = self._volume(member)
+            return self._open[member.number]
+        return self._disk(member)
+
+    def _disk(self, member: Member) -> Volume:
+        return next(disk for disk in self.disks if disk.number == member.number)
+
+    # Operations
+
+    async def create(self, name: str, size: int) -> None:
+        """Make an empty disk of `size` bytes."""
+        check_size(size)
+        async with self._changing:
+            self._refuse_taken(name)
+            await self._make(Operation(Action.CREATE, self._catalogue.next_number, 0, size, time.time_ns(), name))
+
+    async def snapshot(self, disk: str, name: str) -> None:
+        """Keep what a disk holds now, as DISK@NAME."""
+        async with self._changing:
+            member = self._find_disk(disk)
+            self._refuse_taken(f"{disk}{SEPARATOR}{name}", name)
+            number, now = self._catalogue.next_number, time.time_ns()
+            await self._make(Operation(Action.SNAPSHOT, number, member.number, 0, now, name))
+
+    async def clone(self, source: str, name: str) -> None:
+        """Make a disk that begins as a snapshot, or another disk, is now."""
+        async with self._changing:
+            member = self._catalogue.find(source)
+            self._refuse_taken(name)
+            number, now = self._catalogue.next_number, time.time_ns()
+            await self._make(Operation(Action.CLONE, number, member.number, 0, now, name))
+
+    async def delete(self, label: str) -> None:
+        """Delete a snapshot, or a disk that has none. Nobody may use it any more."""
+        async with self._changing:
+            member = self._catalogue.find(label)
+            if snapshots := self._catalogue.snapshots(member):
+                raise RefusedError(f"disk {label}", f"has {len(snapshots)} snapshots", "delete those first")
+            if not member.parent and len(self.disks) == 1:
+                raise RefusedError(f"disk {label}", "is the only one of its image", "delete the image instead")
+            await self._operate(Operation(Action.DELETE, member.number), partial(self._drop, member))
+
+    async def rollback(self, label: str) -> None:
+        """Make a disk what it was when the snapshot was taken. What it holds now is lost; its snapshots stay."""
+        async with self._changing:
+            member = self._catalogue.find(label)
+            if not member.parent:
+                raise UsageError(f"disk {label}", "is no snapshot", f"name one as {label}{SEPARATOR}NAME")
+            disk = self._disk(self._catalogue.members[member.parent])
+            async with disk.exclusive():
+                await self._operate(Operation(Action.ROLLBACK, disk.number, member.number), partial(self._follow, disk))
+
+    async def resize(self, name: str, size: int, *, discard: bool = False) -> None:
+        """Make a disk longer, or shorter, when nobody may be using it: with `discard` even if that cuts data off."""
+        check_size(size)
+        async with self._changing:
+            disk = self._disk(self._find_disk(name))
+            operation = Operation(Action.RESIZE, disk.number, 0, size)
+            async with disk.exclusive():
+                if size < disk.size:
+                    if not discard and await _holds_data(disk, size):
+                        raise RefusedError(f"disk {name}", f"holds data beyond {size} bytes", "cut it with --discard")
+                    await disk.cut(size)
+                while not await self._operate(operation, partial(self._follow, disk), disk.prepare_resize):
+                    async with self._checkpointer.lock:
+                        pass
+
+    async def _make(self, operation: Operation) -> None:
+        await self._operate(operation, partial(self._appear, operation.number))
+
+    async def _operate(
+        self, operation: Operation, done: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None
+    ) -> bool:
+        if self._writer is None:
+            raise RefusedError("image", "is open for reading only", "open it for writing")
+
+        def apply() -> None:
+            self._catalogue.apply(operation, self._segments.next_sequence)
+            done()
+
+        return await self._writer.operate(operation, apply, ready)
+
+    def _appear(self, number: int) -> None:
+        member = self._catalogue.members[number]
+        if not member.parent:
+            self.disks.append(self._volume(member))
+
+    def _drop(self, member: Member) -> None:
+        self._open.pop(member.number, None)
+        self.disks[:] = [disk for disk in self.disks if disk.number != member.number]
+
+    def _follow(self, disk: Volume) -> None:
+        member = self._catalogue.members[disk.number]
+        disk.map, disk.size = member.map, member.size
+
+    def _find_disk(self, name: str) -> Member:
+        member = self._catalogue.find(name)
+        if member.parent:
+            raise UsageError(f"snapshot {name}", "cannot be changed", "make a disk of it with nbdvde clone")
+        return member
+
+    def _refuse_taken(self, label: str, name: str | None = None) -> None:
+        check_name(label if name is None else name)
+        if self._catalogue.get(label):
+            raise RefusedError(label, "exists already", "choose another name")
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a disk or snapshot can be called so."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"name '{name}'", "is not 1 to 64 of A-Z a-z 0-9 . _ -", "choose another")
+
+
+def check_size(size: int) -> None:
+    """Raise UsageError unless a disk can have this size."""
+    if size <= 0 or size % 512 or size > MAX_DISK_BYTES:
+        raise UsageError(f"size {size}", "is not a multiple of 512 between 512 and 8 EiB - 512")
+
+
+async def _holds_data(disk: Volume, size: int) -> bool:
+    """Whether anything but holes lies behind the first `size` bytes."""
+    offset = -(-size // BLOCK) * BLOCK
+    while offset < disk.size:
+        for length, status in await disk.status("base:allocation", offset, disk.size - offset, 64):
+            if not status & Status.HOLE:
+                return True
+            offset += length
+    return False
