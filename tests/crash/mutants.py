@@ -244,6 +244,30 @@ MUTANTS += [
     ),
 ]
 
+MUTANTS += [
+    mutant("a snapshot protects nothing", "lbamap:LbaMap.fork", "self.protected = sequence", "pass", "history"),
+    mutant("a copy protects nothing", "lbamap:LbaMap.fork", "protected=sequence", "protected=0", "history"),
+    mutant("shared blocks are counted down", "segments:Segments.uncount", "state.born < protected", "False", "history"),
+    mutant("shared units are counted down", "checkpoint:_Garbage.add", ".born >= protected", ".born", "history"),
+    mutant("a leaf is shared unnoticed", "lbamap:LbaMap.fork", "self.shared |= unwritten", "pass", "history"),
+    mutant("an operation is not synced", "log:LogWriter.operate", "self.sync()", "pass", "history"),
+    mutant(
+        "an operation comes before what was written", "writer:Writer.operate", "await self._commit(sync=False)", "pass",
+        "history",
+    ),
+    mutant(
+        "a copy made during a checkpoint misses its end", "lbamap:LbaMap.thaw", "fork.thaw(root, nodes)", "pass",
+        "history",
+    ),
+    mutant(
+        "replay knows no protection",
+        "recovery:_operate",
+        "loaded.catalogue.apply(operation, loaded.segments.next_sequence)",
+        "loaded.catalogue.apply(operation, 0)",
+        "history",
+    ),
+]  # fmt: skip
+
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
 """No fault: either superblock is enough to open. With it the crash tests see that."""
 

@@ -19,6 +19,14 @@ def crash() -> None:
             run_seed(seed, Effort(subsets=256), tally, name)
 
 
+def history() -> None:
+    """As `crash`, only of images with snapshots."""
+    tally = Tally()
+    for seed in range(12):
+        for name in ("snapshots", "old snapshots"):
+            run_seed(seed, Effort(subsets=32, torn=4), tally, name)
+
+
 def either_superblock() -> None:
     """As `crash`, opening with the older superblock whenever there are two."""
     with EQUIVALENT.applied():
@@ -42,6 +50,7 @@ def keys() -> None:
 
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
+    "history": history,
     "either superblock": either_superblock,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
