@@ -40,8 +40,11 @@ class Disk(abc.ABC):
     size: int
     """Length in bytes, any number."""
     read_only: bool
-    contexts: tuple[str, ...] = (ALLOCATION, ALLOCATION_DEPTH)
-    """Metadata contexts that `status` knows."""
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Metadata contexts that `status` knows."""
+        return ALLOCATION, ALLOCATION_DEPTH
 
     @abc.abstractmethod
     def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:

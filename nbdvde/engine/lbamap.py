@@ -90,8 +90,8 @@ class Node:
 class Missing(Exception):
     """A node has to be loaded before the answer is known."""
 
-    def __init__(self, level: int, index: int, ref: UnitRef) -> None:
-        self.level, self.index, self.ref = level, index, ref
+    def __init__(self, lbamap: LbaMap, level: int, index: int, ref: UnitRef) -> None:
+        self.map, self.level, self.index, self.ref = lbamap, level, index, ref
 
 
 class LbaMap:
@@ -182,7 +182,7 @@ class LbaMap:
     def _node(self, level: int, index: int, ref: UnitRef) -> Node:
         node = self._nodes.get((level, index))
         if node is None:
-            raise Missing(level, index, ref)
+            raise Missing(self, level, index, ref)
         return node
 
     def node_copy(self, level: int, index: int) -> tuple[Node, UnitRef | None]:
@@ -296,6 +296,41 @@ class LbaMap:
         low, high = max(index * FANOUT, first >> shift), min(index * FANOUT + FANOUT - 1, last >> shift)
         for child in range(low, high + 1):
             self._collect(level - 1, child, node.get(child - index * FANOUT), first, last, limit, found)
+
+    def differing_leaves(self, other: LbaMap, first: int, last: int, limit: int) -> list[int]:
+        """Numbers of the first leaves in [first, last] that two maps hold in different units, `limit` at most.
+
+        Changes that only the memory has are not seen. Raises Missing, of either map. What they share costs nothing.
+        """
+        found: list[int] = []
+        if (self.height, self.root) != (other.height, other.root):
+            self._compare(other, max(self.height, other.height), 0, range(first, last + 1), limit, found)
+        return found
+
+    def _compare(
+        self, other: LbaMap, level: int, index: int, leaves: range, limit: int, found: list[int]
+    ) -> None:  # fmt: skip
+        if len(found) >= limit:
+            return
+        if level == 0:
+            found.append(index)
+            return
+        shift = _FANOUT_SHIFT * (level - 1)
+        low, high = max(index * FANOUT, leaves.start >> shift), min(index * FANOUT + FANOUT - 1, leaves[-1] >> shift)
+        differing = (self._children(level, index) != other._children(level, index)).any(axis=1)
+        for child in (np.flatnonzero(differing) + index * FANOUT).tolist():
+            if low <= child <= high:
+                self._compare(other, level - 1, child, leaves, limit, found)
+
+    def _children(self, level: int, index: int) -> Entries:
+        """The references in a node, two numbers each; of a tree that is as tall as one likes."""
+        children = np.zeros((FANOUT, 2), np.uint64)
+        if level > self.height:
+            children[0] = index == 0
+            return children
+        if index >> _FANOUT_SHIFT * (self.height - level) or (ref := self._find(level, index)) is None:
+            return children
+        return np.frombuffer(self._node(level, index, ref).data, np.uint64).reshape(FANOUT, 2)
 
     # Checkpoint: freeze, write the leaves, then the nodes above them level by level.
 

@@ -3,11 +3,11 @@
 Each context gives every block a number, from the map and from what lies over it in the write buffer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,11 @@ from nbdvde import workers
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, BLOCK, Status
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.changes import Load, Loads
-from nbdvde.engine.layout import ALLOCATED_ZERO, UNIT_SHIFT
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, UNIT_SHIFT
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Missing
 from nbdvde.engine.loader import drive
 from nbdvde.engine.segments import Segments
+from nbdvde.errors import RefusedError
 
 if TYPE_CHECKING:
     from nbdvde.engine.volume import Volume
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 EXTENT = "x-nbdvde:extent"
 """How a block is stored: a sum of the numbers below; 0 is "as it is, in a sealed extent"."""
 COMPRESSED, ZERO, BUFFERED = 1, 2, 4
+DIRTY_BITMAP = "qemu:dirty-bitmap:"
+"""Followed by the name of a snapshot: 1 for what changed since (QEMU, docs/interop/nbd.rst)."""
+_DEPTH_MAX = 16
+"""Snapshots that `qemu:allocation-depth` looks at: what is older than that many has the same depth."""
 _LOOKED_AT = 1 << 12
 """Leaves that one answer looks at (8 GiB of blocks in use); the client asks again for the rest."""
 _SLICE = 64
@@ -56,29 +61,149 @@ CONTEXTS = {
 }
 
 
+class History(Protocol):
+    """The snapshots that a volume can be compared with."""
+
+    def names(self) -> Sequence[str]:
+        """Of the snapshots of its disk, oldest first."""
+
+    def volume(self, name: str) -> "Volume | None":
+        """One of them, if it is still there."""
+
+
+class NoHistory:
+    """Of a volume without snapshots."""
+
+    def names(self) -> Sequence[str]:
+        return ()
+
+    def volume(self, name: str) -> "Volume | None":
+        return None
+
+
 async def status_of(
     volume: "Volume", context: str, offset: int, length: int, max_extents: int
 ) -> list[tuple[int, int]]:
     """(length, number) of consecutive extents from `offset`; see `Disk.status`. Holes cost nothing, however long."""
+    view = await _view(volume, context)
     first, stop = offset // BLOCK, (offset + length - 1) // BLOCK + 1
-    numbers = await _leaves(volume, first >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT)
+    numbers = await view.leaves(first >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT)
     if len(numbers) > _LOOKED_AT:
         stop = min(stop, numbers.pop() << LEAF_SHIFT)
-    hole = CONTEXTS[context].hole
     extents: list[tuple[int, int]] = []
     block = first
     for count, number in enumerate(numbers):
         start, end = max(number << LEAF_SHIFT, first), min((number + 1) << LEAF_SHIFT, stop)
-        _extend(extents, start - block, hole)
-        for run, code in _runs(await _codes(volume, context, start, end)):
+        _extend(extents, start - block, view.hole)
+        for run, code in _runs(await view.codes(start, end)):
             _extend(extents, run, code)
         block = end
         if len(extents) > max_extents:
             break
         if count % 64 == 0:
             await trio.lowlevel.checkpoint()
-    _extend(extents, stop - block, hole)
+    _extend(extents, stop - block, view.hole)
     return _trimmed(extents[:max_extents], offset - first * BLOCK, length)
+
+
+async def _view(volume: "Volume", context: str) -> "_Stored | _Changes | _Depth":
+    names = volume.history.names()
+    if context.startswith(DIRTY_BITMAP):
+        other = volume.history.volume(context.removeprefix(DIRTY_BITMAP))
+        if other is None:
+            raise RefusedError(f"context {context}", "its snapshot was deleted", "connect again")
+        await volume.settle()
+        return _Changes(volume, other)
+    if context == ALLOCATION_DEPTH and names:
+        await volume.settle()
+        older = (volume.history.volume(name) for name in reversed(names[-_DEPTH_MAX:]))
+        return _Depth(volume, [other for other in older if other is not None])
+    return _Stored(volume, context)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What is where, from the map and from what lies over it in the write buffer."""
+
+    volume: "Volume"
+    context: str
+
+    @property
+    def hole(self) -> int:
+        """Number of what lies in no leaf."""
+        return CONTEXTS[self.context].hole
+
+    async def leaves(self, first: int, last: int) -> list[int]:
+        """Numbers of the leaves in [first, last] that may have others, ascending."""
+        return await _leaves(self.volume, first, last)
+
+    async def codes(self, start: int, stop: int) -> Codes:
+        """The number of each of the blocks [start, stop) of one leaf."""
+        return await _codes(self.volume, self.context, start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """1 where a volume holds something else than a snapshot. The write buffer was committed before."""
+
+    volume: "Volume"
+    older: "Volume"
+    hole = 0
+
+    async def leaves(self, first: int, last: int) -> list[int]:
+        """Those that the two have in different units, or that no checkpoint has written yet."""
+        unwritten = {n for v in (self.volume, self.older) for n in v.map.dirty | v.map.frozen if first <= n <= last}
+        stored: list[int] = []
+        while first <= last and len(stored) <= _LOOKED_AT:
+            try:
+                numbers = self.volume.map.differing_leaves(self.older.map, first, last, _SLICE)
+            except Missing as node:
+                await drive(iter([[Load(node.level, node.index, node.ref)]]), self.volume.segments, node.map)
+                continue
+            stored += numbers
+            first = numbers[-1] + 1 if numbers else last + 1
+            await trio.lowlevel.checkpoint()
+        return sorted(unwritten.union(stored))[: _LOOKED_AT + 1]
+
+    async def codes(self, start: int, stop: int) -> Codes:
+        """As of `_Stored`. A hole and an allocated zero read the same."""
+        new, old = await _entries(self.volume, start, stop), await _entries(self.older, start, stop)
+        new[new == ALLOCATED_ZERO] = old[old == ALLOCATED_ZERO] = HOLE
+        codes: Codes = (new != old).astype(np.uint32)
+        return codes
+
+
+@dataclass(frozen=True, slots=True)
+class _Depth:
+    """How far back the contents of a block go: 1 if they are newer than the newest snapshot, and so on; 0 for holes."""
+
+    volume: "Volume"
+    older: "list[Volume]"
+    """Snapshots, newest first."""
+    hole = 0
+
+    async def leaves(self, first: int, last: int) -> list[int]:
+        """As of `_Stored`."""
+        return await _leaves(self.volume, first, last)
+
+    async def codes(self, start: int, stop: int) -> Codes:
+        """As of `_Stored`."""
+        entries = await _entries(self.volume, start, stop)
+        same = entries != HOLE
+        codes: Codes = same.astype(np.uint32)
+        for older in self.older:
+            same &= entries == await _entries(older, start, stop)
+            if not same.any():
+                break
+            codes += same
+        return codes
+
+
+async def _entries(volume: "Volume", start: int, stop: int) -> Entries:
+    """A copy of the map entries of the blocks [start, stop) of one leaf."""
+    leaf = await volume.leaf(start >> LEAF_SHIFT)
+    low = start & (LEAF_BLOCKS - 1)
+    return np.frombuffer(leaf, np.uint64)[low : low + stop - start].copy()
 
 
 def _extend(extents: list[tuple[int, int]], blocks: int, code: int) -> None:
@@ -128,9 +253,7 @@ def _finding(lbamap: LbaMap, first: int, last: int, found: list[int]) -> Loads:
 async def _codes(volume: "Volume", context: str, start: int, stop: int) -> Codes:
     """The number of each of the blocks [start, stop) of one leaf."""
     numbers = CONTEXTS[context]
-    leaf = await volume.leaf(start >> LEAF_SHIFT)
-    low = start & (LEAF_BLOCKS - 1)
-    entries = np.frombuffer(leaf, np.uint64)[low : low + stop - start].copy()
+    entries = await _entries(volume, start, stop)
     table = np.array([numbers.hole, numbers.allocated_zero, numbers.extent], np.uint32)
     codes = table[np.minimum(entries, 2).astype(np.intp)]
     if context == EXTENT:

@@ -19,7 +19,7 @@ from nbdvde.engine.pieces import cut, flatten, page_of, unaligned_parts
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
-from nbdvde.engine.status import CONTEXTS, status_of
+from nbdvde.engine.status import CONTEXTS, DIRTY_BITMAP, History, NoHistory, status_of
 from nbdvde.errors import RefusedError, UnreadableError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _INLINE_BLOCKS = 32
 """Reads up to 128 KiB are decoded on the event loop when the page cache has them; longer ones in a thread."""
 _LEAVES_MAX = 8192
 """Leaves in memory: 32 MiB map 16 GiB of scattered data; those that wait for a checkpoint come on top."""
+_LEAVES_OF_SNAPSHOT = 1024
 _ZERO_BLOCKS = 1 << 24
 """Blocks that are zeroed at a time (64 GiB). A commit changes their leaves in a quarter of a second."""
 _TRIM_PIECES = 1024
@@ -43,12 +44,12 @@ class Volume(Disk):
 
     def __init__(
         self, number: int, name: str, size: int, lbamap: LbaMap, reader: Reader, segments: Segments,
-        reading: Callable[[], AbstractContextManager[None]], read_only: bool,
+        reading: Callable[[], AbstractContextManager[None]], read_only: bool, history: History | None = None,
     ) -> None:  # fmt: skip
         """`reading` keeps segments from being freed. Writes need a `writer`."""
+        self.history = history or NoHistory()
         self.number, self.name, self.size, self.map, self.read_only = number, name, size, lbamap, read_only
         self._reader, self.segments, self._reading = reader, segments, reading
-        self.contexts = tuple(CONTEXTS)
         self.writer: Writer | None = None
         self.active = Generation()
         self.frozen: Generation | None = None
@@ -177,7 +178,7 @@ class Volume(Disk):
     def _bound_leaves(self) -> None:
         """Keep the leaves in memory within bounds; those of a commit in flight stay."""
         if self.frozen is None:
-            self.map.bound(_LEAVES_MAX)
+            self.map.bound(_LEAVES_MAX if self.writer else _LEAVES_OF_SNAPSHOT)
 
     # Writing
 
@@ -382,6 +383,11 @@ class Volume(Disk):
 
     # Status
 
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Metadata contexts: as of any disk, and what changed since each snapshot."""
+        return (*CONTEXTS, *(DIRTY_BITMAP + name for name in self.history.names()))
+
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         with self._reading():
             return await status_of(self, context, offset, length, max_extents)
@@ -392,7 +398,14 @@ class Volume(Disk):
             await self._load_leaves((number,))
         return self.map.leaves.get(number, uniform_leaf(HOLE))
 
+    async def settle(self) -> None:
+        """Have in the map what was written before."""
+        if self.writer is not None:
+            await self.writer.commit()
+
     def _is_absent(self, number: int) -> bool:
+        if number << LEAF_SHIFT >= self.map.blocks:
+            return True
         try:
             return number not in self.map.leaves and self.map.leaf_ref(number) is None
         except Missing:

@@ -7,6 +7,7 @@ that was acknowledged before it was asked for.
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -40,7 +41,7 @@ class Volumes:
         read_only = self._read_only or bool(member.parent)
         volume = Volume(
             member.number, self._catalogue.label(member), member.size, member.map, self._reader, self._segments,
-            self._reading, read_only,
+            self._reading, read_only, _Snapshots(self, member),
         )  # fmt: skip
         if not read_only:
             volume.writer = self._writer
@@ -69,6 +70,17 @@ class Volumes:
 
     def _disk(self, member: Member) -> Volume:
         return next(disk for disk in self.disks if disk.number == member.number)
+
+    def siblings(self, member: Member) -> list[str]:
+        """Names of the snapshots of a disk, or of the other ones of a snapshot's disk, oldest first."""
+        disk = member.parent or member.number
+        return [other.name for other in self if other.parent == disk and other is not member]
+
+    def sibling(self, member: Member, name: str) -> Volume | None:
+        """One of those."""
+        disk = self._catalogue.members.get(member.parent or member.number)
+        label = f"{disk.name}{SEPARATOR}{name}" if disk else ""
+        return self.get(label) if self._catalogue.get(label) else None
 
     # Operations
 
@@ -168,6 +180,20 @@ class Volumes:
         check_name(label if name is None else name)
         if self._catalogue.get(label):
             raise RefusedError(label, "exists already", "choose another name")
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshots:
+    """What a volume can be compared with (`status.History`)."""
+
+    volumes: Volumes
+    member: Member
+
+    def names(self) -> list[str]:
+        return self.volumes.siblings(self.member)
+
+    def volume(self, name: str) -> Volume | None:
+        return self.volumes.sibling(self.member, name)
 
 
 def check_name(name: str) -> None:

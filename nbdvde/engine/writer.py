@@ -97,7 +97,7 @@ class Writer:
                 await self._prepare(self._admitted + payload)
             except NoSpaceError:
                 if self._admitted:
-                    await self._commit_now()
+                    await self.commit()
                 elif not await self._reclaim():
                     raise
             return
@@ -161,7 +161,7 @@ class Writer:
 
     async def settle(self) -> None:
         """Commit what is buffered, and write a checkpoint if one is due. Raises NoSpaceError, PoisonedError."""
-        await self._commit_now()
+        await self.commit()
         await self._keep_up()
 
     async def operate(
@@ -195,13 +195,14 @@ class Writer:
             raise
         self._appended = self._durable = self._begun
 
-    async def _commit_now(self) -> None:
+    async def commit(self) -> None:
+        """Have everything accepted so far in the log and in the maps. Raises PoisonedError."""
         async with holding(self.commit_lock):
             await self._commit(sync=False)
 
     async def _commit_in_background(self) -> None:
         while self._admitted >= COMMIT_BYTES:
-            await self._commit_now()
+            await self.commit()
             await self._prepare(self._buffer_bytes)
 
     async def _commit(self, *, sync: bool, patient: bool = False) -> None:

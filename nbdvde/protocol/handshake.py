@@ -298,9 +298,8 @@ class Handshake:
 
     def _list_meta_context(self, option: int, data: bytes) -> bytes:
         export, queries = self._meta_queries(data)
-        found = [
-            name for name in export.contexts if not queries or name in queries or name[: name.find(":") + 1] in queries
-        ]
+        wild = tuple(query for query in queries if query.endswith(":"))
+        found = [name for name in export.contexts if not queries or name in queries or name.startswith(wild)]
         return _meta_contexts(option, [(0, name) for name in found])
 
     def _set_meta_context(self, option: int, data: bytes) -> bytes:
