@@ -4,8 +4,9 @@ A snapshot is a volume that is never written. Copying a volume takes over the ma
 both share is not counted down when either changes, until a mark has found out what is still in use.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from nbdvde.engine.layout import BLOCK, MAX_DISK_BYTES, Action, Operation, VolumeEntry
 from nbdvde.engine.lbamap import LbaMap
@@ -41,33 +42,39 @@ class Catalogue:
     """All volumes of an image, by number. Numbers are never used again."""
 
     def __init__(self, members: Iterable[Member] = (), next_number: int = 0) -> None:
-        self.members = {member.number: member for member in members}
-        self.next_number = max(next_number, max(self.members, default=0) + 1)
+        self.members: dict[int, Member] = {}
+        self.disks: list[Member] = []
+        """Those that can be written, oldest first."""
+        self._snapshots: dict[int, dict[str, Member]] = {}
+        """Of each disk, by its number: by name, oldest first."""
+        self.unwritten: list[Member] = []
+        """Snapshots that no checkpoint has written yet."""
+        self.next_number = next_number
+        for member in sorted(members, key=lambda member: member.number):
+            self._add(member)
 
     def __iter__(self) -> Iterator[Member]:
         """By number, which is by age."""
         return iter(self.members.values())
 
-    def disks(self) -> list[Member]:
-        """Those that can be written."""
-        return [member for member in self if not member.parent]
+    def snapshots(self, disk: Member) -> Mapping[str, Member]:
+        """Of a disk by name, oldest first."""
+        return self._snapshots.get(disk.number, {})
 
-    def snapshots(self, disk: Member) -> list[Member]:
-        """Of a disk, oldest first."""
-        return [member for member in self if member.parent == disk.number]
+    def disk_of(self, member: Member) -> Member | None:
+        """The disk that a snapshot was taken of; of a disk itself."""
+        return self.members.get(member.parent) if member.parent else member
 
     def label(self, member: Member) -> str:
         """Name in full: DISK or DISK@SNAPSHOT."""
-        parent = self.members.get(member.parent)
-        return f"{parent.name}{SEPARATOR}{member.name}" if parent else member.name
+        disk = self.members.get(member.parent)
+        return f"{disk.name}{SEPARATOR}{member.name}" if disk else member.name
 
     def get(self, label: str) -> Member | None:
         """The volume called DISK or DISK@SNAPSHOT, if there is one."""
         disk_name, at, name = label.partition(SEPARATOR)
-        disk = next((member for member in self if not member.parent and member.name == disk_name), None)
-        if disk is None or not at:
-            return disk
-        return next((member for member in self if member.parent == disk.number and member.name == name), None)
+        disk = next((disk for disk in self.disks if disk.name == disk_name), None)
+        return self.snapshots(disk).get(name) if disk and at else disk
 
     def find(self, label: str) -> Member:
         """As `get`. Raises UsageError."""
@@ -77,17 +84,31 @@ class Catalogue:
         disk_name, at, _ = label.partition(SEPARATOR)
         disk = self.get(disk_name)
         if at and disk is not None:
-            names = [snapshot.name for snapshot in self.snapshots(disk)]
-            raise UsageError(f"snapshot {label}", "does not exist", f"{disk_name} has {_listed(names)}")
-        names = [member.name for member in self.disks()]
+            raise UsageError(f"snapshot {label}", "does not exist", f"{disk_name} has {_listed(self.snapshots(disk))}")
+        names = [member.name for member in self.disks]
         raise UsageError(f"disk {disk_name}", "does not exist in this image", f"it has {_listed(names)}")
 
-    def forget_snapshots(self, numbers: Iterable[int]) -> None:
-        """Have nothing of these volumes in memory, where they are snapshots: whoever reads one loads it again."""
-        for number in numbers:
-            member = self.members.get(number)
-            if member and member.parent:
-                member.map.forget()
+    def _add(self, member: Member) -> None:
+        self.members[member.number] = member
+        self.next_number = max(self.next_number, member.number + 1)
+        if member.parent:
+            self._snapshots.setdefault(member.parent, {})[member.name] = member
+        else:
+            self.disks.append(member)
+
+    def _remove(self, member: Member) -> None:
+        del self.members[member.number]
+        if member.parent:
+            self.unwritten = [other for other in self.unwritten if other is not member]
+            del self._snapshots[member.parent][member.name]
+        else:
+            self.disks.remove(member)
+
+    def written(self) -> None:
+        """A checkpoint has written what it found: of snapshots nothing has to be in memory, who reads one loads it."""
+        for member in self.unwritten:
+            member.map.forget()
+        self.unwritten = [member for member in self.unwritten if member.map.dirty]
 
     # Operations, in the order of the log
 
@@ -99,12 +120,14 @@ class Catalogue:
         if operation.action in (Action.CREATE, Action.SNAPSHOT, Action.CLONE):
             if operation.number in self.members or operation.number < self.next_number:
                 raise _impossible(operation, "makes a volume that exists")
-            self.members[operation.number] = self._made(operation, sequence)
-            self.next_number = operation.number + 1
+            made = self._made(operation, sequence)
+            self._add(made)
+            if made.parent:
+                self.unwritten.append(made)
             return
         member = self._named(operation, operation.number)
         if operation.action == Action.DELETE:
-            del self.members[member.number]
+            self._remove(member)
         elif operation.action == Action.ROLLBACK:
             source = self._named(operation, operation.source)
             member.map, member.size = source.map.fork(sequence), source.size
@@ -140,5 +163,5 @@ def _impossible(operation: Operation, why: str) -> DamageError:
     return DamageError(f"log record of an operation on volume {operation.number}", why, "run nbdvde check")
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") if names else "none"
+def _listed(names: Collection[str]) -> str:
+    return (", ".join(islice(names, 10)) or "none") + (f" and {len(names) - 10} more" if len(names) > 10 else "")

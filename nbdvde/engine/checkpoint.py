@@ -152,6 +152,8 @@ class _MetaWriter:
         self._written = 0
         self._units: dict[Hashable, tuple[UnitRef, State]] = {}
         """What may be referred to again."""
+        self.equal: dict[bytes, Node] = {}
+        """One object for all nodes that hold the same."""
 
     def leaf(self, leaf: Leaf) -> UnitRef | None:
         """Write a leaf, one of holes not at all; where one object stands for several, they share a unit."""
@@ -303,7 +305,6 @@ def _write_level(
 ) -> dict[int, UnitRef | None]:  # fmt: skip
     """Copy the nodes above changed children, and write the copies; answers their references."""
     above: dict[int, UnitRef | None] = {}
-    equal: dict[bytes, Node] = {}
     for index, children in _by_parent(refs):
         node, old = _with_nodes(segments, volume.map, lambda: volume.map.node_copy(level, index))  # noqa: B023 - at once
         for child, ref in children:
@@ -311,7 +312,7 @@ def _write_level(
         garbage.add(old, volume.protected)
         data = bytes(node.data)
         above[index] = None if node.is_empty() else writer.node(level, index, data)
-        result.nodes[level, index] = equal.setdefault(data, node)
+        result.nodes[level, index] = writer.equal.setdefault(data, node)
     return above
 
 

@@ -50,8 +50,10 @@ class Checkpointer:
         """Whether the log or the changed part of the maps has grown enough."""
         if self.lock.locked():
             return False
-        dirty = max((len(member.map.dirty) for member in self._catalogue.disks()), default=0)
-        return writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX
+        dirty = max((len(disk.map.dirty) for disk in self._catalogue.disks), default=0)
+        if writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX:
+            return True
+        return sum(len(member.map.dirty) for member in self._catalogue.unwritten) >= DIRTY_LEAVES_MAX
 
     def can_reclaim(self) -> bool:
         """Whether checkpoints would free the space of log segments."""
@@ -165,7 +167,7 @@ class Checkpointer:
         for volume in plan.volumes:
             written = result.volumes[volume.number]
             volume.map.thaw(written.root, written.nodes)
-        self._catalogue.forget_snapshots(volume.number for volume in plan.volumes)
+        self._catalogue.written()
         for slot, (ref, prints) in result.indexes.items():
             state = segments.states[slot]
             state.index_ref, state.prints_bytes = ref, prints

@@ -227,8 +227,7 @@ class Image:
         return msgspec.structs.replace(info, disks=disks, statistics=self._described_statistics())
 
     def _described(self, disk: Volume) -> DiskInfo:
-        snapshots = [member.name for member in self.volumes if member.parent == disk.number]
-        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, snapshots)
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, list(disk.history.names()))
 
     def _described_statistics(self) -> dict[str, int | float]:
         counters: dict[str, int | float] = {**self.statistics}

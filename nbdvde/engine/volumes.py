@@ -35,7 +35,7 @@ class Volumes:
         self._open: dict[int, Volume] = {}
         """Snapshots that somebody looked at."""
         self._changing = trio.Lock()
-        self.disks = [self._volume(member) for member in catalogue.disks()]
+        self.disks = [self._volume(member) for member in catalogue.disks]
 
     def _volume(self, member: Member) -> Volume:
         read_only = self._read_only or bool(member.parent)
@@ -61,7 +61,7 @@ class Volumes:
 
     def get(self, label: str | None = None) -> Volume:
         """A disk or a snapshot by name, the first disk without."""
-        member = self._catalogue.disks()[0] if label is None and self.disks else self._catalogue.find(label or "")
+        member = self._catalogue.disks[0] if label is None and self.disks else self._catalogue.find(label or "")
         if member.parent:
             if member.number not in self._open:
                 self._open[member.number] = self._volume(member)
@@ -73,14 +73,14 @@ class Volumes:
 
     def siblings(self, member: Member) -> list[str]:
         """Names of the snapshots of a disk, or of the other ones of a snapshot's disk, oldest first."""
-        disk = member.parent or member.number
-        return [other.name for other in self if other.parent == disk and other is not member]
+        disk = self._catalogue.disk_of(member)
+        return [name for name, other in self._catalogue.snapshots(disk).items() if other is not member] if disk else []
 
     def sibling(self, member: Member, name: str) -> Volume | None:
         """One of those."""
-        disk = self._catalogue.members.get(member.parent or member.number)
-        label = f"{disk.name}{SEPARATOR}{name}" if disk else ""
-        return self.get(label) if self._catalogue.get(label) else None
+        disk = self._catalogue.disk_of(member)
+        other = self._catalogue.snapshots(disk).get(name) if disk else None
+        return self.get(self._catalogue.label(other)) if other else None
 
     # Operations
 
