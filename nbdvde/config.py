@@ -154,6 +154,8 @@ class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What clients ask for."""
     image: FileName | None = None
     """Path of its image, which several exports may share."""
+    disk: str | None = None
+    """Which disk of the image, or snapshot as `DISK@NAME`; the first disk by default."""
     memory: Size | None = None
     """Size of a disk in memory, instead of an image."""
     key_file: FileName | None = None

@@ -1,9 +1,11 @@
 """The exports of a server: what clients may ask for by name, and who may."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -84,6 +86,16 @@ def _network(text: str) -> Network:
     return network
 
 
+class Kin(Protocol):
+    """What there is of an image behind one of its exports: snapshots, and other disks. It may change at any time."""
+
+    def find(self, export: "Export", name: str) -> "Export | None":
+        """An export of that name, if it belongs to this one."""
+
+    def listing(self, export: "Export") -> Iterable[ExportInfo]:
+        """What to tell of those that `find` would find: of many not all."""
+
+
 @dataclass(eq=False)
 class Export:
     """A disk under a name."""
@@ -94,10 +106,11 @@ class Export:
     """Refuse changes even if the disk takes them."""
     description: str = ""
     access: Access = field(default_factory=Access)
+    kin: Kin | None = None
+    base: "Export | None" = None
+    """The one whose kin it is."""
     clients: int = 0
     """That use it now."""
-    removed: bool = False
-    """Nobody may begin to use it any more."""
     _left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property
@@ -118,12 +131,15 @@ class Export:
 
 
 class Exports:
-    """The exports by name. The empty name is always the same one's, or nobody's."""
+    """The exports by name, and their kin. The empty name is always the same one's, or nobody's."""
 
     def __init__(self, exports: Iterable[Export] = (), default: str | None = None) -> None:
         """`default` is the name of the default export, which may be added later."""
         self._exports = {export.name: export for export in exports}
         self._default = default
+        self._kin: WeakValueDictionary[str, Export] = WeakValueDictionary()
+        """Those that somebody uses."""
+        self._held: set[Disk] = set()
 
     def __iter__(self) -> Iterator[Export]:
         return iter(list(self._exports.values()))
@@ -134,13 +150,50 @@ class Exports:
         self._exports[export.name] = export
 
     def remove(self, export: Export) -> None:
-        """Let no further client use it."""
-        export.removed = True
+        """Let no further client use it, nor its kin."""
         del self._exports[export.name]
 
     def get(self, name: str) -> Export | None:
         """The export of a name."""
-        return self._exports.get(self._default if not name and self._default is not None else name)
+        if not name and self._default is not None:
+            name = self._default
+        return self._exports.get(name) or self._kin_of(name)
+
+    def _kin_of(self, name: str) -> Export | None:
+        for export in self._exports.values():
+            if export.kin is not None and (found := export.kin.find(export, name)) is not None:
+                known = self._kin.get(name)
+                if known is None or known.disk is not found.disk:
+                    self._kin[name] = known = found
+                known.access, known.read_only = found.access, found.read_only
+                return known
+        return None
+
+    def listing(self, peer: Peer) -> Iterator[ExportInfo]:
+        """What a client may know of."""
+        for export in self:
+            if export.access.allows(peer):
+                yield export.info
+        for export in self:
+            if export.kin is not None and export.access.allows(peer):
+                yield from (info for info in export.kin.listing(export) if info.name not in self._exports)
+
+    def used(self) -> list[Export]:
+        """The exports that clients use, those that were removed left out."""
+        return [export for export in (*self, *self._kin.values()) if export.clients]
+
+    @contextmanager
+    def holding(self, disk: Disk) -> Iterator[None]:
+        """Let no further client use a disk meanwhile."""
+        self._held.add(disk)
+        try:
+            yield
+        finally:
+            self._held.discard(disk)
+
+    def is_held(self, disk: Disk) -> bool:
+        """See `holding`."""
+        return disk in self._held
 
 
 class Visitor:
@@ -158,7 +211,7 @@ class Visitor:
 
     def listing(self) -> Iterator[ExportInfo]:
         """See `Directory`."""
-        return (export.info for export in self._exports if export.access.allows(self.peer))
+        return self._exports.listing(self.peer)
 
     def enter(self, name: str) -> str | None:
         """See `Directory`; `leave` ends the use."""
@@ -166,6 +219,8 @@ class Visitor:
         assert export is not None, "it was found in the same moment"
         if export.access.connections is not None and export.clients >= export.access.connections:
             return "it is in use by as many clients as may be"
+        if self._exports.is_held(export.disk):
+            return "its disk is being changed, try again"
         export.clients += 1
         self.export = export
         return None

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -16,11 +16,13 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export, Exports
+from nbdvde.inventory import Inventory
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.server import Server
 
 _log = logging.getLogger(__name__)
+_FORCE = "disconnect them, or use --force"
 
 Attend: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Callable[[Image], Awaitable[None]]]]
 """What is around an image for as long as it is open; what it gives is called once the image is there."""
@@ -35,6 +37,10 @@ class ExportSpec:
     """Where its disk is; None: in memory."""
     memory_bytes: int = 0
     """Size of a disk in memory."""
+    disk: str | None = None
+    """Which disk of the image, or snapshot; the first one without."""
+    whole: bool = False
+    """Its other disks are exports as well."""
     read_only: bool = False
     description: str = ""
     access: Access = field(default_factory=Access)
@@ -55,9 +61,9 @@ class ExportSpec:
         object.__setattr__(self, "file", self.image and Path(os.path.realpath(self.image)))
 
     @property
-    def shown(self) -> tuple[Path | None, int, bool]:
+    def shown(self) -> tuple[Path | None, str | None, int, bool]:
         """What clients would notice a change of."""
-        return self.file, self.memory_bytes, self.read_only
+        return self.file, self.disk, self.memory_bytes, self.read_only
 
 
 class _OpenImage:
@@ -93,8 +99,14 @@ class Host:
 
     @property
     def exports(self) -> list[Export]:
-        """The exports there are."""
-        return list(self._exports)
+        """The exports there are, snapshots left out that nobody uses."""
+        return list(dict.fromkeys((*self._exports, *self._others(), *self._exports.used())))
+
+    def _others(self) -> Iterator[Export]:
+        for export in self._exports:
+            if isinstance(export.kin, Inventory):
+                found = map(self._exports.get, export.kin.disks(export))
+                yield from (other for other in found if other is not None and other.base is export)
 
     async def add(self, spec: ExportSpec, secret: Callable[[], Secret | None], *, writable: bool | None = None) -> None:
         """Let clients use a further export; `secret` is called when its image is not open yet. Raises NbdvdeError.
@@ -106,8 +118,10 @@ class Host:
                 raise RefusedError(f"export {spec.name}", "the server is stopping")
             if spec.name in self._specs:
                 raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
-            disk = await self._disk(spec, secret, not spec.read_only if writable is None else writable)
-            self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access))
+            image = await self._image(spec, secret, not spec.read_only if writable is None else writable)
+            disk = await self._disk(spec, image)
+            kin = Inventory(image.volumes, whole=spec.whole) if image else None
+            self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access, kin))
             self._specs[spec.name] = spec
             _log.debug("export %s added: %s", spec.name, spec.image or "in memory")
 
@@ -120,16 +134,35 @@ class Host:
             export, spec = self._exports.get(name), self._specs.get(name)
             if export is None or spec is None:
                 raise RefusedError(f"export {name}", "does not exist")
-            if export.clients and not force:
-                raise InUseError(
-                    f"export {name}", f"{export.clients} clients use it", "disconnect them, or use --force"
-                )
+            users = [used for used in self._exports.used() if export in (used, used.base)]
+            if not force:
+                _refuse_clients(f"export {name}", users)
             self._exports.remove(export)
             del self._specs[name]
             with trio.CancelScope(shield=True):
-                await self._server.dismiss(export)
+                await self._dismiss(users)
                 await self._release(spec)
             _log.info("export %s removed", name)
+
+    def is_shown(self, disk: Disk) -> Export | None:
+        """The export that was asked for to show this disk."""
+        return next((export for export in self._exports if export.disk is disk), None)
+
+    @asynccontextmanager
+    async def unused(self, disk: Disk, *, force: bool = False, hint: str = _FORCE) -> AsyncIterator[None]:
+        """Have no client use a disk meanwhile; unless `force`, only when none does. Raises InUseError."""
+        with self._exports.holding(disk):
+            users = [export for export in self._exports.used() if export.disk is disk]
+            if not force:
+                _refuse_clients(f"disk {disk.name}", users, hint)
+            await self._dismiss(users)
+            yield
+
+    async def _dismiss(self, exports: list[Export]) -> None:
+        """Disconnect the clients of some exports, all at once."""
+        async with trio.open_nursery() as nursery:
+            for export in exports:
+                nursery.start_soon(self._server.dismiss, export)
 
     def adjust(self, spec: ExportSpec) -> None:
         """Give an export that shows the same as before another description and access rules, for new clients."""
@@ -151,20 +184,31 @@ class Host:
             if opened.failure:
                 raise opened.failure
 
-    async def _disk(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> Disk:
+    async def _image(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> Image | None:
+        """The image of an export, counted as used once more."""
         if spec.image is None or spec.file is None:
-            return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
+            return None
         opened = self._images.get(spec.file)
         if opened is None:
             opened = _OpenImage(spec.image)
             await self._nursery.start(self._keep, opened, secret(), not writable)
             self._images[spec.file] = opened
         assert opened.image is not None, "it was opened"
-        disk = opened.image.disk()
-        if disk.read_only and not spec.read_only:
-            raise RefusedError(f"export {spec.name}", "its image is open for reading only", "make it read-only too")
         opened.exports += 1
-        return disk
+        return opened.image
+
+    async def _disk(self, spec: ExportSpec, image: Image | None) -> Disk:
+        """What an export shows. Raises RefusedError, UsageError; the image is not used then."""
+        if image is None:
+            return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
+        try:
+            if image.read_only and not spec.read_only:
+                raise RefusedError(f"export {spec.name}", "its image is open for reading only", "make it read-only too")
+            return image.disk(spec.disk)
+        except NbdvdeError:
+            with trio.CancelScope(shield=True):
+                await self._release(spec)
+            raise
 
     async def _release(self, spec: ExportSpec) -> None:
         """Close the image of an export that has ended, if no other shows it."""
@@ -196,3 +240,9 @@ class Host:
                 opened.failure = error
             finally:
                 opened.closed.set()
+
+
+def _refuse_clients(what: str, users: list[Export], hint: str = _FORCE) -> None:
+    if count := sum(export.clients for export in users):
+        clients = "1 client uses" if count == 1 else f"{count} clients use"
+        raise InUseError(what, f"{clients} it", hint)

@@ -49,9 +49,11 @@ class Connection:
     handshake: Handshake | None = None
     deadline: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the handshake."""
+    stopped: bool = False
 
     def stop(self, patience_s: float) -> None:
         """End transmission when what is in flight has been answered, or tell who still haggles that it is over."""
+        self.stopped = True
         if self.session is not None:
             self.transport.stop()
         elif self.handshake is not None and self.handshake.begun:
@@ -93,7 +95,7 @@ class Server:
         self._tls = tls
 
     async def dismiss(self, export: Export) -> None:
-        """End the connections of an export that was removed: what is in flight is answered, if that can be soon."""
+        """End the connections of an export nobody may use now; what is in flight is answered, if it can be soon."""
         limits = self._shared.limits
         users = [connection for connection in self.connections if connection.visitor.export is export]
         for connection in users:
@@ -298,7 +300,7 @@ class Server:
         shared = self._shared
         agreed = await self._negotiate(connection)
         transport, export = connection.transport, connection.visitor.export
-        if agreed is None or export is None or export.removed or self._stopping.is_set():
+        if agreed is None or export is None or connection.stopped or self._stopping.is_set():
             return
         buffer = shared.buffers.take()
         try:

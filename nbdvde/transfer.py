@@ -25,6 +25,8 @@ async def copy_in(path: Path, disk: Disk, progress: Progress) -> None:
 
     What was on the disk is lost, also when this fails half-way.
     """
+    if disk.read_only:
+        raise RefusedError(f"disk {disk.name}", "cannot be written", "import into another one")
     with _opened(path, os.O_RDONLY) as file:
         size = await workers.run(os.lseek, file, 0, os.SEEK_END)
         if size > disk.size:

@@ -31,7 +31,6 @@ def test_the_default_export_is_never_another_one() -> None:
     exports = Exports([export, Export("b", MemoryDisk(512))], default="a")
     exports.remove(export)
     assert exports.get("") is None
-    assert export.removed
     exports.add(Export("a", MemoryDisk(1024)))
     assert Visitor(exports, HERE).find("") == Visitor(exports, HERE).find("a") != None  # noqa: E711
 

@@ -172,7 +172,7 @@ async def test_clients_of_a_removed_export(hosted: Hosted, address: UnixAddress,
         one, two = connect(address), connect(address)
         await one.go("a")
         await two.go("b")
-        with pytest.raises(InUseError, match="1 clients"):
+        with pytest.raises(InUseError, match="1 client uses it"):
             await hosted.host.remove("a")
         await one.stream.send_all(request(int(Command.READ), 0, 512, cookie=7))
         async with trio.open_nursery() as nursery:

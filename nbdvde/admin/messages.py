@@ -72,7 +72,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class ExportStatus(msgspec.Struct, frozen=True):
-    """An export."""
+    """An export. Of those EXPORT@SNAPSHOT only the ones that clients use now are listed."""
 
     name: str
     image: str | None
@@ -83,6 +83,8 @@ class ExportStatus(msgspec.Struct, frozen=True):
     description: str
     clients: int
     """That use it now."""
+    disk: str = ""
+    """Which disk of the image, or snapshot, it shows."""
 
 
 class ExportList(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ class AddExport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     name: str
     image: str | None = None
+    disk: str | None = None
     memory: int | None = None
     """Bytes."""
     secret: "SecretBody | None" = None

@@ -33,7 +33,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.engine.volumes import check_size
-from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
+from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export
 from nbdvde.hosting import ExportSpec, Host
 from nbdvde.server import Connection, Server
@@ -126,18 +126,21 @@ class Service:
     async def exports(self, body: bytes, emit: Emit) -> ExportList:
         """The exports."""
         specs = self._host.specs
-        return ExportList([_export_status(export, specs[export.name]) for export in self._host.exports])
+        exports = self._host.exports
+        return ExportList([_export_status(export, specs[(export.base or export).name]) for export in exports])
 
     async def add_export(self, body: bytes, emit: Emit) -> ExportList:
         """Serve a further disk."""
         asked = _parse(body, AddExport)
         if (asked.image is None) == (asked.memory is None):
             raise UsageError(f"export {asked.name}", "needs either an image or memory")
+        if asked.disk is not None and asked.image is None:
+            raise UsageError(f"export {asked.name}", "is in memory, and has no disks to choose from")
         if asked.memory is not None:
             check_size(asked.memory)
         spec = ExportSpec(
             name=asked.name, image=Path(asked.image) if asked.image else None, memory_bytes=asked.memory or 0,
-            read_only=asked.read_only, description=asked.description,
+            disk=asked.disk, read_only=asked.read_only, description=asked.description,
             access=Access.parse(asked.addresses, asked.certificates, asked.connections),
         )  # fmt: skip
         await self._host.add(spec, lambda: asked.secret.secret() if asked.secret else None)
@@ -156,9 +159,8 @@ class Service:
     async def import_(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a raw file into a disk: lines of progress, then `done`."""
         asked, disk = self._copying(body)
-        if any(export.clients for export in self._host.exports if export.disk is disk):
-            raise InUseError(f"disk {disk.name}", "clients use it", "disconnect them first")
-        await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
+        async with self._host.unused(disk, hint="disconnect them first"):
+            await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
         return CopyLine(done=True)
 
     async def export(self, body: bytes, emit: Emit) -> CopyLine:
@@ -217,7 +219,7 @@ def _client(connection: Connection) -> Client:
 def _export_status(export: Export, spec: ExportSpec) -> ExportStatus:
     info = export.info
     image = str(spec.image) if spec.image else None
-    return ExportStatus(info.name, image, info.size, info.read_only, info.description, export.clients)
+    return ExportStatus(info.name, image, info.size, info.read_only, info.description, export.clients, export.disk.name)
 
 
 def _key_area(image: Image) -> KeyArea:

@@ -12,7 +12,9 @@ ImageArgument = Annotated[
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", readable=False, help="The file, or block device.", show_default=False)
 ]
-DiskName = Annotated[str | None, typer.Option("--disk", metavar="NAME", help="The disk. [default: the first one]")]
+DiskName = Annotated[
+    str | None, typer.Option("--disk", metavar="NAME", help="The disk, or DISK@SNAPSHOT. [default: the first disk]")
+]
 Format = Annotated[
     str, typer.Option("--format", metavar="FORMAT", help="raw, or qcow2, vmdk, vdi, ... through qemu-img.")
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile
 
 if TYPE_CHECKING:
     from nbdvde.admin.client import ControlClient
@@ -64,6 +64,7 @@ def export_add(
     context: typer.Context,
     name: Name,
     image: Annotated[Path | None, typer.Option(metavar="FILE", readable=False, help="The image to serve.")] = None,
+    disk: DiskName = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead.")] = None,
     key_file: KeyFile = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse every change.")] = False,
@@ -86,7 +87,7 @@ def export_add(
     server = _server(context, control)
     secret = ImageByPath(image, key_file=key_file).secret() if image else None
     request = AddExport(
-        name=name, image=str(image.absolute()) if image else None,
+        name=name, image=str(image.absolute()) if image else None, disk=disk,
         memory=None if memory is None else config.parse_disk_size(memory),
         secret=SecretBody.of(secret) if secret else None, read_only=read_only, description=description,
         addresses=address or None, certificates=certificate or None, connections=connections,

@@ -140,7 +140,7 @@ def exports(served: Sequence["ExportStatus"]) -> None:
     rows = [("name", "size", "mode", "clients", "disk", "description")]
     for export in served:
         mode = "read-only" if export.read_only else "read-write"
-        disk = export.image or "in memory"
+        disk = f"{export.disk} of {export.image}" if export.image else "in memory"
         rows.append((export.name, size(export.size), mode, str(export.clients), disk, export.description))
     _aligned(rows)
 

@@ -105,20 +105,24 @@ def _exports(images: Sequence[Path], memory: str | None, options: Options) -> It
 
 
 def _given(image: Path, images: Sequence[Path], options: Options) -> PlannedExport:
-    """An image of the command line: a single one has the name of its disk, several have those of their files."""
+    """An image of the command line: a single one has the names of its disks, several have those of their files."""
     server = options.server
     name = image.stem if len(images) > 1 else server.export or nbdvde.read_info(image).disks[0].name
     key_file = Path(server.key_file) if server.key_file else None
-    return PlannedExport(ExportSpec(name=name, image=image, read_only=server.read_only), key_file)
+    spec = ExportSpec(name=name, image=image, whole=len(images) == 1, read_only=server.read_only)
+    return PlannedExport(spec, key_file)
 
 
 def _configured(disk: DiskOptions, options: Options) -> PlannedExport:
     if (disk.image is None) == (disk.memory is None):
         raise UsageError(f"disk {disk.name}", "needs either image or memory")
+    if disk.disk is not None and disk.image is None:
+        raise UsageError(f"disk {disk.name}", "is in memory, and has no disks to choose from", "drop disk")
     spec = ExportSpec(
         name=disk.name,
         image=None if disk.image is None else Path(disk.image),
         memory_bytes=parse_disk_size(str(disk.memory)) if disk.memory else 0,
+        disk=disk.disk,
         read_only=disk.read_only or options.server.read_only,
         description=disk.description,
         access=Access.parse(disk.addresses, disk.certificates, disk.connections),

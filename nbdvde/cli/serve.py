@@ -201,7 +201,7 @@ class _Serving:
                     self._ready = True
                     await serving.start(self._server.run, listeners)
                     held.enter_context(pid_file(plan.options.server.pid_file))
-                    names = [export.spec.name for export in plan.exports]
+                    names = [export.name for export in self._host.exports]
                     printed = plan.options.server.print_uri
                     announce(names, plan.default, listeners, tls=plan.tls is not None, printed=printed)
                     tell_systemd("READY=1")

@@ -51,7 +51,15 @@ class Volumes:
         return self._checkpointer.reading()
 
     def __iter__(self) -> Iterator[Member]:
+        """Oldest first."""
         return iter(self._catalogue)
+
+    def __reversed__(self) -> Iterator[Member]:
+        return reversed(self._catalogue.members.values())
+
+    def find(self, label: str) -> Member | None:
+        """What the catalogue says of a disk or a snapshot, if there is one of that name."""
+        return self._catalogue.get(label)
 
     def attach(self, writer: Writer | None) -> None:
         """Let the disks be written, or no more."""

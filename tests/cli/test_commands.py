@@ -211,5 +211,5 @@ def test_import_and_export(command: Command, image: Path, key_file: Path, tmp_pa
             client.connect(str(tmp_path / "sock"))
             client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
             assert client.recv(18 + 10, socket.MSG_WAITALL)
-            command("import", image, "in").fails(5, "clients use it")
+            command("import", image, "in").fails(5, "1 client uses it", "(disconnect them first)")
     assert (tmp_path / "served").read_bytes() == (b"more" * 5000).ljust(SIZE, b"\0")

@@ -1,0 +1,71 @@
+"""What of an image can be asked for besides the exports it was opened for: its other disks, and snapshots."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+
+from nbdvde.engine.catalogue import SEPARATOR, Member
+from nbdvde.engine.volume import Volume
+from nbdvde.engine.volumes import Volumes
+from nbdvde.exports import Export
+from nbdvde.protocol.constants import MAX_STRING
+from nbdvde.protocol.messages import ExportInfo
+
+LISTED = 256
+"""Snapshots, and other disks, of an export that clients are told of unasked; whoever knows the names of older ones may
+use them all the same."""
+
+
+class Inventory:
+    """The kin (`exports.Kin`) of an export that shows a disk of an image: EXPORT@SNAPSHOT, and DISK.
+
+    All are looked for when a client asks, so that nothing has to follow the image. They inherit the export's rules.
+    """
+
+    def __init__(self, volumes: Volumes, *, whole: bool) -> None:
+        """With `whole` the image's other disks belong to it as well."""
+        self._volumes, self._whole = volumes, whole
+
+    def find(self, export: Export, name: str) -> Export | None:
+        """See `Kin`."""
+        base, at, snapshot = name.rpartition(SEPARATOR)
+        if not at:
+            return self._other(export, name)
+        shown = export if base == export.name else self._other(export, base)
+        if shown is None:
+            return None
+        label = f"{shown.disk.name}{SEPARATOR}{snapshot}"
+        member = self._volumes.find(label)
+        if member is None:
+            return None
+        return Export(name, self._volumes.get(label), True, _told(member), export.access, base=export)
+
+    def disks(self, export: Export) -> Iterator[str]:
+        """Names of the other disks."""
+        if self._whole:
+            yield from (disk.name for disk in self._volumes.disks if disk is not export.disk)
+
+    def listing(self, export: Export) -> Iterator[ExportInfo]:
+        """See `Kin`: the oldest other disks, and the newest snapshots."""
+        shown = {}
+        if isinstance(export.disk, Volume):
+            shown[export.disk.number] = export.name
+        for name in islice(self.disks(export), LISTED):
+            disk = self._volumes.get(name)
+            shown[disk.number] = name
+            yield ExportInfo(name, disk.size, export.read_only or disk.read_only)
+        names = ((f"{shown[m.parent]}{SEPARATOR}{m.name}", m) for m in reversed(self._volumes) if m.parent in shown)
+        for name, member in islice(names, LISTED):
+            if len(name.encode()) <= MAX_STRING:
+                yield ExportInfo(name, member.size, True, _told(member))
+
+    def _other(self, export: Export, name: str) -> Export | None:
+        member = self._volumes.find(name) if self._whole and SEPARATOR not in name else None
+        if member is None or (disk := self._volumes.get(name)) is export.disk:
+            return None
+        return Export(name, disk, export.read_only, "", export.access, base=export)
+
+
+def _told(member: Member) -> str:
+    taken = datetime.fromtimestamp(member.created_ns / 1e9, UTC)
+    return f"snapshot of {taken:%Y-%m-%d %H:%M:%SZ}"
