@@ -129,9 +129,10 @@ class _Checker:
     def _leaves(self, volume: Member) -> Iterator[tuple[int, Entries]]:
         """Every leaf: those that replay changed from memory, the others from the image."""
         lbamap = volume.map
+        height, root = lbamap.stored()
         for number, leaf in lbamap.leaves.items():
             yield number, np.frombuffer(leaf, np.uint64)
-        for number, ref in self._leaf_refs(volume, lbamap.height, 0, lbamap.root, set()):
+        for number, ref in self._leaf_refs(volume, height, 0, root, set()):
             if number in lbamap.leaves:
                 continue
             try:

@@ -207,6 +207,14 @@ class LbaMap:
             del self.leaves[number]
             self.shared.discard(number)
 
+    def stored(self) -> tuple[int, UnitRef | None]:
+        """Height and root of the tree that the image has: less tall than this map while a new top is unwritten."""
+        height, root = self.height, self.root
+        while root == UNWRITTEN:
+            root = self._nodes[height, 0].get(0)
+            height -= 1
+        return height, root
+
     def touch(self, number: int) -> None:
         """Have a leaf in memory written by the next checkpoint, though nothing of it changes."""
         self._writable(number)
