@@ -60,6 +60,13 @@ def parse_extent_size(text: str) -> int:
     return size
 
 
+def parse_rate(text: str) -> int:
+    """Bytes a second, 1 or more. Raises UsageError."""
+    if rate := parse_size(text):
+        return rate
+    raise UsageError("rate 0", "is none", "like 64M")
+
+
 def parse_compression(text: str) -> str | int:
     """A name, or a zstd level 1 to 22. Raises UsageError."""
     if text in ("fastest", "optimal", "smallest", "none"):

@@ -24,6 +24,7 @@ from nbdvde.admin.messages import (
     KeyRequest,
     Reloaded,
     RemoveExport,
+    ScrubRequest,
     Status,
 )
 from nbdvde.engine.report import CheckReport, ImageInfo
@@ -142,9 +143,10 @@ class ControlClient:
         """See `Service.add_key`."""
         return self._call("POST", f"/v1/keys/{action}", KeyList, msgspec.json.encode(request))
 
-    def check(self, progress: Progress) -> CheckReport:
-        """See `Service.check`."""
-        for line in self._lines("POST", "/v1/check"):
+    def check(self, progress: Progress, rate: int | None = None) -> CheckReport:
+        """See `Service.check`, and with `rate`, in bytes a second, `Service.scrub`."""
+        path, body = ("/v1/check", None) if rate is None else ("/v1/scrub", msgspec.json.encode(ScrubRequest(rate)))
+        for line in self._lines("POST", path, body):
             answer = self._decode(line, CheckLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)

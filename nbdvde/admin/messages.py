@@ -144,6 +144,13 @@ class CheckLine(msgspec.Struct, frozen=True, omit_defaults=True):
     report: CheckReport | None = None
 
 
+class ScrubRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of POST /v1/scrub, of which the answer is as that of POST /v1/check."""
+
+    rate: int
+    """Bytes a second at most, 1 or more."""
+
+
 class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Body of POST /v1/import and /v1/export: a raw file or block device that the server can reach."""
 

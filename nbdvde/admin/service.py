@@ -25,6 +25,7 @@ from nbdvde.admin.messages import (
     Progress,
     Reloaded,
     RemoveExport,
+    ScrubRequest,
     Status,
 )
 from nbdvde.disk import Disk
@@ -46,6 +47,7 @@ PATHS = {
     "/v1/status": ("GET", "status"),
     "/v1/info": ("GET", "info"),
     "/v1/check": ("POST", "check"),
+    "/v1/scrub": ("POST", "scrub"),
     "/v1/import": ("POST", "import_"),
     "/v1/export": ("POST", "export"),
     "/v1/flush": ("POST", "flush"),
@@ -156,6 +158,13 @@ class Service:
         """Verify everything: lines of progress, then the report."""
         return CheckLine(report=await check(self._the_image(), emit))
 
+    async def scrub(self, body: bytes, emit: Emit) -> CheckLine:
+        """Verify everything, at so many bytes a second at most: lines of progress, then the report."""
+        rate = _parse(body, ScrubRequest).rate
+        if rate < 1:
+            raise UsageError(f"rate {rate}", "is not a number of bytes a second", "1 or more")
+        return CheckLine(report=await check(self._the_image(), emit, rate))
+
     async def import_(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a raw file into a disk: lines of progress, then `done`."""
         asked, disk = self._copying(body)
@@ -250,9 +259,9 @@ class _Meter:
         self.latest = Progress(done, total)
 
 
-async def check(image: Image, emit: Emit) -> CheckReport:
+async def check(image: Image, emit: Emit, rate: int | None = None) -> CheckReport:
     """Verify an image; a cancelled check ends at its next progress. Raises NbdvdeError."""
-    return await _watched(emit, image.check)
+    return await _watched(emit, lambda meter: image.check(meter, rate))
 
 
 async def _watched(emit: Emit, work: Callable[[_Meter], Awaitable[T]]) -> T:

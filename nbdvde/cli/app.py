@@ -16,6 +16,7 @@ from nbdvde.version import VERSION
 if TYPE_CHECKING:
     from nbdvde.admin.messages import KeyList
     from nbdvde.cli.images import ImageByPath
+    from nbdvde.engine.report import CheckReport
 
 app = typer.Typer(
     name="nbdvde",
@@ -167,11 +168,25 @@ def info(image: ImageArgument, key_file: KeyFile = None, control: Control = None
 @app.command()
 def check(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> int:
     """Verify everything in an image; exit code 6 tells of damage."""
-    report = _image(image, key_file, control).check()
-    if json:
-        output.json(report)
-    else:
-        output.report(image, report)
+    return _told(image, _image(image, key_file, control).check(), json=json)
+
+
+@app.command()
+def scrub(
+    image: ImageArgument,
+    rate: Annotated[str, typer.Option(metavar="SIZE", help="Bytes that are read in a second at most.")] = "64M",
+    key_file: KeyFile = None,
+    control: Control = None,
+    json: Json = False,
+) -> int:
+    """Verify everything in an image without being in the way of its clients; exit code 6 tells of damage."""
+    from nbdvde import config
+
+    return _told(image, _image(image, key_file, control).check(config.parse_rate(rate)), json=json)
+
+
+def _told(image: Path, report: "CheckReport", *, json: bool) -> int:
+    output.json(report) if json else output.report(image, report)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
 
 

@@ -69,13 +69,13 @@ class ImageByPath:
         secret = self.secret()
         return trio.run(ask)
 
-    def check(self) -> CheckReport:
-        """Verify everything."""
+    def check(self, rate: int | None = None) -> CheckReport:
+        """Verify everything, with `rate` at so many bytes a second at most."""
         with ProgressBar("checking") as bar:
             if self._served:
-                return self._served.check(bar)
+                return self._served.check(bar, rate)
             with self._at_rest():
-                return nbdvde.check_image(self._path, key=self.secret(), progress=bar)
+                return nbdvde.check_image(self._path, key=self.secret(), progress=bar, rate=rate)
 
     def copy_in(self, file: Path, disk: str | None) -> None:
         """Make a disk hold what a raw file holds."""

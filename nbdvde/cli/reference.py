@@ -40,7 +40,8 @@ CONTROL = """## Control socket
 
 HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image. One request a connection; the answer is
 one line of JSON, or several of which the last is the result. `POST /v1/check` sends
-`{"progress": {"done", "total"}}` and at the end `{"report": …}`. Closing the connection cancels. A failure is
+`{"progress": {"done", "total"}}` and at the end `{"report": …}`; `POST /v1/scrub` does the same and takes
+`{"rate": N}`, bytes a second. Closing the connection cancels. A failure is
 `{"error": {"code", "message", "hint"}}`.
 `POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
 in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
@@ -51,7 +52,7 @@ The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` w
 
 
 COMMANDS = (
-    "create", "serve", "info", "check", "import", "export", "key list", "key add", "key remove", "key change",
+    "create", "serve", "info", "check", "scrub", "import", "export", "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),
 )  # fmt: skip

@@ -40,6 +40,7 @@ from nbdvde.engine.layout import (
 )
 from nbdvde.engine.lbamap import height_for
 from nbdvde.engine.metadata import deflate
+from nbdvde.engine.pace import paced
 from nbdvde.engine.recovery import empty_segment, load, read_superblocks
 from nbdvde.engine.report import CheckReport, ImageInfo
 from nbdvde.engine.sealing import Keyring, public_master
@@ -303,11 +304,14 @@ def read_info(path: PathLike) -> ImageInfo:
         return clear_info(superblock, str(path), file_bytes(path), used)
 
 
-def check_image(path: PathLike, *, key: Secret | None = None, progress: Progress | None = None) -> CheckReport:
-    """Verify an image that nobody writes, without changing it; blocks."""
+def check_image(
+    path: PathLike, *, key: Secret | None = None, progress: Progress | None = None, rate: int | None = None
+) -> CheckReport:  # fmt: skip
+    """Verify an image that nobody writes, without changing it; blocks. With `rate`, so many bytes a second at most."""
     with naming(path):
         storage = open_file(path, write=False)
         try:
-            return check_storage(storage, lambda superblock: master_key(storage, superblock, key), progress)
+            slow, progress = paced(storage, rate, progress)
+            return check_storage(slow, lambda superblock: master_key(storage, superblock, key), progress)
         finally:
             storage.close()

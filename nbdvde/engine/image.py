@@ -19,6 +19,7 @@ from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
 from nbdvde.engine.layout import BLOCK, ENCRYPTION_NONE, KIND_LOG, STATE_CLEAN, STATE_OPEN, STATISTICS, Superblock
 from nbdvde.engine.log import LogWriter
+from nbdvde.engine.pace import paced
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
 from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo
@@ -155,12 +156,13 @@ class Image:
         """Write the changed part of the maps and a new superblock. Raises NoSpaceError, PoisonedError."""
         await self._checkpointer.run(self._writable(), STATE_OPEN)
 
-    async def check(self, progress: Progress | None = None) -> CheckReport:
-        """Verify everything up to now, while the image is in use."""
+    async def check(self, progress: Progress | None = None, rate: int | None = None) -> CheckReport:
+        """Verify everything up to now, while the image is in use, at `rate` bytes a second at most."""
         if self._writer is not None:
             await self.flush()
             await self.checkpoint()
-        master, storage = self._loaded.keyring.master, self.segments.storage
+        master = self._loaded.keyring.master
+        storage, progress = paced(self.segments.storage, rate, progress)
         with ExitStack() as held:
             async with self._checkpointer.lock:
                 held.enter_context(self._checkpointer.reading())

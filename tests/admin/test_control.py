@@ -123,8 +123,11 @@ async def test_info_check_and_flush(image_path: Path) -> None:
         assert info.disks[0].logical_bytes == 8192
         assert info.statistics
         report = await control.ask(control.client.check, lambda done, total: None)
+        scrubbed = await control.ask(control.client.check, lambda done, total: None, 1 << 30)
+        with pytest.raises(UsageError, match="rate 0"):
+            await control.ask(control.client.check, lambda done, total: None, 0)
     assert report.ok
-    assert report.units_verified > 1
+    assert scrubbed.units_verified >= report.units_verified > 1
 
 
 async def test_connect(image_path: Path) -> None:
@@ -255,7 +258,8 @@ class SlowImage:
     def __init__(self) -> None:
         self.step, self.ended = threading.Event(), threading.Event()
 
-    async def check(self, progress: Callable[[int, int], None]) -> CheckReport:
+    async def check(self, progress: Callable[[int, int], None], rate: int | None) -> CheckReport:
+        assert rate in (None, 12345)
         return await trio.to_thread.run_sync(self._check, progress)
 
     def _check(self, progress: Callable[[int, int], None]) -> CheckReport:
@@ -268,7 +272,10 @@ class SlowImage:
             self.ended.set()
 
 
-async def test_check_tells_of_progress_and_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rate", [None, 12345])
+async def test_check_tells_of_progress_and_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int | None
+) -> None:
     monkeypatch.setattr(service, "PROGRESS_S", 0)
     image, seen = SlowImage(), []
 
@@ -278,7 +285,7 @@ async def test_check_tells_of_progress_and_is_cancelled(tmp_path: Path, monkeypa
 
     async with serving(tmp_path, image) as control:
         with pytest.raises(KeyboardInterrupt):
-            await control.ask(control.client.check, enough)
+            await control.ask(control.client.check, enough, rate)
         await trio.to_thread.run_sync(image.ended.wait, 30)
         assert image.ended.is_set()
     assert seen[0][1] == 1000
@@ -337,7 +344,7 @@ async def test_reload(tmp_path: Path) -> None:
 
 async def test_damage_found_by_a_check_of_a_served_image(tmp_path: Path) -> None:
     class Damaged:
-        async def check(self, progress: object) -> CheckReport:
+        async def check(self, progress: object, rate: int | None) -> CheckReport:
             raise DamageError("a", "b", "c")
 
     async with serving(tmp_path, Damaged()) as control:

@@ -125,6 +125,8 @@ def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:
     result = command("check", plain_image)
     assert result.code == 6
     assert result.out.splitlines()[-1].startswith(f"{plain_image}: 1 error, ")
+    assert command("scrub", plain_image) == result
+    command("scrub", plain_image, "--rate", 0).fails(2, "rate 0")
 
 
 def test_life_of_keys(command: Command, image: Path, key_file: Path) -> None:

@@ -75,6 +75,7 @@ def test_commands_use_the_control_socket(command: Command, image: Path, key_file
     with serving(image, "--key-file", key_file, "--listen", "unix:sock", cwd=image.parent):
         assert command("info", image, "--json").json["statistics"] != {}
         assert command("check", image, "--json").json["ok"] is True
+        assert command("scrub", image, "--rate", "1G", "--json").json["ok"] is True
         listed = command("key", "list", image, "--json").json
         assert [slot["slot"] for slot in listed["slots"]] == [0]
         wrong = key_file.with_name("wrong")
