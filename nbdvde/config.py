@@ -21,6 +21,7 @@ _TLS = "tls_"
 _ENVIRONMENT = "NBDVDE_"
 _SIZE = re.compile(r"([0-9]{1,19})([KMGTP]?)")
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
+_MIN_CAPACITY = 64 << 20
 
 
 class Size(int):
@@ -65,6 +66,14 @@ def parse_rate(text: str) -> int:
     if rate := parse_size(text):
         return rate
     raise UsageError("rate 0", "is none", "like 64M")
+
+
+def parse_capacity(text: str) -> int:
+    """Bytes of the capacity of an image: 64 MiB or more. Raises UsageError."""
+    size = parse_size(text)
+    if not _MIN_CAPACITY <= size <= MAX_DISK_BYTES:
+        raise UsageError(f"capacity {text}", "an image needs 64M or more", "like 10G")
+    return size
 
 
 def parse_compression(text: str) -> str | int:

@@ -27,7 +27,7 @@ from nbdvde.admin.messages import (
     ScrubRequest,
     Status,
 )
-from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.errors import NetworkError
 
 T = TypeVar("T")
@@ -142,6 +142,10 @@ class ControlClient:
     def change_keys(self, action: Action, request: KeyRequest) -> KeyList:
         """See `Service.add_key`."""
         return self._call("POST", f"/v1/keys/{action}", KeyList, msgspec.json.encode(request))
+
+    def df(self) -> SpaceReport:
+        """See `Service.df`."""
+        return self._call("POST", "/v1/df", SpaceReport)
 
     def check(self, progress: Progress, rate: int | None = None) -> CheckReport:
         """See `Service.check`, and with `rate`, in bytes a second, `Service.scrub`."""

@@ -32,7 +32,7 @@ from nbdvde.disk import Disk
 from nbdvde.engine.access import fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
-from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.engine.volumes import check_size
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export
@@ -46,6 +46,7 @@ PROGRESS_S = 0.1
 PATHS = {
     "/v1/status": ("GET", "status"),
     "/v1/info": ("GET", "info"),
+    "/v1/df": ("POST", "df"),
     "/v1/check": ("POST", "check"),
     "/v1/scrub": ("POST", "scrub"),
     "/v1/import": ("POST", "import_"),
@@ -153,6 +154,10 @@ class Service:
         asked = _parse(body, RemoveExport)
         await self._host.remove(asked.name, force=asked.force)
         return await self.exports(body, emit)
+
+    async def df(self, body: bytes, emit: Emit) -> SpaceReport:
+        """Where the bytes of the image went."""
+        return await self._the_image().space()
 
     async def check(self, body: bytes, emit: Emit) -> CheckLine:
         """Verify everything: lines of progress, then the report."""

@@ -72,12 +72,15 @@ def create(
     extent_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most that is sealed as one unit, 4K to 1M.")
     ] = "64K",
+    capacity: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most bytes that the file may have, 64M or more.")
+    ] = None,
 ) -> None:
     """Make an image with one empty disk."""
     from nbdvde import config, create_image, keysource
 
     length, extent_bytes = config.parse_disk_size(size), config.parse_extent_size(extent_size)
-    level = config.parse_compression(compression)
+    level, limit = config.parse_compression(compression), config.parse_capacity(capacity) if capacity else 0
     if encryption is Encryption.NONE and key_file:
         raise UsageError("--key-file", "an image without encryption takes no key", "drop one of the two")
     if not image.name:
@@ -87,7 +90,7 @@ def create(
     secret = None
     if encryption is not Encryption.NONE:
         secret = keysource.secret(key_file, "New passphrase: ", confirm=True)
-    create_image(image, length, secret=secret, compression=level, extent_bytes=extent_bytes)
+    create_image(image, length, secret=secret, compression=level, extent_bytes=extent_bytes, capacity=limit)
 
 
 @app.command()
@@ -163,6 +166,13 @@ def info(image: ImageArgument, key_file: KeyFile = None, control: Control = None
     """Tell what an image is and holds; the key file adds how full an encrypted one is."""
     found = _image(image, key_file, control).info()
     output.json(found) if json else output.info(found)
+
+
+@app.command()
+def df(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
+    """Tell where the bytes of an image went: data, sharing, compression, garbage, overhead."""
+    found = _image(image, key_file, control).df()
+    output.json(found) if json else output.space(found)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, Secret
-from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
 from nbdvde.transfer import copy_in, copy_out
 
@@ -68,6 +68,19 @@ class ImageByPath:
 
         secret = self.secret()
         return trio.run(ask)
+
+    def df(self) -> SpaceReport:
+        """Where the bytes went."""
+        if self._served:
+            return self._served.df()
+
+        reports: list[SpaceReport] = []
+
+        async def ask(image: Image) -> None:
+            reports.append(await image.space())
+
+        self._with_image(ask, read_only=True)
+        return reports[0]
 
     def check(self, rate: int | None = None) -> CheckReport:
         """Verify everything, with `rate` at so many bytes a second at most."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from nbdvde.engine.report import CheckReport, ImageInfo
+from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
@@ -107,6 +107,27 @@ def info(image: ImageInfo) -> None:
         facts.append((f"disk {disk.name}", size(disk.size) + used))
     if taken := image.statistics.get("bytes_in"):
         facts.append(("written", _compressed(int(taken), int(image.statistics["bytes_stored"]))))
+    _aligned(facts)
+
+
+def space(found: SpaceReport) -> None:
+    """What `df` tells, as text."""
+    capacity = "unlimited" if found.capacity is None else size(found.capacity)
+    facts = [
+        ("capacity", f"{capacity}, {found.fill:.1%} full"),
+        ("file", size(found.file_bytes)),
+        ("logical", size(found.logical_bytes)),
+        ("written", size(found.written_bytes)),
+        ("unique", size(found.unique_bytes)),
+        ("shared", size(found.shared_bytes)),
+        ("compressed", size(found.compressed_bytes)),
+        ("garbage", size(found.garbage_bytes)),
+        ("reserved", size(found.reserved_bytes)),
+        ("overhead", size(found.overhead_bytes)),
+    ]
+    for disk in found.disks:
+        parts = f"{size(disk.unique_bytes)} unique, {size(disk.shared_bytes)} shared"
+        facts.append((f"disk {disk.name}", f"{size(disk.size)}, {size(disk.logical_bytes)} of data: {parts}"))
     _aligned(facts)
 
 

@@ -52,7 +52,8 @@ The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` w
 
 
 COMMANDS = (
-    "create", "serve", "info", "check", "scrub", "import", "export", "key list", "key add", "key remove", "key change",
+    "create", "serve", "info", "df", "check", "scrub", "import", "export",
+    "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),
 )  # fmt: skip

@@ -29,6 +29,7 @@ from nbdvde.engine.layout import (
     ENCRYPTION_AES_256_GCM,
     ENCRYPTION_NONE,
     EXTENT_BLOCKS_MAX,
+    MIN_CAPACITY,
     SEGMENT_BYTES,
     STATE_CLEAN,
     Kind,
@@ -76,21 +77,24 @@ def compression_level(name: str | int) -> int:
 
 def create_image(
     path: PathLike, size: int, *, secret: Secret | None, compression: str | int = "fastest",
-    extent_bytes: int = EXTENT_BYTES, disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES,
+    extent_bytes: int = EXTENT_BYTES, disk_name: str = "disk", segment_bytes: int | None = None, capacity: int = 0,
 ) -> None:  # fmt: skip
     """Make an image with one disk of `size` bytes, encrypted unless `secret` is None.
 
-    A `MasterKey` as secret makes an image without key slots. Raises UsageError, RefusedError, NoSpaceError.
+    `capacity` is the most bytes that the file may have, 0 for no limit. A `MasterKey` as secret makes an image without
+    key slots. Raises UsageError, RefusedError, NoSpaceError.
     """
     check_size(size)
     if extent_bytes % BLOCK or not BLOCK <= extent_bytes <= EXTENT_BLOCKS_MAX * BLOCK:
         raise UsageError(f"extent size {extent_bytes}", "is not a multiple of 4096 up to 1 MiB")
+    check_capacity(capacity)
     level = compression_level(compression)
+    segment_bytes = segment_bytes or _segment_bytes(capacity)
     fd = _create_file(Path(path))
     storage = FileStorage(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        format_storage(storage, size, secret, level, extent_bytes, disk_name, segment_bytes)
+        format_storage(storage, size, secret, level, extent_bytes, disk_name, segment_bytes, capacity=capacity)
         _sync_folder(Path(path).parent)
     except BaseException as error:
         os.unlink(path)
@@ -101,9 +105,20 @@ def create_image(
         storage.close()
 
 
+def check_capacity(capacity: int) -> None:
+    """Raise UsageError unless an image can have this capacity."""
+    if capacity and not MIN_CAPACITY <= capacity < 1 << 63:
+        raise UsageError(f"capacity {capacity}", f"is not between {MIN_CAPACITY >> 20} MiB and 8 EiB")
+
+
+def _segment_bytes(capacity: int) -> int:
+    """Length of segments: 16 MiB, and less in an image so small that a few of them would fill it."""
+    return min(SEGMENT_BYTES, 1 << (capacity // 64).bit_length() - 1) if capacity else SEGMENT_BYTES
+
+
 def format_storage(
     storage: Storage, size: int, secret: Secret | None, level: int = 1, extent_bytes: int = EXTENT_BYTES,
-    disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES,
+    disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES, *, capacity: int = 0,
 ) -> None:  # fmt: skip
     """Write an empty image. The superblocks come last, so that half an image is none."""
     uuid = uuids.uuid4().bytes
@@ -121,7 +136,7 @@ def format_storage(
     storage.write(segment.offset, [root.ljust(BLOCK, b"\0")])
     storage.sync()
     superblock = Superblock(
-        uuid, 0, 0, encryption, level, extent_bytes, segment_bytes, STATE_CLEAN, time.time_ns(), 0,
+        uuid, 0, 0, encryption, level, extent_bytes, segment_bytes, STATE_CLEAN, time.time_ns(), capacity,
         segment, len(root), LogPoint(empty_segment(), 0, 0, 1, bytes(32)), ((disk_name, size),),
     )  # fmt: skip
     write_superblocks(storage, superblock, keyring.superblock_key(), storage.sync, both=True)

@@ -19,7 +19,6 @@ from nbdvde.engine.layout import (
     ENCRYPTION_NONE,
     KEY_AREA_BYTES,
     KEY_AREAS,
-    KIND_LOG,
     LOST,
     LOST_SLOT,
     SLOT_SHIFT,
@@ -30,6 +29,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )
 from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
+from nbdvde.engine.mark import Tree, mark
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, load
 from nbdvde.engine.report import CheckError, CheckReport
@@ -62,7 +62,9 @@ def begin_check(
 ) -> Callable[[Progress | None], CheckReport]:
     """The short part of `check_storage`, during which no superblock may be written; answers the long one."""
     try:
-        checker = _Checker(load(storage, master_of, replay=replay, salvage=True))
+        loaded = load(storage, master_of, replay=replay, salvage=True)
+        # When a flaw was found the counts are not looked at: without its log the image may not even open.
+        checker = _Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
     except DamageError as error:
         report = CheckReport(False, [CheckError(error.what, error.why)], 0)
         return lambda progress: report
@@ -71,13 +73,12 @@ def begin_check(
 
 
 class _Checker:
-    def __init__(self, loaded: Loaded) -> None:
-        self._loaded, self._segments = loaded, loaded.segments
+    def __init__(self, loaded: Loaded, counted: Loaded) -> None:
+        """`counted` is the image at its last checkpoint."""
+        self._loaded, self._counted, self._segments = loaded, counted, loaded.segments
         self._progress: Progress = lambda done, total: None
         self.errors: list[CheckError] = []
         self.units = loaded.units_verified
-        self._live: dict[int, int] = dict.fromkeys(loaded.segments.states, 0)
-        """Metadata units that the maps and the table use, by slot; a leaf that several nodes name, several times."""
         self._usage = _Usage(loaded.segments)
         self._decoder = Decoder()
 
@@ -153,7 +154,6 @@ class _Checker:
             return
         try:
             self._segments.find(ref.slot)
-            self._live[ref.slot] += 1
             if level == 0:
                 yield index, ref
                 return
@@ -183,8 +183,6 @@ class _Checker:
                 self._report(f"map leaf {number} of {volume.name}", what, volume.name, start, length)
 
     def _index(self, state: State) -> None:
-        for ref in state.refs:
-            self._live[ref.slot] = self._live.get(ref.slot, 0) + 1
         try:
             if state.index_ref:
                 self._segments.index(state)
@@ -237,23 +235,31 @@ class _Checker:
                         self._report(where, "these bytes cannot be read", volume.name, start, length)
 
     def _counts(self) -> None:
+        """The segment table must count all that the maps of its checkpoint use. More is garbage, which the mark finds.
+
+        What the log changed since is counted as it is replayed, from there on.
+        """
         if self.errors:
             return
-        for slot, state in self._segments.states.items():
-            used = self._usage.blocks_in(slot) if state.kind == KIND_LOG else self._live[slot]
-            if state.live != used:
-                self._report(f"segment {state.segment.sequence}", f"counts {state.live} live, the maps use {used}")
+        segments = self._counted.segments
+        indexes = [ref for state in segments.states.values() for ref in state.refs]
+        trees = [Tree(member.number, member.map.height, member.map.root) for member in self._counted.catalogue]
+        used = mark(trees, indexes, segments.read_unit, max(segments.states, default=0) + 1)
+        for slot, state in segments.states.items():
+            if state.live < used[slot]:
+                self._report(
+                    f"segment {state.segment.sequence}", f"counts {state.live} live, the maps use {used[slot]}"
+                )
 
 
 class _Usage:
-    """Which blocks the leaves use: how many of each log segment, and the last one of each extent."""
+    """Which blocks the leaves use: the last one of each extent."""
 
     def __init__(self, segments: Segments) -> None:
-        states = sorted((s for s in segments.states.values() if s.kind == KIND_LOG), key=lambda s: s.segment.slot)
+        states = sorted((s for s in segments.states.values() if s.holds_blocks), key=lambda s: s.segment.slot)
         self._slots = np.array([state.segment.slot for state in states], np.uint64)
         self._units = np.array([state.units for state in states], np.uint64)
         self._starts = np.cumsum(self._units) - self._units
-        self._live = np.zeros(len(states), np.int64)
         self._blocks = np.zeros(int(self._units.sum()), np.uint16)
         """For each unit of each segment the blocks up to the last one used, 0 for an extent that is not in use."""
 
@@ -263,7 +269,6 @@ class _Usage:
             return not len(entries)
         at, good = self._segments_of(entries)
         at, entries = at[good], entries[good]
-        np.add.at(self._live, at, 1)
         last = np.minimum(entries & np.uint64(_BLOCK_MASK), np.uint64(_BLOCK_MASK - 1)).astype(np.uint16)
         units = entries >> _UNIT & np.uint64(_UNIT_MASK)
         np.maximum.at(self._blocks, self._starts[at] + units, last + np.uint16(1))
@@ -291,10 +296,6 @@ class _Usage:
             blocks = self._blocks[start : start + int(self._units[at])]
             for unit in np.flatnonzero(blocks).tolist():
                 yield unit, int(blocks[unit])
-
-    def blocks_in(self, slot: int) -> int:
-        """How many blocks of a log segment are in use."""
-        return int(self._live[np.searchsorted(self._slots, slot)])
 
 
 def _batches(leaves: Iterable[tuple[int, Entries]]) -> Iterator[Batch]:

@@ -105,6 +105,8 @@ class Result:
     """Units of older checkpoints that this one replaces, by slot."""
     tails: list[Segment]
     """Space that was allocated and not needed."""
+    catalogue: tuple[VolumeEntry, ...]
+    entries: list[TableEntry]
 
 
 def meta_sizes(
@@ -249,7 +251,7 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
         disks=tuple((entry.name, entry.size) for entry in catalogue if not entry.parent),
     )  # fmt: skip
     written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
-    return Result(written, volumes, indexes, garbage.units, tails)
+    return Result(written, volumes, indexes, garbage.units, tails, catalogue, entries)
 
 
 class _Garbage:

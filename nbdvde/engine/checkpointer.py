@@ -4,7 +4,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import trio
@@ -12,16 +12,16 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.catalogue import Catalogue
 from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
-from nbdvde.engine.layout import KIND_LOG, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
+from nbdvde.engine.layout import KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
-from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.segments import Segments, State, bare
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import NoSpaceError
 
 LOG_BYTES = 512 << 20
 """Log between checkpoints: replaying it takes about a second, rewriting the leaves costs 6 % of it at most."""
 DIRTY_LEAVES_MAX = 8192
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpointer:
@@ -46,6 +46,11 @@ class Checkpointer:
         self._readers: Counter[int] = Counter()
         """Readers under way, by the number of the last checkpoint when they began."""
 
+    @property
+    def count(self) -> int:
+        """How many checkpoints were written."""
+        return self._count
+
     def is_due(self, writer: Writer) -> bool:
         """Whether the log or the changed part of the maps has grown enough."""
         if self.lock.locked():
@@ -57,8 +62,8 @@ class Checkpointer:
 
     def can_reclaim(self) -> bool:
         """Whether checkpoints would free the space of log segments."""
-        open_to_removal = (s.live == 0 and s.kind == KIND_LOG and s.linked for s in self._segments.states.values())
-        return any(segment.slot for _, segment in self._removed) or sum(open_to_removal) > 1
+        open_to_removal = (s.live == 0 and s.holds_blocks and s.linked for s in self._segments.states.values())
+        return len(self._removed) > 1 or sum(open_to_removal) > 1
 
     async def run_if_due(self, writer: Writer) -> None:
         """Write a checkpoint, unless another one made it needless since it was asked for."""
@@ -71,7 +76,7 @@ class Checkpointer:
             pass
         await self.run_if_due(writer)
 
-    async def run(self, writer: Writer, state: int, *, both: bool = False) -> None:
+    async def run(self, writer: Writer, state: int, *, both: bool = False) -> Result:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
 
         Raises NoSpaceError (nothing has changed then) and PoisonedError.
@@ -92,6 +97,21 @@ class Checkpointer:
                 self._install(plan, result, removed)
                 self._logged = writer.log.counters.bytes_stored
                 await self._release(everything=both)
+        return result
+
+    def give_back(self, segment: Segment) -> None:
+        """Have the range of a segment freed that nothing leads to."""
+        self._removed.append((0, bare(segment)))
+
+    async def replace(self, old: State, new: State) -> bool:
+        """Have the successor of a segment take its place from the next checkpoint on; whether it still could."""
+        async with self.lock:
+            if self._segments.states.get(new.segment.slot) is not old or not old.linked:
+                self.give_back(new.segment)
+                return False
+            # The one that both superblocks lead to is left out of the next checkpoint.
+            self._removed.append((self._count + 1, self._segments.replace(new)))
+            return True
 
     def _plan(self, writer: Writer, state: int, *, both: bool) -> Plan:
         point = writer.log.point
@@ -103,7 +123,7 @@ class Checkpointer:
         indexes = {
             slot: s.index.tobytes()
             for slot, s in states.items()
-            if s.kind == KIND_LOG and s.index is not None and s.indexed != s.units
+            if s.holds_blocks and s.index is not None and s.indexed != s.units
         }
         prints = {slot: bytes(states[slot].prints) for slot in indexes}
         entries = {slot: s.entry() for slot, s in states.items()}
@@ -151,7 +171,7 @@ class Checkpointer:
                 await workers.run(self._segments.storage.allocate, state.segment.offset, state.segment.length)
         except OSError as error:
             self._undo(plan.volumes, [*plan.meta, plan.root])
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
             writer.log.poison(f"reserving space failed: {error.strerror}")
 
@@ -173,7 +193,7 @@ class Checkpointer:
             state.index_ref, state.prints_bytes = ref, prints
             state.indexed = len(plan.indexes[slot]) // 8
         for slot in plan.entries:
-            if slot != plan.log.segment.slot and segments.states[slot].kind == KIND_LOG:
+            if slot != plan.log.segment.slot and segments.states[slot].holds_blocks:
                 segments.states[slot].prints = bytearray()
                 segments.settle(segments.states[slot])
         for slot, units in result.garbage.items():
@@ -186,8 +206,7 @@ class Checkpointer:
         for state in plan.meta:
             if not state.units:
                 segments.abandon(state)
-        for tail in result.tails:
-            segments.release(tail)
+        self._removed += ((0, tail) for tail in result.tails)
         self.superblock, self._root = result.superblock, plan.root.segment
 
     async def _release(self, *, everything: bool) -> None:
@@ -205,6 +224,15 @@ class Checkpointer:
             if segment.slot:
                 self._segments.remove(segment.slot)
             self._segments.release(segment)
+
+        self._truncate()
+
+    def _truncate(self) -> None:
+        """Cut the free end off the file, here and now: no thread is beyond the end of what is in use."""
+        segments = self._segments
+        if segments.storage.size() - segments.space.end >= segments.segment_bytes:
+            with suppress(OSError):  # a longer file does no harm
+                segments.storage.truncate(segments.space.end)
 
     def _punch(self, freed: list[Segment]) -> None:
         for segment in freed:

@@ -14,15 +14,25 @@ from nbdvde.engine.background import Background
 from nbdvde.engine.cache import FrameCache
 from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
+from nbdvde.engine.cleaner import WORTH, WORTH_IN_NEED, Cleaner
 from nbdvde.engine.describe import clear_info, file_bytes
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
-from nbdvde.engine.layout import BLOCK, ENCRYPTION_NONE, KIND_LOG, STATE_CLEAN, STATE_OPEN, STATISTICS, Superblock
+from nbdvde.engine.layout import (
+    BLOCK,
+    COMPACTED_SEGMENTS,
+    ENCRYPTION_NONE,
+    STATE_CLEAN,
+    STATE_OPEN,
+    STATISTICS,
+    Superblock,
+)
 from nbdvde.engine.log import LogWriter
+from nbdvde.engine.measure import measure
 from nbdvde.engine.pace import paced
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
-from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo
+from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, SpaceReport
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
@@ -41,17 +51,26 @@ class Image:
         buffer_bytes: int = BUFFER_BYTES, checkpoint_bytes: int = LOG_BYTES,
     ) -> None:  # fmt: skip
         self._loaded, self.path, self.read_only = loaded, path, read_only
-        self.segments, self._buffer_bytes = loaded.segments, buffer_bytes
+        self.segments = loaded.segments
+        if capacity := loaded.superblock.capacity:
+            buffer_bytes, checkpoint_bytes = min(buffer_bytes, capacity // 32), min(checkpoint_bytes, capacity // 8)
+        self._buffer_bytes = buffer_bytes
         self.segments.name = os.path.basename(path)
         self.cache = FrameCache(cache_bytes)
         reader = Reader(self.segments, self.cache)
-        self._background = Background(self._failed)
+        self._background, self._cleaning = Background(self._failed), Background(self._failed)
         self._writer: Writer | None = None
         self._checkpointer = Checkpointer(
             self.segments, loaded.superblock, loaded.keyring.superblock_key(), loaded.catalogue,
             lambda: tuple(self.statistics.values()), self.cache.drop_slots, checkpoint_bytes,
         )  # fmt: skip
         self.volumes = Volumes(loaded.catalogue, self.segments, reader, self._checkpointer, read_only=read_only)
+        superblock = loaded.superblock
+        self._cleaner = Cleaner(
+            self.segments, self._checkpointer, superblock.compression, superblock.extent_bytes // BLOCK
+        )
+        self._looked_at = 0
+        """Number of the checkpoint after which it was last asked whether to clean."""
         self._closed = False
 
     # Life
@@ -62,7 +81,8 @@ class Image:
             _log.warning("%s: %s: %s", self.path, where, what)
         if self.read_only:
             return
-        superblock = replace(self.superblock, epoch=self.superblock.epoch + 1)
+        features = self.superblock.incompatible | COMPACTED_SEGMENTS
+        superblock = replace(self.superblock, epoch=self.superblock.epoch + 1, incompatible=features)
         self._checkpointer.superblock = superblock
         log = LogWriter(
             self.segments.storage, await allocate_first(self.segments), sequence=self._loaded.sequence,
@@ -95,6 +115,8 @@ class Image:
                 self.segments.storage.close()
 
     async def _stop(self, writer: Writer) -> None:
+        self._cleaner.stop()
+        await self._cleaning.finish()
         await self._background.finish()
         await writer.flush()
         self.volumes.attach(None)
@@ -116,16 +138,36 @@ class Image:
 
     def _maybe_checkpoint(self) -> None:
         writer = self._writer
-        if writer is not None and not self._closed and self._checkpointer.is_due(writer):
+        if writer is None or self._closed:
+            return
+        if self._checkpointer.is_due(writer):
             self._background.start(lambda: self._checkpointer.run_if_due(writer))
+        if self._looked_at != self._checkpointer.count and not self._cleaning:
+            self._looked_at = self._checkpointer.count
+            if self._cleaner.is_due():
+                self._cleaning.start(lambda: self._clean(writer, WORTH, gently=True))
+
+    async def _clean(self, writer: Writer, worth: float, *, gently: bool = False) -> None:
+        """Clean as long as there is something to gain, and free it."""
+        idle = 0
+        while idle < 2 and not (self._closed and gently):  # once more: a mark shows what the counts did not
+            idle = 0 if await self._cleaner.run(writer, worth, gently=gently) else idle + 1
+            await self._release(writer)
+
+    async def _release(self, writer: Writer) -> None:
+        """What one checkpoint leaves out, the next one frees."""
+        for _ in range(2):
+            await self._checkpointer.run(writer, STATE_OPEN)
 
     async def _reclaim(self) -> bool:
-        """Free the space of dead segments, if any: what one checkpoint leaves out, the next one frees."""
-        if self._writer is None or not self._checkpointer.can_reclaim():
-            return False
-        for _ in range(2):
-            await self._checkpointer.run(self._writer, STATE_OPEN)
-        return True
+        """Free the space of dead segments, or of what is dead in others; whether that is worth another try."""
+        writer, space = self._writable(), self.segments.space
+        room, enough = space.room, self.segments.segment_bytes // 16
+        if self._checkpointer.can_reclaim():
+            await self._release(writer)
+        if space.room - room < enough and await self._cleaner.run(writer, WORTH_IN_NEED):
+            await self._release(writer)
+        return space.room - room >= enough
 
     def _failed(self, error: Exception) -> None:
         """Work that nobody waits for went wrong. What follows from it is told to whoever writes next."""
@@ -156,6 +198,16 @@ class Image:
         """Write the changed part of the maps and a new superblock. Raises NoSpaceError, PoisonedError."""
         await self._checkpointer.run(self._writable(), STATE_OPEN)
 
+    async def clean(self) -> int:
+        """Free what can be freed with reasonable effort; answers by how many bytes segments got shorter.
+
+        Raises NoSpaceError, PoisonedError.
+        """
+        writer, before = self._writable(), self._cleaner.freed
+        await writer.flush()
+        await self._clean(writer, WORTH)
+        return self._cleaner.freed - before
+
     async def check(self, progress: Progress | None = None, rate: int | None = None) -> CheckReport:
         """Verify everything up to now, while the image is in use, at `rate` bytes a second at most."""
         if self._writer is not None:
@@ -168,6 +220,21 @@ class Image:
                 held.enter_context(self._checkpointer.reading())
                 check = await workers.run(begin_check, storage, lambda _: master, replay=self._writer is None)
             return await workers.run(check, progress)
+
+    async def space(self) -> SpaceReport:
+        """Where the bytes went, exactly; of an image that is open for reading only, at its last checkpoint."""
+        async with self._cleaner.lock:
+            if self._writer is not None:
+                await self.flush()
+                cut = await self._checkpointer.run(self._writer, STATE_OPEN)
+                volumes, entries = list(cut.catalogue), cut.entries
+            else:
+                volumes = [member.entry() for member in self._loaded.catalogue]
+                entries = [state.entry() for state in self.segments.states.values()]
+            with self._checkpointer.reading():
+                written = self.statistics["bytes_in"]
+                taken = file_bytes(self.path)
+                return await workers.run(measure, self.segments, self.superblock, volumes, entries, written, taken)
 
     def _writable(self) -> Writer:
         if self._writer is None:
@@ -219,7 +286,7 @@ class Image:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the log segments that are in use."""
-        return sum(state.used for state in self.segments.states.values() if state.kind == KIND_LOG and state.linked)
+        return sum(state.used for state in self.segments.states.values() if state.holds_blocks and state.linked)
 
     def info(self) -> ImageInfo:
         """What there is to know of the image."""

@@ -34,6 +34,8 @@ GROUP_BLOCKS_MAX = 256
 FRAME_BLOCKS = 4
 """Blocks in a compression frame. 16 KiB: ratio 2.58 against 2.64 for one 64 KiB frame, and a random 4 KiB
 read decompresses a quarter (docs/decisions/0004-extent-size.md)."""
+MIN_CAPACITY = 64 << 20
+_RESERVE_MAX = 1 << 30
 MAX_DISK_BYTES = (1 << 63) - 512
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """Of a disk or a snapshot."""
@@ -43,9 +45,16 @@ COMPRESSION_MAX = 22
 ENCRYPTION_NONE, ENCRYPTION_AES_256_GCM = 0, 1
 STATE_OPEN, STATE_CLEAN = 0, 1
 
-# Feature bits (none defined yet). Unknown incompatible bits: refuse. Unknown compatible bits: keep.
-# Unknown autoclear bits: clear when writing.
-KNOWN_INCOMPATIBLE = 0
+# Feature bits. Unknown incompatible bits: refuse. Unknown compatible bits: keep. Unknown autoclear bits: clear when
+# writing.
+COMPACTED_SEGMENTS = 1 << 0
+"""Incompatible: there may be segments of KIND_COMPACT."""
+KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS
+
+
+def reserve_of(capacity: int) -> int:
+    """Bytes of a capacity that checkpoints, trims and the cleaner may use, but writes may not."""
+    return min(capacity // 16, _RESERVE_MAX)
 
 
 class Kind:
@@ -130,8 +139,10 @@ class Segment:
         return self.offset + self.length
 
 
-_TABLE_ENTRY = struct.Struct(f"<{Segment.SIZE}s{UnitRef.SIZE}sIIIB3s")
-KIND_LOG, KIND_META = 1, 2
+_TABLE_ENTRY = struct.Struct(f"<{_SEGMENT.size - 8}sI4x{UnitRef.SIZE}sIIIB3s")
+"""The zeroes at the end of a segment have something else in them."""
+KIND_LOG, KIND_META, KIND_COMPACT = 1, 2, 3
+"""A compact segment holds the extents of a log segment that were still in use when it took its slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +160,23 @@ class TableEntry:
     kind: int
     prints: int = 0
     """Sealed bytes of the fingerprints, the unit directly behind the index; 0 for none."""
+    blocks: int = 0
+    """Blocks in its extents, those nobody uses any more included; 0 in images of older versions."""
 
     SIZE = _TABLE_ENTRY.size
 
     def pack(self) -> bytes:
         index = self.index.pack() if self.index else NO_REF
         return _TABLE_ENTRY.pack(
-            self.segment.pack(), index, self.used, self.units, self.live, self.kind,
+            self.segment.pack(), self.blocks, index, self.used, self.units, self.live, self.kind,
             self.prints.to_bytes(3, "little"),
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        segment, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)
-        prints = int.from_bytes(prints, "little")
-        return cls(Segment.unpack(segment), UnitRef.unpack(index), used, units, live, kind, prints)
+        blocks, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)[1:]
+        segment, behind = Segment.unpack(data, offset), int.from_bytes(prints, "little")
+        return cls(segment, UnitRef.unpack(index), used, units, live, kind, behind, blocks)
 
     @property
     def refs(self) -> tuple[UnitRef, ...]:
@@ -234,6 +247,7 @@ class Superblock:
     disks: tuple[tuple[str, int], ...] = ()
     """Names and sizes, readable without the key."""
     compatible: int = 0
+    incompatible: int = 0
     version: int = field(default=VERSION)
 
     def pack(self, mac_key: bytes) -> bytes:
@@ -247,7 +261,7 @@ class Superblock:
             names += _DISK.pack(size, len(raw)) + raw
             count += 1
         head = _SUPER.pack(
-            MAGIC, VERSION, _SUPER.size, 0, self.compatible, 0, self.uuid, self.sequence, self.epoch,
+            MAGIC, VERSION, _SUPER.size, self.incompatible, self.compatible, 0, self.uuid, self.sequence, self.epoch,
             self.encryption, self.compression, self.extent_bytes, self.segment_bytes, self.state, self.created_ns,
             self.capacity, self.root.pack(), self.root_length, self.log.pack(), count, len(names),
         )  # fmt: skip
@@ -277,7 +291,8 @@ class Superblock:
         extent_bytes, segment_bytes, state, created, capacity, root, root_length, log, count, _ = values[11:]
         return cls(
             uuid, sequence, epoch, encryption, compression, extent_bytes, segment_bytes, state, created, capacity,
-            Segment.unpack(root), root_length, LogPoint.unpack(log), _parse_disks(data, count), compatible, version,
+            Segment.unpack(root), root_length, LogPoint.unpack(log), _parse_disks(data, count), compatible,
+            incompatible, version,
         )  # fmt: skip
 
     @staticmethod

@@ -110,8 +110,12 @@ class LogWriter:
         self._writing = True
         self._unwritten: list[tuple[int, list[bytes]]] = []
         """(offset in the image, buffers) of what is only sealed, in order."""
-        self._part_blocks = min(GROUP_BLOCKS_MAX, log_room(state.segment) // BLOCK // 2)
+        room = log_room(state.segment) // BLOCK
+        # Whole extents, and so few that little is lost at the end of a segment, where it is long enough for that.
+        self._part_blocks = min(GROUP_BLOCKS_MAX, room // 8 // extent_blocks * extent_blocks or room // 2)
         self._waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
+        self.shortest = 2 * self._waste + LINK_BYTES
+        """Bytes of the shortest segment that is worth going on in."""
         self.ready: deque[State] = deque()
         """Allocated, durable segments to go on in."""
         self.counters = Counters()
@@ -319,6 +323,7 @@ def _index(
     entries: list[int] = []
     for number, (sealed, blocks) in enumerate(zip(extents, chunks, strict=True), first + 1):
         state.index.append(pack_index(position, len(sealed), len(blocks)))
+        state.blocks += len(blocks)
         position += len(sealed)
         base = pack_entry(state.segment.slot, number, 0)
         entries.extend(range(base, base + len(blocks)))

@@ -30,6 +30,7 @@ from nbdvde.engine.layout import (
     Superblock,
     TableEntry,
     VolumeEntry,
+    reserve_of,
 )
 from nbdvde.engine.lbamap import FANOUT, LbaMap, height_for
 from nbdvde.engine.loader import drive_blocking, losing
@@ -43,7 +44,6 @@ from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, ImageError, KeyFailure, UnreadableError
 
-_NO_LIMIT = 1 << 63
 HEIGHT_MAX = height_for(MAX_DISK_BYTES // BLOCK + 1)
 _ZEROED_LEAVES = 4 * ZEROED_LEAVES_MAX
 """Leaves that a log can zero where nothing is stored: since two checkpoints, and some to spare."""
@@ -145,7 +145,7 @@ def _load_older_root(
 
 def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Loaded:
     _check_settings(superblock)
-    space = FreeSpace(DATA_START, superblock.capacity or _NO_LIMIT)
+    space = FreeSpace(DATA_START, superblock.capacity, reserve_of(superblock.capacity))
     segments = Segments(storage, keyring, space, superblock.segment_bytes)
     root, tables = _read_root(storage, superblock, keyring)
     for entry in tables:

@@ -31,6 +31,7 @@ from nbdvde.engine.layout import (
     TableEntry,
     pack_entry,
     pack_index,
+    unpack_index,
 )
 from nbdvde.engine.log import Change
 from nbdvde.engine.sealing import Sealer
@@ -155,6 +156,7 @@ class Replay:
     def _accept(self, state: State, header: GroupHeader, items: list[int], record: bytes) -> None:
         assert state.index is not None, "the index was loaded on entering"
         state.index.extend(items)
+        state.blocks += sum(unpack_index(item)[2] for item in items)
         state.used += header.length
         state.units += len(items)
         self.units_verified += len(items) + 1

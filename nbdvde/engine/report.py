@@ -34,6 +34,48 @@ class ImageInfo(msgspec.Struct, frozen=True):
     statistics: dict[str, int | float] = {}
 
 
+class DiskUsage(msgspec.Struct, frozen=True):
+    """What a disk, or a snapshot, has in an image; bytes before compression."""
+
+    name: str
+    """DISK or DISK@SNAPSHOT."""
+    size: int
+    logical_bytes: int
+    """Bytes that hold data, as a client sees them."""
+    unique_bytes: int
+    """Of different blocks that nothing else uses: what deleting it frees."""
+    shared_bytes: int
+    """The rest: blocks that others use too, and repetitions."""
+
+
+class SpaceReport(msgspec.Struct, frozen=True):
+    """Where the bytes of an image went. What is in use of the file is compressed, garbage and overhead together."""
+
+    capacity: int | None
+    """Limit of the file in bytes."""
+    file_bytes: int
+    """Bytes that the file takes on the host."""
+    logical_bytes: int
+    """Bytes that hold data in all disks and snapshots, as clients see them."""
+    written_bytes: int
+    """Bytes that clients wrote since the image was made, without zeroes."""
+    unique_bytes: int
+    """Of different blocks, before compression."""
+    shared_bytes: int
+    """Saved as several disks, snapshots or places share a block."""
+    compressed_bytes: int
+    """What the unique bytes take in the file."""
+    garbage_bytes: int
+    """What cleaning can free."""
+    reserved_bytes: int
+    """Of the capacity: only for checkpoints, trims and cleaning."""
+    overhead_bytes: int
+    """The rest of what is in use: maps, indexes, log records, segments not filled yet."""
+    fill: float
+    """Compressed bytes of the capacity, or of what is in use of the file when there is no limit."""
+    disks: list[DiskUsage]
+
+
 class CheckError(msgspec.Struct, frozen=True):
     """One thing found wrong."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from dataclasses import replace
 from typing import TypeAlias
 
 from nbdvde import workers
 from nbdvde.engine.layout import (
     BLOCK,
+    KIND_COMPACT,
     KIND_LOG,
     KIND_META,
     LINK_BYTES,
@@ -41,8 +43,8 @@ class State:
     """One segment in use."""
 
     __slots__ = (
-        "born", "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes", "sealer",
-        "segment", "units", "used", "victim",
+        "blocks", "born", "dead", "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes",
+        "sealer", "segment", "units", "used", "victim",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, kind: int, sealer: Sealer) -> None:
@@ -62,20 +64,36 @@ class State:
         """Units that the index unit in the image covers."""
         self.live = 0
         """References of the maps to its blocks (log) or units (metadata) at most: at 0 the segment is freed."""
+        self.blocks = 0
+        """Blocks in its extents, dead ones included; 0 in metadata segments, and where it is not known."""
+        self.dead = 0
+        """Blocks that a mark found not to be in use, at least: `live` may count one several times."""
         self.prints = bytearray()
         """Fingerprints of the blocks, in the order of the units, until a checkpoint has stored them."""
         self.prints_bytes = 0
         """Sealed bytes of the fingerprints in the image, 0 for none."""
         self.victim = False
-        """Whether it is being cleaned: no new reference may point into it."""
+        """Whether the cleaner takes it, or made it: no new reference may point into it."""
 
     @property
     def refs(self) -> tuple[UnitRef, ...]:
         """The metadata units in the image that only this segment needs."""
         return unit_refs(self.index_ref, self.prints_bytes)
 
+    @property
+    def holds_blocks(self) -> bool:
+        """Whether there are extents in it, and an index."""
+        return self.kind != KIND_META
+
+    @property
+    def garbage(self) -> int:
+        """Bytes that the counts say are not used any more, at least."""
+        return self.used * max(self.dead, self.blocks - self.live) // self.blocks if self.blocks else 0
+
     def entry(self) -> TableEntry:
-        return TableEntry(self.segment, self.index_ref, self.used, self.units, self.live, self.kind, self.prints_bytes)
+        return TableEntry(
+            self.segment, self.index_ref, self.used, self.units, self.live, self.kind, self.prints_bytes, self.blocks
+        )
 
 
 class Segments:
@@ -96,14 +114,16 @@ class Segments:
 
     # Making and removing segments
 
-    def new(self, kind: int, length: int, salt: bytes) -> State:
-        """A fresh segment; the caller has the storage allocate it, or calls `remove`."""
-        slot = self._slots.popleft() if self._slots else self._next_slot
+    def new(self, kind: int, length: int, salt: bytes, *, reserved: bool = True) -> State:
+        """A fresh segment, of the reserve if need be; the caller has the storage allocate it, or calls `abandon`."""
+        slot = self._slots[0] if self._slots else self._next_slot
         if slot >= MAX_SLOTS:
             raise NoSpaceError("image", "all segment slots are used", "trim or delete data")
-        segment = Segment(slot, length, self.next_sequence, self.space.allocate(length), salt)
+        segment = Segment(slot, length, self.next_sequence, self.space.allocate(length, reserved=reserved), salt)
         if slot == self._next_slot:
             self._next_slot += 1
+        else:
+            self._slots.popleft()
         self.next_sequence += 1
         state = State(segment, kind, self.keyring.sealer(segment))
         self.states[slot] = state
@@ -121,6 +141,9 @@ class Segments:
         state.linked = True
         state.used, state.units, state.live, state.index_ref = entry.used, entry.units, entry.live, entry.index
         state.indexed, state.prints_bytes = entry.units if entry.index else 0, entry.prints
+        state.blocks, state.victim = entry.blocks, entry.kind == KIND_COMPACT
+        if entry.kind == KIND_COMPACT:
+            state.born = 0  # it is not known, and may be that of any segment
         if entry.index:
             state.index = None
         self.states[segment.slot] = state
@@ -152,6 +175,24 @@ class Segments:
             self._loaded_bytes -= self._loaded.pop(state, 0)
         return state.segment
 
+    def successor(self, old: State, length: int, salt: bytes) -> State:
+        """A fresh segment for what is left of one with extents. Nothing leads to it until `replace`."""
+        segment = Segment(old.segment.slot, length, self.next_sequence, self.space.allocate(length), salt)
+        self.next_sequence += 1
+        state = State(segment, KIND_COMPACT, self.keyring.sealer(segment))
+        state.linked = state.victim = True
+        state.units, state.born = old.units, old.born
+        return state
+
+    def replace(self, state: State) -> Segment:
+        """Put a successor into the place of the segment before it; answers the range of that."""
+        old = self.states[state.segment.slot]
+        with self._loading:
+            self._loaded_bytes -= self._loaded.pop(old, 0)
+        state.live, state.index_ref, state.prints_bytes = old.live, old.index_ref, old.prints_bytes
+        self.states[state.segment.slot] = state
+        return bare(old.segment)
+
     def release(self, segment: Segment) -> None:
         """Its space and its slot can be used again."""
         self.space.free(segment.offset, segment.length)
@@ -171,7 +212,7 @@ class Segments:
         if length >= segment.length:
             return None
         state.segment = Segment(segment.slot, length, segment.sequence, segment.offset, segment.salt)
-        return Segment(0, segment.length - length, 0, segment.offset + length, bytes(32))
+        return bare(replace(segment, offset=segment.offset + length, length=segment.length - length))
 
     # Reading
 
@@ -280,15 +321,22 @@ class Segments:
 def _impossible(entry: TableEntry) -> str | None:
     """Why no segment can be so, or None. Whoever can seal a table must not fill the memory with it."""
     length = entry.segment.length
-    if entry.kind not in (KIND_LOG, KIND_META):
+    if entry.kind not in (KIND_LOG, KIND_META, KIND_COMPACT):
         return "is of no known kind"
-    if not length or length > SEGMENT_BYTES_MAX or entry.used > length or entry.units * TAG_BYTES > entry.used:
+    # A compact segment numbers its units as the segment did in which they were written.
+    held = SEGMENT_BYTES_MAX if entry.kind == KIND_COMPACT else entry.used
+    if not length or length > SEGMENT_BYTES_MAX or entry.used > length or entry.units * TAG_BYTES > held:
         return "holds more than fits into it"
-    if entry.kind == KIND_LOG and entry.units and entry.index is None:
+    if entry.kind != KIND_META and entry.units and entry.index is None:
         return "has no index"
-    if entry.kind == KIND_LOG and entry.live and not entry.units:
+    if entry.kind != KIND_META and entry.live and not entry.units:
         return "counts blocks in use and holds none"
     return None
+
+
+def bare(segment: Segment) -> Segment:
+    """The range of a segment without its slot, to be freed."""
+    return Segment(0, segment.length, 0, segment.offset, bytes(32))
 
 
 def log_room(segment: Segment) -> int:

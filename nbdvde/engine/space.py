@@ -4,6 +4,8 @@ from sortedcontainers import SortedDict, SortedSet
 
 from nbdvde.errors import NoSpaceError
 
+_NO_LIMIT = 1 << 63
+
 
 class FreeSpace:
     """The unused ranges of [start, limit). Everything past `end` is free as well, until the limit.
@@ -11,20 +13,47 @@ class FreeSpace:
     Kept twice: by offset, to coalesce, and by (length, offset), to find the smallest that fits.
     """
 
-    def __init__(self, start: int, limit: int) -> None:
+    def __init__(self, start: int, limit: int | None = None, reserve: int = 0) -> None:
+        """Without a limit there is always room; `reserve` bytes of it are not for everyone."""
         self._by_offset: SortedDict[int, int] = SortedDict()
         self._by_length: SortedSet[tuple[int, int]] = SortedSet()
-        self._limit = limit
+        self._limit, self._reserve = limit or _NO_LIMIT, reserve
+        self._start = start
+        self._free = 0
         self.end = start
         """First byte past everything in use."""
 
     @property
     def free_bytes(self) -> int:
         """Bytes in the gaps below `end`."""
-        return sum(self._by_offset.values())
+        return self._free
 
-    def allocate(self, length: int) -> int:
-        """Offset of `length` bytes that are now in use: the tightest gap (O(log n)), or else the end."""
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use."""
+        return self.end - self._start - self._free
+
+    @property
+    def room(self) -> int:
+        """Bytes that are not in use, reserve included."""
+        return self._limit - self.end + self._free
+
+    @property
+    def in_reserve(self) -> bool:
+        """Whether only (a part of) the reserve is left."""
+        return self.room < self._reserve
+
+    def is_short(self, parts: int) -> bool:
+        """Whether less than one in so many parts of the limit is left, reserve apart."""
+        return self._limit != _NO_LIMIT and (self.room - self._reserve) * parts < self._limit
+
+    def allocate(self, length: int, *, reserved: bool = True) -> int:
+        """Offset of `length` bytes that are now in use: the tightest gap (O(log n)), or else the end.
+
+        Not `reserved`, the reserve is left alone. Raises NoSpaceError.
+        """
+        if not reserved and self.room - length < self._reserve:
+            raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
         at = self._by_length.bisect_left((length, 0))
         if at == len(self._by_length):
             return self._extend(length)
@@ -36,7 +65,7 @@ class FreeSpace:
 
     def _extend(self, length: int) -> int:
         if self.end + length > self._limit:
-            raise NoSpaceError("image", "its capacity is used up", "trim or delete data, or raise the capacity")
+            raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
         offset, self.end = self.end, self.end + length
         return offset
 
@@ -79,10 +108,12 @@ class FreeSpace:
             self._add_gap(offset, length)
 
     def _add_gap(self, offset: int, length: int) -> None:
+        self._free += length
         self._by_offset[offset] = length
         self._by_length.add((length, offset))
 
     def _take_gap(self, offset: int, length: int) -> None:
+        self._free -= length
         del self._by_offset[offset]
         self._by_length.remove((length, offset))
 
@@ -100,3 +131,4 @@ class FreeSpace:
             assert (length, offset) in self._by_length, "both orders hold the same gaps"
             before = offset + length
         assert before < self.end, "the last gap ends before the end"
+        assert self._free == sum(self._by_offset.values()), "the gaps are counted"

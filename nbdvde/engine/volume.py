@@ -273,7 +273,7 @@ class Volume(Disk):
             return False
         if stop - first > _ZERO_BLOCKS or (allocate and self._is_overdue(first, stop)):
             return False
-        if self.writer is None or not self.writer.admit_nowait(zero_cost(first, stop, allocate)):
+        if self.writer is None or not self.writer.admit_nowait(zero_cost(first, stop, allocate), freeing=True):
             return False
         self.active.zero(first, stop, allocate)
         return True
@@ -296,11 +296,11 @@ class Volume(Disk):
     async def _zero_claimed(self, first: int, stop: int, allocate: bool) -> None:
         cost = zero_cost(first, stop, allocate)
         writer = self._writable()
-        await writer.admit(cost)
+        await writer.admit(cost, freeing=True)
         while allocate and self._is_overdue(first, stop):
             writer.withdraw(cost)
             await writer.settle()
-            await writer.admit(cost)
+            await writer.admit(cost, freeing=True)
         self.active.zero(first, stop, allocate)
 
     def _is_overdue(self, first: int, stop: int) -> bool:

@@ -8,6 +8,7 @@ flushes first commits for all who wait.
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import trio
@@ -58,21 +59,24 @@ class Writer:
 
     # Admission
 
-    def admit_nowait(self, payload: int) -> bool:
-        """Reserve memory and log space for `payload` bytes of blocks; False when that takes waiting."""
-        if self._waiting or self.log.poisoned or not self._fits(payload):
+    def admit_nowait(self, payload: int, *, freeing: bool = False) -> bool:
+        """Reserve memory and log space for `payload` bytes of blocks; False when that takes waiting.
+
+        `freeing` says that they free space, and may use what is reserved for that.
+        """
+        if self._waiting or self.log.poisoned or not self._fits(payload, freeing=freeing):
             return False
         self._take(payload)
         return True
 
-    async def admit(self, payload: int) -> None:
+    async def admit(self, payload: int, *, freeing: bool = False) -> None:
         """As `admit_nowait`, waiting for commits and for segments. Raises NoSpaceError, PoisonedError."""
         self._waiting += 1
         try:
             async with self._admission:
                 self.refuse_if_poisoned()
-                while not self._fits(payload):
-                    await self._make_room(payload)
+                while not self._fits(payload, freeing=freeing):
+                    await self._make_room(payload, freeing=freeing)
                     self.refuse_if_poisoned()
                 self._take(payload)
         finally:
@@ -87,14 +91,17 @@ class Writer:
         if self._admitted >= COMMIT_BYTES and not self.commit_lock.locked() and not self._background:
             self._background.start(self._commit_in_background)
 
-    def _fits(self, payload: int) -> bool:
+    def _fits(self, payload: int, *, freeing: bool) -> bool:
         total = self._admitted + payload
-        return (total <= self._buffer_bytes or not self._admitted) and self.log.worst(total) <= self.log.room()
+        return (total <= self._buffer_bytes or not self._admitted) and self._has_space(total, freeing=freeing)
 
-    async def _make_room(self, payload: int) -> None:
-        if self.log.worst(self._admitted + payload) > self.log.room():
+    def _has_space(self, total: int, *, freeing: bool) -> bool:
+        return self.log.worst(total) <= self.log.room() and (freeing or not self._segments.space.in_reserve)
+
+    async def _make_room(self, payload: int, *, freeing: bool) -> None:
+        if not self._has_space(self._admitted + payload, freeing=freeing):
             try:
-                await self._prepare(self._admitted + payload)
+                await self._prepare(self._admitted + payload, freeing=freeing)
             except NoSpaceError:
                 if self._admitted:
                     await self.commit()
@@ -102,7 +109,7 @@ class Writer:
                     raise
             return
         async with holding(self.commit_lock):
-            if not self._fits(payload):
+            if not self._fits(payload, freeing=freeing):
                 await self._commit(sync=False)
 
     def refuse_if_poisoned(self) -> None:
@@ -112,20 +119,33 @@ class Writer:
 
     # Segments
 
-    async def _prepare(self, payload: int) -> None:
+    async def _prepare(self, payload: int, *, freeing: bool = False) -> None:
         """Allocate segments until the log has room for `payload` bytes of blocks. Raises NoSpaceError."""
         log = self.log
+        if not freeing and self._segments.space.in_reserve:
+            raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
         with trio.CancelScope(shield=True):
             async with self._preparing:
                 added: list[State] = []
                 try:
                     while log.worst(payload) > log.room() + sum(map(log.usable, added)):
-                        added.append(await allocate(self._segments))
+                        added.append(await self._allocate(freeing=freeing))
                 finally:
                     if added:
                         # A link may name a segment only once its space is durable.
                         await workers.run(log.sync_storage)
                         log.ready.extend(added)
+
+    async def _allocate(self, *, freeing: bool) -> State:
+        """A log segment, a shorter one if there is no room for a whole one."""
+        length = self._segments.segment_bytes
+        while True:
+            try:
+                return await allocate(self._segments, length, reserved=freeing)
+            except NoSpaceError:
+                length = length // 2 // BLOCK * BLOCK
+                if length < self.log.shortest:
+                    raise
 
     # Commits
 
@@ -203,7 +223,8 @@ class Writer:
     async def _commit_in_background(self) -> None:
         while self._admitted >= COMMIT_BYTES:
             await self.commit()
-            await self._prepare(self._buffer_bytes)
+            with suppress(NoSpaceError):  # whoever writes next is told
+                await self._prepare(self._buffer_bytes)
 
     async def _commit(self, *, sync: bool, patient: bool = False) -> None:
         """Append what is buffered, and sync in the same go. The commit lock is held; not to be cancelled half-way."""
@@ -270,9 +291,9 @@ async def allocate_first(segments: Segments) -> State:
     return await allocate(segments, length)
 
 
-async def allocate(segments: Segments, length: int | None = None) -> State:
-    """A fresh log segment with its space reserved on the host. Raises NoSpaceError."""
-    state = segments.new(KIND_LOG, length or segments.segment_bytes, os.urandom(32))
+async def allocate(segments: Segments, length: int, *, reserved: bool = True) -> State:
+    """A fresh log segment with its space reserved on the host, also of what writes may not use. Raises NoSpaceError."""
+    state = segments.new(KIND_LOG, length, os.urandom(32), reserved=reserved)
     try:
         await workers.run(segments.storage.allocate, state.segment.offset, state.segment.length)
     except OSError as error:

@@ -24,6 +24,25 @@ PROFILES = {
         buffer_bytes=128 << 10,
         weights={"write": 10, "trim": 3, "flush": 3, "checkpoint": 4},
     ),
+    "cleaned": Profile(
+        weights={"write": 12, "zero": 4, "flush": 3, "checkpoint": 1, "clean": 4}, steps=40, buffer_bytes=64 << 10
+    ),
+    "cleaned and overwritten": Profile(
+        size=256 << 10,
+        level=0,
+        largest=48 << 10,
+        buffer_bytes=64 << 10,
+        steps=40,
+        weights={"write": 12, "zero": 2, "flush": 3, "clean": 3},
+    ),
+    "capacity": Profile(
+        size=768 << 10,
+        capacity=1 << 20,
+        largest=40 << 10,
+        steps=36,
+        level=0,
+        weights={"write": 16, "zero": 2, "trim": 1, "flush": 3},
+    ),
     "wide": Profile(size=64 << 20, weights={"write": 10, "zero": 2, "flush": 3, "checkpoint": 2, "trim": 1}),
     "odd": Profile(size=(300 << 10) + 512, extent_bytes=4096),
     "plain": Profile(encrypted=False, level=0),

@@ -64,7 +64,7 @@ def lives(seed: int, sessions: int) -> None:
     rng = random.Random(f"nonces {seed}")
     known: list[tuple[bytes, Pages | None]] = [(b"", None)]
     for number in range(sessions):
-        profile = replace(PROFILES[rng.choice(("small", "rolling", "checkpoints", "unflushed"))], steps=8)
+        profile = replace(PROFILES[rng.choice(("small", "rolling", "checkpoints", "unflushed", "cleaned"))], steps=8)
         base, pages = known[0] if number == 0 else rng.choice(known[1:])
         session = Session(seed * 1000 + number, replace(profile, stop=rng.random() < 0.5), base, pages).run()
         known += _left_by(session, rng)

@@ -107,7 +107,9 @@ class Profile:
     stop: bool = True
     """End with a clean stop, instead of just ceasing."""
     limit: int | None = None
-    """Longest the file may get."""
+    """Longest the file may get: the host is full."""
+    capacity: int = 0
+    """Longest the image makes the file."""
     fault: str | None = None
     """An operation of the storage that fails once, at a random time, after the image was opened."""
     overlap: bool = True
@@ -155,6 +157,10 @@ class Session:
     def _pages(self) -> Pages:
         return self.snapshots[-1]
 
+    @property
+    def _may_be_full(self) -> bool:
+        return self.profile.limit is not None or self.profile.capacity > 0
+
     # Running
 
     def run(self) -> "Session":
@@ -181,8 +187,9 @@ class Session:
         self._mark()
         secret = KEY if profile.encrypted else None
         format_storage(
-            self.storage, profile.size, secret, profile.level, profile.extent_bytes, "disk", profile.segment_bytes
-        )
+            self.storage, profile.size, secret, profile.level, profile.extent_bytes, "disk", profile.segment_bytes,
+            capacity=profile.capacity,
+        )  # fmt: skip
         self._accepted = 1
         self._durable(1)
 
@@ -195,7 +202,7 @@ class Session:
                 checkpoint_bytes=256 << 10,
             )
         except NoSpaceError:
-            if self.profile.limit is None:
+            if not self._may_be_full:
                 raise
             self.refused += 1
             return None
@@ -224,7 +231,7 @@ class Session:
         try:
             await action()
         except (NoSpaceError, PoisonedError):
-            if self.profile.limit is None and self.profile.fault is None:
+            if not self._may_be_full and self.profile.fault is None:
                 raise
             self.refused += 1
             return False
@@ -245,7 +252,9 @@ class Session:
         elif kind == "read":
             await self._cancelling(lambda: disk.read(0, disk.size))
         else:
-            job = {"flush": self._flush, "checkpoint": self._checkpoint, "keys": self._change_keys}[kind]
+            job = {
+                "flush": self._flush, "checkpoint": self._checkpoint, "keys": self._change_keys, "clean": self._clean,
+            }[kind]  # fmt: skip
             if self.profile.overlap and self._rng.random() < 0.5:
                 nursery.start_soon(job, image)
                 await trio.lowlevel.checkpoint()
@@ -316,6 +325,9 @@ class Session:
 
     async def _checkpoint(self, image: Image) -> None:
         await self._tolerating(image.checkpoint)
+
+    async def _clean(self, image: Image) -> None:
+        await self._tolerating(image.clean)
 
     def _range(self) -> tuple[int, int]:
         """A range, often aligned, often at a few hot places."""

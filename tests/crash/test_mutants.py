@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
-from tests.engine import test_replay
+from tests.engine import test_cleaner, test_replay
 
 
 def crash() -> None:
@@ -33,6 +34,14 @@ def either_superblock() -> None:
         crash()
 
 
+def cleaning() -> None:
+    """A part of what test_crash looks at, where segments are cleaned."""
+    tally = Tally()
+    for seed in range(6):
+        for name in ("cleaned", "cleaned and overwritten"):
+            run_seed(seed, Effort(subsets=64), tally, name)
+
+
 def nonces() -> None:
     """Lives of an image, with every nonce noted."""
     for seed in range(6):
@@ -51,9 +60,11 @@ def keys() -> None:
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
     "history": history,
+    "cleaning": cleaning,
     "either superblock": either_superblock,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
+    "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
     "keys": keys,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),

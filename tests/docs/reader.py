@@ -68,7 +68,7 @@ class Image:
         blocks = [self.file[at : at + BLOCK] for at in (0, 65536)]
         sound = [b for b in blocks if b[:8] == b"NBDVDE\r\n" and blake3(b[:4032]).digest() == b[4032:4064]]
         for block in sorted(sound, key=lambda b: unpack_from("<Q", b, 56), reverse=True):
-            if unpack_from("<H6xQ", block, 8) != (1, 0):
+            if unpack_from("<H6xQ", block, 8) not in {(1, 0), (1, 1)}:
                 raise ReaderError("a newer format")
             self.uuid, self.encryption = block[40:56], unpack_from("<H", block, 72)[0]
             self.master = self._master(secret, kind)

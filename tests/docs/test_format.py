@@ -31,7 +31,8 @@ SEGMENT = Segment(0x01020304, 0x05060000, 0x1112131415161718, 0x2122232425262000
 REF = UnitRef(0x31323334, 0x35363738, 0x393A3B3C, 0x3D3E3F40)
 POINT = LogPoint(SEGMENT, 0x41424344, 0x45464748, 0x494A4B4C4D4E4F50, CHAIN)
 HEADER = GroupHeader(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F00, 0x1112131415161718, 0x191A1B1C1D1E1F20)
-ENTRY = TableEntry(SEGMENT, REF, 0x51525354, 0x55565758, 0x595A5B5C, 2, 0x5D5E5F)
+ENTRY = TableEntry(SEGMENT, REF, 0x51525354, 0x55565758, 0x595A5B5C, 2, 0x5D5E5F, 0x61626364)
+ENTRY_NAMES = {"segment": SEGMENT.pack()[:56], "prints": bytes((0x5F, 0x5E, 0x5D))}
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
 VOLUME = Volume(
     0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF, 0x51525354, 0x2122232425262728,
@@ -138,7 +139,7 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
         "volumes": 3, "tables": 2, "entry_length": 160, "statistics": struct.pack("<16Q", *ROOT.statistics),
     }),
     "volume": (layout._VOLUME.format.replace("6xII", "6xI4x"), VOLUME.pack(), _fields(VOLUME) | NAMED),
-    "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY) | {"prints": bytes((0x5F, 0x5E, 0x5D))}),
+    "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY) | ENTRY_NAMES),
     "extent": ("<BxH", extent.Compressor(1).encode([[bytes(4096)]])[0][:4], {"codec": 1, "dictionary": 0}),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),

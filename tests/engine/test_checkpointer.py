@@ -34,12 +34,12 @@ async def test_without_room_in_the_image_a_checkpoint_changes_nothing(
     await image.flush()
     before, calls, allocate = set(image.segments.states), 0, FreeSpace.allocate
 
-    def limited(space: FreeSpace, length: int) -> int:
+    def limited(space: FreeSpace, length: int, **options: bool) -> int:
         nonlocal calls
         calls += 1
         if calls == failing + 1:
             raise NoSpaceError("image", "its capacity is used up")
-        return allocate(space, length)
+        return allocate(space, length, **options)
 
     free = image.segments.space.free_bytes, image.segments.space.end
     with monkeypatch.context() as patch:

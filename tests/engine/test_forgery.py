@@ -305,3 +305,16 @@ def test_overwriting_what_points_at_no_segment(blocks: int) -> None:
     entries = [pack_entry(state.segment.slot, 1, 0)] * blocks
     with pytest.raises(DamageError, match="slot 77"):
         list(applying(segments, lbamap, Change((), range(blocks), entries)))
+
+
+@pytest.mark.parametrize(("counted", "sound"), [(0, False), (1, False), (2, True), (3, True)])
+def test_check_takes_counts_as_upper_bounds(counted: int, sound: bool) -> None:
+    storage = made()
+    state = map_segment(storage)
+    [leaf] = put_units(storage, state, [(Kind.LEAF, bytes(8 * LEAF_BLOCKS))])
+    [root] = put_units(storage, state, [(Kind.NODE, leaf.pack() + bytes((FANOUT - 1) * UnitRef.SIZE))])
+    entry = TableEntry(state.segment, None, state.used, state.units, counted, KIND_META)
+    forged(storage, 64 << 20, 0, root, entry)
+    errors = check_storage(storage, master_of).errors
+    assert (errors == []) is sound
+    assert all("live, the maps use 2" in error.what for error in errors)

@@ -1,0 +1,226 @@
+"""The cleaner: segments that are in use in part are written anew, under their slots, without what nobody uses.
+
+Maps name an extent by slot, unit and block, and the index of the slot says where it lies. So no map changes, and
+whatever else refers to the extents (snapshots, clones, duplicates) is none of the cleaner's business. Blocks are
+dead when the maps of a checkpoint that was made after the victims were chosen do not use them: from then on
+nothing can begin to.
+"""
+
+import logging
+import os
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import trio
+
+from nbdvde import workers
+from nbdvde.engine.checkpoint import Result
+from nbdvde.engine.checkpointer import NO_SPACE, Checkpointer
+from nbdvde.engine.compact import Kept, Used, survivors, without_dead
+from nbdvde.engine.extent import Compressor, Decoder
+from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, pack_index
+from nbdvde.engine.mark import Tree, Usage, mark
+from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.writer import Writer
+from nbdvde.errors import DamageError, NoSpaceError
+
+WORTH, WORTH_IN_NEED = 0.25, 0.06
+"""Part of a segment that must be garbage for it to be cleaned, at leisure and when space is short."""
+_GARBAGE_MAX = 0.5
+"""Garbage among what is stored from which on the cleaner begins by itself."""
+_SHORT = 8
+"""So it does with a smaller part of the capacity left for writes than one in so many, reserve apart."""
+_RATE = 64 << 20
+"""Bytes a second that it reads in the background."""
+_DEBT_S = 0.05
+_CELLS_MAX = 8 << 20
+"""Blocks of victims that one mark looks at: 64 MiB of memory."""
+_log = logging.getLogger(__name__)
+
+
+class Cleaner:
+    """Cleans segments of an open image, a round at a time."""
+
+    def __init__(self, segments: Segments, checkpointer: Checkpointer, level: int, extent_blocks: int) -> None:
+        self._segments, self._checkpointer, self._extent_blocks = segments, checkpointer, extent_blocks
+        # Blocks that were blanked compress even in an image whose data does not.
+        self._compressor, self._decoder = Compressor(max(level, 1)), Decoder()
+        self.lock = trio.Lock()
+        """While it is held, no segment is replaced."""
+        self._damaged: set[State] = set()
+        self._stopping = False
+        self._debt = 0.0
+        self._next_slot = 0
+        """Where the next mark begins to look at what is dead."""
+        self.freed = 0
+        """Bytes that segments got shorter so far."""
+
+    def is_due(self) -> bool:
+        """Whether so much is garbage, by the counts, or so little room is left, that a round is called for."""
+        segments = self._segments
+        stored = garbage = 0
+        for state in segments.states.values():
+            if state.holds_blocks and state.linked:
+                stored += state.used
+                garbage += state.garbage if self._is_worth_it(state, WORTH) else 0
+        if garbage < 2 * segments.segment_bytes:
+            return False
+        return garbage > stored * _GARBAGE_MAX or segments.space.is_short(_SHORT)
+
+    def stop(self) -> None:
+        """End as soon as possible, with what is done so far."""
+        self._stopping = True
+
+    async def run(self, writer: Writer, worth: float, *, gently: bool = False) -> int:
+        """Clean a round of segments; answers by how many bytes they got shorter, which two checkpoints then free.
+
+        `worth` is the part of a segment that must be garbage. Raises NoSpaceError, PoisonedError.
+        """
+        with trio.CancelScope(shield=True):
+            async with self.lock:
+                freed = await self._round(writer, worth, gently=gently)
+        return freed
+
+    async def _round(self, writer: Writer, worth: float, *, gently: bool) -> int:
+        victims = self._choose(worth, writer.log.state.segment.sequence)
+        for victim in victims:
+            victim.victim = True
+        try:
+            return await self._clean(writer, victims, gently=gently)
+        finally:
+            for victim in victims:
+                victim.victim = victim.kind == KIND_COMPACT
+
+    @staticmethod
+    def _is_worth_it(state: State, worth: float) -> bool:
+        return state.holds_blocks and state.linked and state.garbage >= max(BLOCK, worth * state.used)
+
+    def _choose(self, worth: float, open_sequence: int) -> list[State]:
+        """The segments with most garbage, of those that the log has left."""
+        room, cells = self._segments.space.room // 2, _CELLS_MAX
+        victims: list[State] = []
+        candidates = [
+            state
+            for state in self._segments.states.values()
+            if state.live and self._is_worth_it(state, worth) and state not in self._damaged
+            if state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
+        ]
+        for state in sorted(candidates, key=lambda state: state.garbage / state.used, reverse=True):
+            room -= state.used - state.garbage + BLOCK
+            cells -= state.units * self._extent_blocks
+            if victims and (room < 0 or cells < 0):
+                break
+            victims.append(state)
+        return victims
+
+    async def _clean(self, writer: Writer, victims: Sequence[State], *, gently: bool) -> int:
+        cut = await self._checkpointer.run(writer, STATE_OPEN)
+        with self._checkpointer.reading():
+            usage = Usage(self._looked_at(victims), self._extent_blocks)
+            try:
+                await self._count(cut, usage)
+            except DamageError as damage:
+                _log.warning("%s: is not cleaned: %s", self._segments.name, damage)
+                return 0
+            freed = 0
+            for state in victims:
+                if self._stopping:
+                    break
+                freed += await self._replace(writer, state, usage.of(state.segment.slot))
+                if gently:
+                    await self._pause(state.used)
+        self.freed += freed
+        return freed
+
+    def _looked_at(self, victims: Sequence[State]) -> dict[int, int]:
+        """Units of the victims by slot, and of as many others as one mark can look at, in turn."""
+        units = {state.segment.slot: state.units for state in victims}
+        cells = _CELLS_MAX - sum(units.values()) * self._extent_blocks
+        slots = sorted(slot for slot, state in self._segments.states.items() if state.holds_blocks and state.linked)
+        at = bisect_left(slots, self._next_slot)
+        for slot in slots[at:] + slots[:at]:
+            state = self._segments.states[slot]
+            cells -= state.units * self._extent_blocks
+            if cells < 0:
+                break
+            units.setdefault(slot, state.units)
+            self._next_slot = slot + 1
+        return units
+
+    async def _count(self, cut: Result, usage: Usage) -> None:
+        """Mark the maps of a checkpoint, and make the counts exact; what changed since stays counted."""
+        trees = [Tree(volume.volume, volume.height, volume.root) for volume in cut.catalogue]
+        indexes = [ref for entry in cut.entries for ref in entry.refs]
+        slots = max((entry.segment.slot for entry in cut.entries), default=0) + 1
+        used = await workers.run(mark, trees, indexes, self._segments.read_unit, slots, usage)
+        for entry in cut.entries:
+            state = self._segments.states.get(entry.segment.slot)
+            if state is not None and state.segment.sequence == entry.segment.sequence:
+                state.live += used[entry.segment.slot] - entry.live
+                if entry.segment.slot in usage:
+                    state.dead = max(0, entry.blocks - int(np.count_nonzero(usage.of(entry.segment.slot))))
+
+    async def _replace(self, writer: Writer, old: State, used: Used) -> int:
+        """Write the successor of a segment and put it in its place; answers by how much it is shorter.
+
+        The checkpoint that first leads to it makes it durable before.
+        """
+        if not used.any():
+            return 0  # the next checkpoint leaves it out
+        segments = self._segments
+        try:
+            kept = await workers.run(self._read, old, used)
+            length = sum(len(extent.plain) + TAG_BYTES for extent in kept)
+            new = segments.successor(old, -(-length // BLOCK) * BLOCK, os.urandom(32))
+        except NoSpaceError:
+            return 0
+        except DamageError as damage:
+            return self._give_up(old, damage)
+        try:
+            await workers.run(self._write, new, kept)
+        except OSError as error:
+            self._checkpointer.give_back(new.segment)
+            if error.errno in NO_SPACE:
+                return 0
+            writer.log.poison(f"cleaning failed: {error.strerror}")
+        if await self._checkpointer.replace(old, new):
+            return old.segment.length - new.segment.length
+        return 0
+
+    def _give_up(self, state: State, damage: DamageError) -> int:
+        self._damaged.add(state)
+        _log.warning("%s: segment %d is not cleaned: %s", self._segments.name, state.segment.sequence, damage)
+        return 0
+
+    def _read(self, old: State, used: Used) -> list[Kept]:
+        """What is in use of a segment, without the rest: 16 MiB at most."""
+        segments = self._segments
+        kept = []
+        for extent in survivors(segments.index(old), used):
+            sealed = segments.read(old.segment.offset + extent.position, extent.length)
+            plain = old.sealer.open(extent.unit, Kind.EXTENT, sealed, blocks=extent.blocks)
+            packed = without_dead(plain, extent.blocks, extent.used, self._decoder, self._compressor)
+            kept.append(Kept(extent.unit, extent.blocks, int(extent.used.sum()), packed))
+        return kept
+
+    def _write(self, new: State, kept: Sequence[Kept]) -> None:
+        """Seal and write the extents of a segment."""
+        storage, start = self._segments.storage, new.segment.offset
+        storage.allocate(start, new.segment.length)
+        new.index = array("Q", bytes(8 * new.units))
+        sealed = []
+        for extent in kept:
+            sealed.append(new.sealer.seal(extent.unit, Kind.EXTENT, extent.plain, blocks=extent.blocks))
+            new.index[extent.unit] = pack_index(new.used, len(sealed[-1]), extent.blocks)
+            new.used += len(sealed[-1])
+            new.blocks += extent.used
+        storage.write(start, sealed)
+
+    async def _pause(self, read: int) -> None:
+        """Keep to the rate, in steps that are worth a nap; not when space is short."""
+        self._debt = 0.0 if self._segments.space.is_short(_SHORT) else self._debt + read / _RATE
+        if self._debt >= _DEBT_S:
+            await trio.sleep(self._debt)
+            self._debt = 0.0

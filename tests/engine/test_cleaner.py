@@ -1,0 +1,177 @@
+"""Cleaning: what is freed, and what is not touched."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.access import format_storage, open_storage
+from nbdvde.engine.check import check_storage
+from nbdvde.engine.image import Image
+from nbdvde.engine.layout import KIND_COMPACT, KIND_LOG
+from nbdvde.engine.recovery import load
+from tests.crash.oracle import master_of, observe
+from tests.crash.recording import FrozenStorage, RecordingStorage
+from tests.crash.session import KEY, Pages, digest, overwritten, zeroed
+
+SIZE = 4 << 20
+
+
+class Life:
+    """An image in use, and what its disk must hold."""
+
+    def __init__(self, storage: RecordingStorage, image: Image, seed: int) -> None:
+        self.storage, self.image, self.rng = storage, image, random.Random(seed)
+        self.pages: Pages = {}
+
+    async def write(self, block: int, blocks: int) -> None:
+        data = self.rng.randbytes(blocks * BLOCK)
+        await self.image.disk().write(block * BLOCK, memoryview(data))
+        self.pages = overwritten(self.pages, block * BLOCK, data)
+
+    async def scatter(self, writes: int) -> None:
+        for _ in range(writes):
+            await self.write(self.rng.randrange(SIZE // BLOCK - 4), self.rng.randint(1, 4))
+
+    async def trim(self, block: int, blocks: int) -> None:
+        await self.image.disk().trim(block * BLOCK, blocks * BLOCK)
+        self.pages = zeroed(self.pages, block * BLOCK, blocks * BLOCK)
+
+    async def holds_everything(self) -> bool:
+        pieces = await self.image.disk().read(0, SIZE)
+        whole = b"".join(bytes(piece) for piece in pieces)
+        return all(whole[at : at + BLOCK] == self.pages.get(at // BLOCK, bytes(BLOCK)) for at in range(0, SIZE, BLOCK))
+
+    def check(self) -> None:
+        """What is in the file now is sound, and holds what it must."""
+        frozen = FrozenStorage(bytes(self.storage.image))
+        assert observe(frozen) == digest(self.pages)
+        assert check_storage(frozen, master_of).errors == []
+
+    @property
+    def garbage(self) -> int:
+        return sum(state.garbage for state in self.image.segments.states.values() if state.linked)
+
+    def kinds(self) -> list[int]:
+        return [state.kind for state in self.image.segments.states.values()]
+
+
+Living = Callable[..., AsyncIterator[Life]]
+
+
+@asynccontextmanager
+async def living(level: int = 1, extent_bytes: int = 32 << 10, capacity: int = 0, seed: int = 1) -> AsyncIterator[Life]:
+    storage = RecordingStorage()
+    format_storage(storage, SIZE, KEY, level, extent_bytes=extent_bytes, segment_bytes=256 << 10, capacity=capacity)
+    image = await open_storage(storage, KEY, buffer_bytes=256 << 10)
+    life = Life(storage, image, seed)
+    yield life
+    await image.close()
+    life.check()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+async def test_half_dead_segments_get_smaller(level: int) -> None:
+    async with living(level) as life:
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await life.scatter(400)
+        await life.image.checkpoint()
+        before, size = life.garbage, life.image.segments.space.used_bytes
+        freed = await life.image.clean()
+        assert freed > before // 2
+        assert life.image.segments.space.used_bytes < size - freed // 2
+        assert life.garbage < before // 3
+        assert life.kinds().count(KIND_COMPACT) > 3
+        assert await life.holds_everything()
+        await life.image.flush()
+        life.check()
+        await life.scatter(300)
+        await life.image.clean()
+        assert await life.holds_everything()
+
+
+async def test_what_is_compacted_can_be_compacted_again_and_dies() -> None:
+    async with living() as life:
+        await life.write(0, 256)
+        slots = set()
+        for part in range(4):
+            await life.trim(part * 64, 40)
+            await life.write(512, 64)
+            await life.image.clean()
+            slots |= {slot for slot, state in life.image.segments.states.items() if state.kind == KIND_COMPACT}
+            assert await life.holds_everything()
+        assert slots
+        await life.trim(0, 1024)
+        await life.image.clean()
+        await life.image.checkpoint()
+        await life.image.checkpoint()
+        assert not life.kinds().count(KIND_COMPACT)
+        assert life.image.segments.space.used_bytes < 1 << 20
+        for _ in range(3):  # the log moves on, into what is free now
+            await life.write(0, 64)
+            await life.image.clean()
+        assert life.storage.size() < 2 << 20, "freed space leaves the file while it is open"
+
+
+async def test_readers_in_a_segment_keep_it() -> None:
+    async with living() as life:
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await life.scatter(300)
+        await life.image.checkpoint()
+        old = {slot: state for slot, state in life.image.segments.states.items() if state.kind == KIND_LOG}
+        with life.image._checkpointer.reading():
+            ranges = [
+                (state.segment.offset, bytes(life.storage.image[state.segment.offset :][: state.used]))
+                for state in old.values()
+            ]
+            assert await life.image.clean()
+            await life.scatter(100)
+            await life.image.clean()
+            for offset, data in ranges:
+                assert life.storage.image[offset : offset + len(data)] == data
+        await life.image.checkpoint()
+
+
+async def test_a_damaged_extent_stays_where_it_is() -> None:
+    async with living() as life:
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await life.trim(8, 1000)
+        await life.image.checkpoint()
+        [first] = [s for s in life.image.segments.states.values() if s.kind == KIND_LOG and s.live and s.linked][:1]
+        saved = bytes(life.storage.image)
+        life.storage.image[first.segment.offset : first.segment.end] = bytes(first.segment.length)
+        await life.image.clean()
+        assert life.image.segments.states[first.segment.slot] is first
+        life.storage.image[first.segment.offset : first.segment.end] = saved[first.segment.offset : first.segment.end]
+        assert await life.holds_everything()
+
+
+async def test_counts_that_are_too_high_are_made_exact() -> None:
+    async with living() as life:
+        await life.write(0, 200)
+        await life.trim(0, 180)
+        await life.image.checkpoint()
+        for state in life.image.segments.states.values():
+            state.live += 1000
+        await life.image.clean()
+        await life.image.flush()
+        await life.image.checkpoint()
+        loaded = load(FrozenStorage(bytes(life.storage.image)), master_of, replay=False)
+        assert sum(state.live for state in loaded.segments.states.values() if state.holds_blocks) == 20
+
+
+async def test_garbage_starts_the_cleaner_by_itself() -> None:
+    async with living() as life:
+        for turn in range(12):
+            await life.scatter(150)
+            await life.image.checkpoint()
+            await life.trim(turn * 64, 32)
+            await life.image.flush()
+        await life.image._cleaning.finish()
+        assert life.image._cleaner.freed > 0
+        assert await life.holds_everything()
