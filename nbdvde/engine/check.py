@@ -237,7 +237,8 @@ class _Checker:
     def _counts(self) -> None:
         """The segment table must count all that the maps of its checkpoint use. More is garbage, which the mark finds.
 
-        What the log changed since is counted as it is replayed, from there on.
+        What the log changed since is counted as it is replayed, from there on. Where there were copies of volumes,
+        what they share counts once at least, but the mark counts it in each leaf and node that was copied since.
         """
         if self.errors:
             return
@@ -245,8 +246,9 @@ class _Checker:
         indexes = [ref for state in segments.states.values() for ref in state.refs]
         trees = [Tree(member.number, member.map.height, member.map.root) for member in self._counted.catalogue]
         used = mark(trees, indexes, segments.read_unit, max(segments.states, default=0) + 1)
+        copied = any(member.map.protected for member in self._counted.catalogue)
         for slot, state in segments.states.items():
-            if state.live < used[slot]:
+            if state.live < (min(used[slot], 1) if copied else used[slot]):
                 self._report(
                     f"segment {state.segment.sequence}", f"counts {state.live} live, the maps use {used[slot]}"
                 )

@@ -4,8 +4,11 @@ import pytest
 
 from nbdvde.disk import BLOCK
 from nbdvde.engine import image
+from nbdvde.engine.check import check_storage
 from nbdvde.engine.layout import DATA_START
 from nbdvde.engine.report import DiskUsage, SpaceReport
+from tests.crash.oracle import master_of
+from tests.crash.recording import FrozenStorage
 from tests.engine.test_cleaner import SIZE, Life, living
 
 
@@ -55,6 +58,7 @@ async def test_a_snapshot_has_what_the_disk_lost() -> None:
         ]
         assert report.unique_bytes == 400 * BLOCK
         assert (report.capacity, report.reserved_bytes) == (16 << 20, 1 << 20)
+        assert check_storage(FrozenStorage(bytes(life.storage.image)), master_of).errors == []
         await life.image.clean()
         assert (await measured(life)).disks == report.disks
         await life.image.volumes.delete("disk@old")
