@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -89,6 +89,7 @@ class Host:
         self._attend, self._memory = attend, memory
         self._images: dict[Path, _OpenImage] = {}
         self._specs: dict[str, ExportSpec] = {}
+        self._read: list[Disk] = []
         self._changing = trio.Lock()
         self._closed = False
 
@@ -144,13 +145,30 @@ class Host:
                 await self._release(spec)
             _log.info("export %s removed", name)
 
-    def is_shown(self, disk: Disk) -> Export | None:
-        """The export that was asked for to show this disk."""
-        return next((export for export in self._exports if export.disk is disk), None)
+    @contextmanager
+    def reading(self, disk: Disk) -> Iterator[None]:
+        """Let no `unused` begin for a disk meanwhile, without being a client. Raises InUseError."""
+        if self._exports.is_held(disk):
+            raise InUseError(f"disk {disk.name}", "is being changed", "try again later")
+        self._read.append(disk)
+        try:
+            yield
+        finally:
+            self._read.remove(disk)
 
     @asynccontextmanager
-    async def unused(self, disk: Disk, *, force: bool = False, hint: str = _FORCE) -> AsyncIterator[None]:
-        """Have no client use a disk meanwhile; unless `force`, only when none does. Raises InUseError."""
+    async def unused(
+        self, disk: Disk, *, ending: bool = False, force: bool = False, hint: str = _FORCE
+    ) -> AsyncIterator[None]:
+        """Have no client use a disk meanwhile; unless `force`, only when none does. Raises InUseError.
+
+        With `ending` the disk will be no more: then no export may have been asked for it either.
+        """
+        if disk in self._read or self._exports.is_held(disk):
+            raise InUseError(f"disk {disk.name}", "is being copied or changed", "try again later")
+        shown = next((export for export in self._exports if export.disk is disk), None) if ending else None
+        if shown is not None:
+            raise InUseError(f"disk {disk.name}", f"is served as export {shown.name}", "end it with ctl export-remove")
         with self._exports.holding(disk):
             users = [export for export in self._exports.used() if export.disk is disk]
             if not force:

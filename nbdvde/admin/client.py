@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from nbdvde.admin import volumechange
 from nbdvde.admin.keychange import Action
 from nbdvde.admin.messages import (
     AddExport,
@@ -26,6 +27,8 @@ from nbdvde.admin.messages import (
     RemoveExport,
     ScrubRequest,
     Status,
+    VolumeInfo,
+    VolumeRequest,
 )
 from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.errors import NetworkError
@@ -146,6 +149,10 @@ class ControlClient:
     def df(self) -> SpaceReport:
         """See `Service.df`."""
         return self._call("POST", "/v1/df", SpaceReport)
+
+    def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
+        """See `volumechange.change`."""
+        return self._call("POST", f"/v1/{action}", VolumeInfo, msgspec.json.encode(request))
 
     def check(self, progress: Progress, rate: int | None = None) -> CheckReport:
         """See `Service.check`, and with `rate`, in bytes a second, `Service.scrub`."""

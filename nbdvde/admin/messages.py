@@ -199,6 +199,30 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     label: str = ""
 
 
+class VolumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of the POST requests about disks and snapshots."""
+
+    name: str
+    """DISK, or DISK@SNAPSHOT."""
+    source: str | None = None
+    """Disk or snapshot that a clone begins as."""
+    size: int | None = None
+    """Bytes of a disk that is made or resized."""
+    discard: bool = False
+    """Cut off data when a disk becomes shorter."""
+    force: bool = False
+    """Even while clients use it, which are disconnected then."""
+
+
+class VolumeInfo(msgspec.Struct, frozen=True):
+    """Answer to that: the disk or snapshot that was made, changed or deleted."""
+
+    name: str
+    size: int
+    created_ns: int
+    """Nanoseconds since 1970; 0 for the disk that an image was made with."""
+
+
 class KeyList(msgspec.Struct, frozen=True):
     """Answer of /v1/keys and of its changes: the slots in use."""
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -9,6 +10,7 @@ import msgspec
 import trio
 
 from nbdvde import workers
+from nbdvde.admin import volumechange
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import (
@@ -27,6 +29,8 @@ from nbdvde.admin.messages import (
     RemoveExport,
     ScrubRequest,
     Status,
+    VolumeInfo,
+    VolumeRequest,
 )
 from nbdvde.disk import Disk
 from nbdvde.engine.access import fresh, naming
@@ -57,6 +61,13 @@ PATHS = {
     "/v1/exports": ("GET", "exports"),
     "/v1/exports/add": ("POST", "add_export"),
     "/v1/exports/remove": ("POST", "remove_export"),
+    "/v1/disks/create": ("POST", "create_disk"),
+    "/v1/disks/clone": ("POST", "clone_disk"),
+    "/v1/disks/resize": ("POST", "resize_disk"),
+    "/v1/disks/delete": ("POST", "delete_disk"),
+    "/v1/snapshots/create": ("POST", "create_snapshot"),
+    "/v1/snapshots/delete": ("POST", "delete_snapshot"),
+    "/v1/snapshots/rollback": ("POST", "roll_back"),
     "/v1/keys": ("GET", "keys"),
     "/v1/keys/add": ("POST", "add_key"),
     "/v1/keys/remove": ("POST", "remove_key"),
@@ -180,7 +191,8 @@ class Service:
     async def export(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a disk out to a raw file: lines of progress, then `done`."""
         asked, disk = self._copying(body)
-        await _watched(emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite))
+        with self._host.reading(disk):
+            await _watched(emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite))
         return CopyLine(done=True)
 
     def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
@@ -188,6 +200,39 @@ class Service:
         if not os.path.isabs(asked.file):
             raise UsageError(f"file {asked.file}", "is not an absolute path")
         return asked, self._the_image().disk(asked.disk)
+
+    async def create_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Make the empty disk `name` of `size` bytes."""
+        return await self._change_volumes("disks/create", body)
+
+    async def clone_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Make the disk `name`, which begins as the snapshot or disk `source` is now."""
+        return await self._change_volumes("disks/clone", body)
+
+    async def resize_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Give the disk `name` another `size`; `discard` cuts off data."""
+        return await self._change_volumes("disks/resize", body)
+
+    async def delete_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Delete the disk `name`, which has no snapshots."""
+        return await self._change_volumes("disks/delete", body)
+
+    async def create_snapshot(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Keep what a disk holds now as `name`, `DISK@NAME`."""
+        return await self._change_volumes("snapshots/create", body)
+
+    async def delete_snapshot(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Delete the snapshot `name`, `DISK@NAME`."""
+        return await self._change_volumes("snapshots/delete", body)
+
+    async def roll_back(self, body: bytes, emit: Emit) -> VolumeInfo:
+        """Make a disk what it was when its snapshot `name`, `DISK@NAME`, was taken."""
+        return await self._change_volumes("snapshots/rollback", body)
+
+    async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
+        image, request = self._the_image(), _parse(body, VolumeRequest)
+        with naming(image.path):
+            return await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
 
     async def keys(self, body: bytes, emit: Emit) -> KeyList:
         """The key slots in use."""

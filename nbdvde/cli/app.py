@@ -10,6 +10,7 @@ import typer
 from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
+from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 key_app = typer.Typer(help="List, add, remove and change the keys of an image.", rich_markup_mode=None)
+app.add_typer(disk_app, name="disk")
+app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(key_app, name="key")
 app.add_typer(ctl_app, name="ctl")
 
@@ -63,6 +66,7 @@ def create(
     image: ImageArgument,
     size: Annotated[str, typer.Argument(metavar="SIZE", help="Size of its disk, like 10G.", show_default=False)],
     key_file: KeyFile = None,
+    disk: Annotated[str, typer.Option(metavar="NAME", help="Name of its disk.")] = "disk",
     encryption: Annotated[Encryption, typer.Option(help="`none` makes an image anybody can read.")] = (
         Encryption.AES_256_GCM
     ),
@@ -78,7 +82,9 @@ def create(
 ) -> None:
     """Make an image with one empty disk."""
     from nbdvde import config, create_image, keysource
+    from nbdvde.engine.volumes import check_name
 
+    check_name(disk)
     length, extent_bytes = config.parse_disk_size(size), config.parse_extent_size(extent_size)
     level, limit = config.parse_compression(compression), config.parse_capacity(capacity) if capacity else 0
     if encryption is Encryption.NONE and key_file:
@@ -90,7 +96,9 @@ def create(
     secret = None
     if encryption is not Encryption.NONE:
         secret = keysource.secret(key_file, "New passphrase: ", confirm=True)
-    create_image(image, length, secret=secret, compression=level, extent_bytes=extent_bytes, capacity=limit)
+    create_image(
+        image, length, secret=secret, compression=level, extent_bytes=extent_bytes, disk_name=disk, capacity=limit
+    )
 
 
 @app.command()
@@ -229,6 +237,10 @@ def export(
     from nbdvde.cli.copy import export_file
 
     export_file(_image(image, key_file, control), file, disk, format_, overwrite=force)
+
+
+app.command()(clone)
+app.command()(resize)
 
 
 @key_app.command("list")

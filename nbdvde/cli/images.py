@@ -4,14 +4,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 import nbdvde
 from nbdvde import keysource
+from nbdvde.admin import volumechange
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.messages import CopyRequest, KeyList, KeyRequest, SecretBody
+from nbdvde.admin.messages import CopyRequest, KeyList, KeyRequest, SecretBody, VolumeInfo, VolumeRequest
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
@@ -19,6 +21,8 @@ from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
 from nbdvde.transfer import copy_in, copy_out
+
+T = TypeVar("T")
 
 
 def default_control(image: Path) -> Path:
@@ -54,20 +58,27 @@ class ImageByPath:
         if info.encryption != "none" and not self._key_file:
             return info
         try:
-            with self._at_rest():
-                return self._opened_info()
+            return self._opened_info()
         except InUseError:
             if self._key_file:
                 raise
             return info
 
     def _opened_info(self) -> ImageInfo:
-        async def ask() -> ImageInfo:
-            async with nbdvde.open_image(self._path, key=secret, read_only=True) as image:
-                return image.info()
+        async def ask(image: Image) -> ImageInfo:
+            return image.info()
 
-        secret = self.secret()
-        return trio.run(ask)
+        return self._with_image(ask, read_only=True)
+
+    def whole_info(self) -> ImageInfo:
+        """As `info`, but never less: a key that is needed is asked for."""
+        return self._served.info() if self._served else self._opened_info()
+
+    def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
+        """Make, change or delete a disk or a snapshot."""
+        if self._served:
+            return self._served.change_volume(action, request)
+        return self._with_image(lambda image: volumechange.change(action, request, image, volumechange.at_rest))
 
     def df(self) -> SpaceReport:
         """Where the bytes went."""
@@ -114,14 +125,14 @@ class ImageByPath:
             raise InUseError(str(self._path), "is being served", hint)
         self._with_image(lambda image: work(image.disk(disk)), read_only=read_only)
 
-    def _with_image(self, work: Callable[[Image], Awaitable[None]], *, read_only: bool = False) -> None:
-        async def run() -> None:
+    def _with_image(self, work: Callable[[Image], Awaitable[T]], *, read_only: bool = False) -> T:
+        async def run() -> T:
             async with nbdvde.open_image(self._path, key=secret, read_only=read_only) as image:
-                await work(image)
+                return await work(image)
 
         with self._at_rest():
             secret = self.secret()
-            trio.run(run)
+            return trio.run(run)
 
     def keys(self) -> KeyList:
         """The key slots; no key is needed."""

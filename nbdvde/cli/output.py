@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
+from nbdvde.engine.report import CheckReport, ImageInfo, SnapshotInfo, SpaceReport
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
@@ -105,6 +105,10 @@ def info(image: ImageInfo) -> None:
     for disk in image.disks:
         used = f", {size(disk.logical_bytes)} in {size(disk.stored_bytes)}" if disk.stored_bytes else ""
         facts.append((f"disk {disk.name}", size(disk.size) + used))
+        if disk.snapshots:
+            newest = disk.snapshots[-1]
+            text = f"{len(disk.snapshots)}, the newest is {newest.name} of {_time(newest.created_ns)}"
+            facts.append(("snapshots", text))
     if taken := image.statistics.get("bytes_in"):
         facts.append(("written", _compressed(int(taken), int(image.statistics["bytes_stored"]))))
     _aligned(facts)
@@ -184,12 +188,28 @@ def report(path: os.PathLike[str], checked: CheckReport) -> None:
     line(f"{os.fspath(path)}: {found}, {checked.units_verified} units verified")
 
 
+def disks(image: ImageInfo) -> None:
+    """The disks of an image, as text."""
+    rows = [("name", "size", "data", "snapshots")]
+    rows += [(disk.name, size(disk.size), size(disk.logical_bytes), str(len(disk.snapshots))) for disk in image.disks]
+    _aligned(rows)
+
+
+def snapshots(found: Iterable[tuple[str, SnapshotInfo]]) -> None:
+    """Snapshots with their names in full, as text."""
+    rows = [("name", "created", "size")]
+    rows += [(name, _time(snapshot.created_ns), size(snapshot.size)) for name, snapshot in found]
+    _aligned(rows)
+
+
+def _time(since_1970_ns: int) -> str:
+    return datetime.fromtimestamp(since_1970_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
 def slots(used: Sequence["SlotInfo"]) -> None:
     """The key slots, as text."""
     rows = [("slot", "kind", "created", "label")]
-    for slot in used:
-        created = datetime.fromtimestamp(slot.created_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        rows.append((str(slot.slot), slot.kind, created, slot.label))
+    rows += [(str(slot.slot), slot.kind, _time(slot.created_ns), slot.label) for slot in used]
     _aligned(rows)
 
 

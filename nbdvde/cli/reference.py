@@ -47,12 +47,16 @@ one line of JSON, or several of which the last is the result. `POST /v1/check` s
 in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
 `POST /v1/import` and `/v1/export` take `{"file": PATH, "disk": NAME, "overwrite": BOOL}`, and answer with progress and
 `{"done": true}`.
+Those about disks and snapshots take `{"name": TEXT, "source": TEXT, "size": BYTES, "discard": BOOL, "force": BOOL}`, of
+which each uses what it needs, and answer with `name`, `size` and `created_ns` of the one they made, changed or deleted.
 The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
 
 COMMANDS = (
     "create", "serve", "info", "df", "check", "scrub", "import", "export",
+    *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
+    *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback")),
     "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),

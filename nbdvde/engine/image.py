@@ -32,7 +32,7 @@ from nbdvde.engine.measure import measure
 from nbdvde.engine.pace import paced
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
-from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, SpaceReport
+from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, SnapshotInfo, SpaceReport
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
@@ -296,7 +296,8 @@ class Image:
         return msgspec.structs.replace(info, disks=disks, statistics=self._described_statistics())
 
     def _described(self, disk: Volume) -> DiskInfo:
-        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, list(disk.history.names()))
+        snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, snapshots)
 
     def _described_statistics(self) -> dict[str, int | float]:
         counters: dict[str, int | float] = {**self.statistics}

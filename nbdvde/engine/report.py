@@ -3,6 +3,16 @@
 import msgspec
 
 
+class SnapshotInfo(msgspec.Struct, frozen=True):
+    """A snapshot of a disk."""
+
+    name: str
+    """Within its disk: DISK@NAME in full."""
+    size: int
+    created_ns: int
+    """Nanoseconds since 1970."""
+
+
 class DiskInfo(msgspec.Struct, frozen=True):
     """One disk. Sizes in bytes; what only the key tells is 0 without it."""
 
@@ -12,7 +22,8 @@ class DiskInfo(msgspec.Struct, frozen=True):
     """Bytes that hold data, as a client sees them."""
     stored_bytes: int = 0
     """Bytes they take in the file."""
-    snapshots: list[str] = []
+    snapshots: list[SnapshotInfo] = []
+    """Oldest first."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ that was acknowledged before it was asked for.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,10 @@ class Volumes:
 
     def __reversed__(self) -> Iterator[Member]:
         return reversed(self._catalogue.members.values())
+
+    def snapshots(self, disk: Volume) -> Iterable[Member]:
+        """Of a disk, oldest first."""
+        return self._catalogue.snapshots(self._catalogue.members[disk.number]).values()
 
     def find(self, label: str) -> Member | None:
         """What the catalogue says of a disk or a snapshot, if there is one of that name."""
