@@ -79,6 +79,7 @@ def test_life_of_disks_and_snapshots(command: Command, target: Path) -> None:
     assert ok(command, "snapshot", "delete", target, "disk@a")["name"] == "disk@a"
     assert ok(command, "disk", "delete", target, "two")["size"] == SIZE
     assert [disk["name"] for disk in ok(command, "disk", "list", target)["disks"]] == ["disk", "three"]
+    assert ok(command, "check", target)["ok"] is True
 
 
 def test_sizes(command: Command, target: Path) -> None:
@@ -204,7 +205,6 @@ def test_exports_of_chosen_disks(command: Command, plain_image: Path) -> None:
 def attached(name: str) -> socket.socket:
     """A client of an export."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(20)
     client.connect("sock")
     client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, len(name)) + name.encode())
     assert client.recv(18 + 10, socket.MSG_WAITALL)
