@@ -3,6 +3,7 @@
 `tests/model/test_world.py` runs some; `tools/long_run.py` as many as one likes.
 """
 
+import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -74,19 +75,25 @@ class World:
             if self.done % every == 0:
                 await self._compare()
         await self._compare()
+        await self._look_for_leaks()
         await self._image.close()
         self._check()
 
     async def _open(self) -> Image:
         return await open_storage(
-            self._storage, KEY, buffer_bytes=128 << 10, cache_bytes=64 << 10, checkpoint_bytes=512 << 10
+            self._storage,
+            KEY,
+            buffer_bytes=128 << 10,
+            cache_bytes=64 << 10,
+            checkpoint_bytes=512 << 10,
+            path=os.devnull,
         )
 
     async def _operation(self) -> None:
         actions: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (60, self._write), (12, self._zero), (6, self._image.flush), (4, self._image.checkpoint),
             (4, self._snapshot), (3, self._delete), (2, self._rollback), (2, self._clone), (1, self._create),
-            (2, self._resize), (1, self._reopen), (1, self._vanish),
+            (2, self._resize), (1, self._reopen), (1, self._vanish), (3, self._clean),
         ]  # fmt: skip
         weights, choices = zip(*actions, strict=True)
         await self._rng.choices(choices, weights)[0]()
@@ -186,11 +193,24 @@ class World:
         self._check()
         self._image = await self._open()
 
+    async def _clean(self) -> None:
+        await self._image.clean()
+
     # Comparison
 
     def _check(self) -> None:
         report = check_storage(FrozenStorage(bytes(self._storage.image)), master_of)
         assert report.ok, (self._seed, self.done, report.errors)
+
+    async def _look_for_leaks(self) -> None:
+        """Once all is cleaned, little is stored that nobody uses."""
+        while await self._image.clean():
+            pass
+        report = await self._image.space()
+        blocks = sum(len(model.blocks) for model in self._models.values())
+        assert report.logical_bytes == blocks * BLOCK, (self._seed, report)
+        assert report.garbage_bytes <= report.compressed_bytes // 4 + 2 * SEGMENT_BYTES, (self._seed, report)
+        assert report.overhead_bytes <= report.compressed_bytes * 2 + 16 * SEGMENT_BYTES, (self._seed, report)
 
     async def _compare(self) -> None:
         for label, model in self._models.items():
