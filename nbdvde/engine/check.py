@@ -235,23 +235,26 @@ class _Checker:
                         self._report(where, "these bytes cannot be read", volume.name, start, length)
 
     def _counts(self) -> None:
-        """The segment table must count all that the maps of its checkpoint use. More is garbage, which the mark finds.
+        """The segment table must count what can be counted down, and not 0 where anything is in use.
 
-        What the log changed since is counted as it is replayed, from there on. Where there were copies of volumes,
-        what they share counts once at least, but the mark counts it in each leaf and node that was copied since.
+        More is garbage, which a mark finds. What the log changed since the checkpoint is counted as it is replayed.
         """
         if self.errors:
             return
         segments = self._counted.segments
+        slots = max(segments.states, default=0) + 1
         indexes = [ref for state in segments.states.values() for ref in state.refs]
         trees = [Tree(member.number, member.map.height, member.map.root) for member in self._counted.catalogue]
-        used = mark(trees, indexes, segments.read_unit, max(segments.states, default=0) + 1)
-        copied = any(member.map.protected for member in self._counted.catalogue)
+        used = mark(trees, indexes, segments.read_unit, slots)
+        own = mark((), indexes, segments.read_unit, slots)
+        for disk in self._counted.catalogue.disks:
+            tree = Tree(disk.number, disk.map.height, disk.map.root)
+            for slot, count in enumerate(mark([tree], (), segments.read_unit, slots)):
+                own[slot] += count if count and segments.find(slot).born >= disk.map.protected else 0
         for slot, state in segments.states.items():
-            if state.live < (min(used[slot], 1) if copied else used[slot]):
-                self._report(
-                    f"segment {state.segment.sequence}", f"counts {state.live} live, the maps use {used[slot]}"
-                )
+            if state.live < max(own[slot], min(used[slot], 1)):
+                what = f"counts {state.live} live, the maps use {used[slot]}"
+                self._report(f"segment {state.segment.sequence}", what)
 
 
 class _Usage:
