@@ -112,8 +112,8 @@ def check_capacity(capacity: int) -> None:
 
 
 def _segment_bytes(capacity: int) -> int:
-    """Length of segments: 16 MiB, and less in an image so small that a few of them would fill it."""
-    return min(SEGMENT_BYTES, 1 << (capacity // 64).bit_length() - 1) if capacity else SEGMENT_BYTES
+    """Length of segments: 16 MiB, and less where that is much of the capacity: gaps between them would stay unused."""
+    return min(SEGMENT_BYTES, max(1 << 20, 1 << (capacity // 256).bit_length() - 1)) if capacity else SEGMENT_BYTES
 
 
 def format_storage(

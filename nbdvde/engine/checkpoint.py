@@ -120,8 +120,9 @@ def meta_sizes(
     if not total:
         return []
     waste = max([*units, _PAGE + _UNIT_OVERHEAD])
-    whole, rest = divmod(total, segment_bytes - waste)
-    return [segment_bytes] * whole + [min(segment_bytes, -(-(rest + waste) // BLOCK) * BLOCK)]
+    length = max(segment_bytes, -(-2 * waste // BLOCK) * BLOCK)
+    whole, rest = divmod(total, length - waste)
+    return [length] * whole + [min(length, -(-(rest + waste) // BLOCK) * BLOCK)]
 
 
 def _pages(volume: VolumePlan) -> int:

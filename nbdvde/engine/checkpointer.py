@@ -141,14 +141,26 @@ class Checkpointer:
         self, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
     ) -> tuple[list[State], State]:
         """Segments for what a plan writes, its root apart. Raises NoSpaceError; nothing is changed then."""
+        try:
+            return self._place_in(self._segments.segment_bytes, volumes, indexes, prints, listed)
+        except NoSpaceError:  # there may be room in smaller pieces
+            try:
+                return self._place_in(self._segments.segment_bytes // 8, volumes, indexes, prints, listed)
+            except NoSpaceError:
+                self._undo(volumes, [])
+                raise
+
+    def _place_in(
+        self, length: int, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
+    ) -> tuple[list[State], State]:
         segments = self._segments
         meta: list[State] = []
         try:
-            for size in meta_sizes(volumes, indexes, prints, segments.segment_bytes):
+            for size in meta_sizes(volumes, indexes, prints, length):
                 meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
             return meta, segments.new_root(self._root_bytes(listed + len(meta)), os.urandom(32))
         except NoSpaceError:
-            self._undo(volumes, meta)
+            self._undo([], meta)
             raise
 
     def _root_bytes(self, listed: int) -> int:

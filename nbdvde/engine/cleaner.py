@@ -30,7 +30,7 @@ WORTH, WORTH_IN_NEED = 0.25, 0.06
 """Part of a segment that must be garbage for it to be cleaned, at leisure and when space is short."""
 _GARBAGE_MAX = 0.5
 """Garbage among what is stored from which on the cleaner begins by itself."""
-_SHORT = 8
+_SHORT = 32
 """So it does with a smaller part of the capacity left for writes than one in so many, reserve apart."""
 _RATE = 64 << 20
 """Bytes a second that it reads in the background."""
@@ -80,10 +80,11 @@ class Cleaner:
         """
         with trio.CancelScope(shield=True):
             async with self.lock:
-                freed = await self._round(writer, worth, gently=gently)
+                freed = await self.round(writer, worth, gently=gently)
         return freed
 
-    async def _round(self, writer: Writer, worth: float, *, gently: bool) -> int:
+    async def round(self, writer: Writer, worth: float, *, gently: bool = False) -> int:
+        """As `run`, for whoever holds the lock, and is not cancelled."""
         victims = self._choose(worth, writer.log.state.segment.sequence)
         for victim in victims:
             victim.victim = True
@@ -99,7 +100,8 @@ class Cleaner:
 
     def _choose(self, worth: float, open_sequence: int) -> list[State]:
         """The segments with most garbage, of those that the log has left."""
-        room, cells = self._segments.space.room // 2, _CELLS_MAX
+        space, cells = self._segments.space, _CELLS_MAX
+        room = (space.room - space.reserve_bytes // 2) // 2  # a checkpoint has to fit as well
         victims: list[State] = []
         candidates = [
             state

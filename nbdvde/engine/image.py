@@ -41,6 +41,8 @@ from nbdvde.errors import NbdvdeError, RefusedError
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
 BUFFER_BYTES = 32 << 20
+_LOOK_SEGMENTS = 4
+"""Segments of log after which it is asked again whether to clean."""
 
 
 class Image:
@@ -70,7 +72,7 @@ class Image:
             self.segments, self._checkpointer, superblock.compression, superblock.extent_bytes // BLOCK
         )
         self._looked_at = 0
-        """Number of the checkpoint after which it was last asked whether to clean."""
+        """Bytes of log when it was last asked whether to clean."""
         self._closed = False
 
     # Life
@@ -142,8 +144,9 @@ class Image:
             return
         if self._checkpointer.is_due(writer):
             self._background.start(lambda: self._checkpointer.run_if_due(writer))
-        if self._looked_at != self._checkpointer.count and not self._cleaning:
-            self._looked_at = self._checkpointer.count
+        written = writer.log.counters.bytes_stored
+        if written - self._looked_at >= _LOOK_SEGMENTS * self.segments.segment_bytes and not self._cleaning:
+            self._looked_at = written
             if self._cleaner.is_due():
                 self._cleaning.start(lambda: self._clean(writer, WORTH, gently=True))
 
@@ -155,18 +158,19 @@ class Image:
             await self._release(writer)
 
     async def _release(self, writer: Writer) -> None:
-        """What one checkpoint leaves out, the next one frees."""
-        for _ in range(2):
-            await self._checkpointer.run(writer, STATE_OPEN)
+        """Free what is left out of this checkpoint: no superblock leads to it when both are written."""
+        await self._checkpointer.run(writer, STATE_OPEN, both=True)
 
     async def _reclaim(self) -> bool:
         """Free the space of dead segments, or of what is dead in others; whether that is worth another try."""
         writer, space = self._writable(), self.segments.space
         room, enough = space.room, self.segments.segment_bytes // 16
-        if self._checkpointer.can_reclaim():
-            await self._release(writer)
-        if space.room - room < enough and await self._cleaner.run(writer, WORTH_IN_NEED):
-            await self._release(writer)
+        with trio.CancelScope(shield=True):
+            async with self._cleaner.lock:  # a round that has begun keeps what it replaced
+                if self._checkpointer.can_reclaim():
+                    await self._release(writer)
+                if space.room - room < enough and await self._cleaner.round(writer, WORTH_IN_NEED):
+                    await self._release(writer)
         return space.room - room >= enough
 
     def _failed(self, error: Exception) -> None:

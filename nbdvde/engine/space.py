@@ -17,7 +17,7 @@ class FreeSpace:
         """Without a limit there is always room; `reserve` bytes of it are not for everyone."""
         self._by_offset: SortedDict[int, int] = SortedDict()
         self._by_length: SortedSet[tuple[int, int]] = SortedSet()
-        self._limit, self._reserve = limit or _NO_LIMIT, reserve
+        self._limit, self.reserve_bytes = limit or _NO_LIMIT, reserve
         self._start = start
         self._free = 0
         self.end = start
@@ -41,18 +41,18 @@ class FreeSpace:
     @property
     def in_reserve(self) -> bool:
         """Whether only (a part of) the reserve is left."""
-        return self.room < self._reserve
+        return self.room < self.reserve_bytes
 
     def is_short(self, parts: int) -> bool:
         """Whether less than one in so many parts of the limit is left, reserve apart."""
-        return self._limit != _NO_LIMIT and (self.room - self._reserve) * parts < self._limit
+        return self._limit != _NO_LIMIT and (self.room - self.reserve_bytes) * parts < self._limit
 
     def allocate(self, length: int, *, reserved: bool = True) -> int:
         """Offset of `length` bytes that are now in use: the tightest gap (O(log n)), or else the end.
 
         Not `reserved`, the reserve is left alone. Raises NoSpaceError.
         """
-        if not reserved and self.room - length < self._reserve:
+        if not reserved and self.room - length < self.reserve_bytes:
             raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
         at = self._by_length.bisect_left((length, 0))
         if at == len(self._by_length):

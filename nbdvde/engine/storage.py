@@ -70,6 +70,11 @@ class FileStorage(Storage):
         self._buffer = memoryview(bytearray(_NOWAIT_BYTES))
         """One buffer for all reads that do not wait: it stays in the processor's cache (1.7 µs against 1.9)."""
 
+    def detach(self) -> int:
+        """The file descriptor, which now belongs to the caller."""
+        fd, self._fd = self._fd, -1
+        return fd
+
     def size(self) -> int:
         return os.lseek(self._fd, 0, os.SEEK_END)
 

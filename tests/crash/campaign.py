@@ -27,6 +27,14 @@ PROFILES = {
     "cleaned": Profile(
         weights={"write": 12, "zero": 4, "flush": 3, "checkpoint": 1, "clean": 4}, steps=40, buffer_bytes=64 << 10
     ),
+    "cleaned snapshots": Profile(
+        size=512 << 10,
+        level=0,
+        largest=48 << 10,
+        buffer_bytes=64 << 10,
+        steps=30,
+        weights={"write": 14, "zero": 2, "flush": 3, "clean": 4, "snapshot": 2, "unsnapshot": 1, "rollback": 1},
+    ),
     "cleaned and overwritten": Profile(
         size=256 << 10,
         level=0,

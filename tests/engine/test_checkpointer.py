@@ -37,7 +37,7 @@ async def test_without_room_in_the_image_a_checkpoint_changes_nothing(
     def limited(space: FreeSpace, length: int, **options: bool) -> int:
         nonlocal calls
         calls += 1
-        if calls == failing + 1:
+        if calls > failing:
             raise NoSpaceError("image", "its capacity is used up")
         return allocate(space, length, **options)
 
@@ -46,7 +46,7 @@ async def test_without_room_in_the_image_a_checkpoint_changes_nothing(
         patch.setattr(FreeSpace, "allocate", limited)
         with pytest.raises(NoSpaceError):
             await image.checkpoint()
-    assert calls == failing + 1
+    assert calls > failing
     assert set(image.segments.states) == before
     assert (image.segments.space.free_bytes, image.segments.space.end) == free
     assert not disk.map.frozen
