@@ -65,6 +65,24 @@ def test_create_without_encryption_asks_nothing(command: Command) -> None:
     assert ok(command, "check", "new.vde")["ok"] is True
 
 
+def test_df_of_an_image_at_rest_and_served(command: Command, tmp_path: Path) -> None:
+    assert command("create", "new.vde", "1G", "--encryption", "none", "--capacity", "1M").code == 2
+    assert command("create", "new.vde", "1G", "--encryption", "none", "--capacity", "64M").code == 0
+    Path("raw").write_bytes(os.urandom(1 << 20) + bytes(1 << 20))
+    os.truncate("raw", 1 << 30)
+    assert command("import", "new.vde", "raw").code == 0
+    found = ok(command, "df", "new.vde")
+    assert (found["capacity"], found["reserved_bytes"]) == (64 << 20, 4 << 20)
+    assert found["logical_bytes"] == found["unique_bytes"] == found["written_bytes"] == 1 << 20
+    assert found["disks"] == [
+        {"name": "disk", "size": 1 << 30, "logical_bytes": 1 << 20, "unique_bytes": 1 << 20, "shared_bytes": 0}
+    ]
+    assert "1M unique, 0 shared" in command("df", "new.vde").out
+    with serving("new.vde", "--listen", "unix:sock", cwd=tmp_path):
+        served = ok(command, "df", "new.vde")
+    assert served["disks"] == found["disks"]
+
+
 def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> None:
     info = ok(command, "info", image)
     assert set(info) == {
