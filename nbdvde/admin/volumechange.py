@@ -40,7 +40,7 @@ async def change(action: Action, request: VolumeRequest, image: Image, unused: U
         case "disks/clone":
             await volumes.clone(_given(action, "source", request.source), name)
         case "disks/resize":
-            await _resize(image, name, _given(action, "size", request.size), request.discard, unused)
+            await _resize(image, request, _given(action, "size", request.size), unused)
         case "snapshots/create":
             disk, _, snapshot = _snapshot_name(name)
             await volumes.snapshot(disk, snapshot)
@@ -61,11 +61,11 @@ async def change(action: Action, request: VolumeRequest, image: Image, unused: U
     return _info(volumes, name)
 
 
-async def _resize(image: Image, name: str, size: int, discard: bool, unused: Unused) -> None:
-    """Clients of a disk that grows go on with the size they were told."""
-    disk = image.disk(name)
-    async with unused(disk) if size < disk.size else nullcontext():
-        await image.volumes.resize(name, size, discard=discard)
+async def _resize(image: Image, request: VolumeRequest, size: int, unused: Unused) -> None:
+    """Clients of a disk that grows go on with the size they were told, or by force find the new one in coming back."""
+    disk = image.disk(request.name)
+    async with unused(disk) if size < disk.size or request.force else nullcontext():
+        await image.volumes.resize(request.name, size, discard=request.discard)
 
 
 def _given(action: Action, what: str, value: T | None) -> T:
