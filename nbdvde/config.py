@@ -17,7 +17,6 @@ import msgspec
 from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
-_TLS = "tls_"
 _ENVIRONMENT = "NBDVDE_"
 _SIZE = re.compile(r"([0-9]{1,19})([KMGTP]?)")
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
@@ -66,6 +65,14 @@ def parse_rate(text: str) -> int:
     if rate := parse_size(text):
         return rate
     raise UsageError("rate 0", "is none", "like 64M")
+
+
+def parse_dedup_memory(text: str) -> int:
+    """Bytes of memory, 1 MiB to 1 TiB. Raises UsageError."""
+    size = parse_size(text)
+    if not 1 << 20 <= size <= 1 << 40:
+        raise UsageError(f"dedup memory {text}", "is not between 1M and 1T", "the default is 256M")
+    return size
 
 
 def parse_capacity(text: str) -> int:
@@ -161,6 +168,8 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Decoded data kept in memory."""
     write_buffer_size: Size | None = None
     """Written data kept in memory before it is sealed."""
+    dedup_memory: Size | None = None
+    """Memory for finding duplicates, instead of what the image was made with: 256M if that was not said."""
 
 
 class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -204,15 +213,20 @@ Layer = dict[str, Any]
 def load(command_line: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Options:
     """Options from all sources; None means not given.
 
-    `command_line` has keys of the table `server`, and with `tls_` before them those of `tls`.
+    `command_line` has keys of the table `server`, and with `tls_` or `engine_` before them those of these tables.
 
     Raises UsageError that names the key and its source.
     """
     given = {key: value for key, value in command_line.items() if value is not None}
     merged: Layer = {}
-    server = {key: value for key, value in given.items() if not key.startswith(_TLS)}
-    tls = {key.removeprefix(_TLS): value for key, value in given.items() if key.startswith(_TLS)}
-    for layer in (_read_file(file) if file else {}, _read_environment(environment), {"server": server, "tls": tls}):
+    arguments: Layer = {"server": {}, "tls": {}, "engine": {}}
+    for key, value in given.items():
+        table, _, rest = key.partition("_")
+        if table in ("tls", "engine"):
+            arguments[table][rest] = value
+        else:
+            arguments["server"][key] = value
+    for layer in (_read_file(file) if file else {}, _read_environment(environment), arguments):
         for table, values in layer.items():
             if isinstance(values, list):
                 merged[table] = values

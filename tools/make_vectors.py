@@ -111,14 +111,14 @@ def _record() -> bytes:
 def _operation() -> bytes:
     """Section "Log": a record with an operation, which makes volume 9 from volume 2."""
     head = pack("<QQIIIIII32s", 41, 2, 1, 3, 0, 0, 0, 0, bytes(range(32)))
-    return head + pack("<B7xIIQQB64s7x", 3, 9, 2, 1 << 30, CREATED_NS, 4, b"copy")
+    return head + pack("<B3xIIIQQB64s7x", 3, 5, 9, 2, 1 << 30, CREATED_NS, 4, b"copy")
 
 
 def _root(reference: bytes) -> bytes:
     """Section "Root segment": a disk and a snapshot of it, two tables."""
-    head = pack("<III4xQQ7Q72x", 2, 2, 160, 12, 8, *[1] * 7)
+    head = pack("<IIIIQQ8Q64x", 2, 2, 160, 300, 12, 8, *[1] * 8)
     disk = pack("<IIQQ16sB65s54x", 1, 2, 1 << 30, 77, reference, 4, b"disk")
-    empty = pack("<IIQQ16sB65s6xI4xQQ24x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 99, 12)
+    empty = pack("<IIQQ16sB65s6xIIQQ24x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 7, 99, 12)
     return head + disk + empty + pack("<II", 100, 20)
 
 

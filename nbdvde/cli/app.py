@@ -46,6 +46,13 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class Switch(StrEnum):
+    """Whether something is done."""
+
+    ON = "on"
+    OFF = "off"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         output.line(f"nbdvde {VERSION}")
@@ -79,6 +86,10 @@ def create(
     capacity: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes that the file may have, 64M or more.")
     ] = None,
+    dedup: Annotated[Switch, typer.Option(help="Store blocks that are stored already as references.")] = Switch.ON,
+    dedup_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for finding duplicates. [default: 256M]")
+    ] = None,
 ) -> None:
     """Make an image with one empty disk."""
     from nbdvde import config, create_image, keysource
@@ -97,8 +108,9 @@ def create(
     if encryption is not Encryption.NONE:
         secret = keysource.secret(key_file, "New passphrase: ", confirm=True)
     create_image(
-        image, length, secret=secret, compression=level, extent_bytes=extent_bytes, disk_name=disk, capacity=limit
-    )
+        image, length, secret=secret, compression=level, extent_bytes=extent_bytes, disk_name=disk, capacity=limit,
+        dedup=dedup is Switch.ON, dedup_memory=config.parse_dedup_memory(dedup_memory) if dedup_memory else 0,
+    )  # fmt: skip
 
 
 @app.command()
@@ -149,6 +161,9 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", readable=False, help="Keys that clients share, lines NAME:HEX: demand TLS."),
     ] = None,
+    dedup_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for finding duplicates. [default: that of the image]")
+    ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:
     """Serve the disks of images until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -164,7 +179,7 @@ def serve(
         "control": control, "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
         "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
         "tls_client_ca": tls_client_ca and str(tls_client_ca), "tls_psk": tls_psk and str(tls_psk),
-        "log_format": log_format and log_format.value,
+        "log_format": log_format and log_format.value, "engine_dedup_memory": dedup_memory,
     }  # fmt: skip
     serve(Plan.make(images or (), memory, lambda: load(given, config, os.environ)))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from nbdvde.disk import BLOCK
 from nbdvde.engine.report import CheckReport, ImageInfo, SnapshotInfo, SpaceReport
 from nbdvde.errors import NbdvdeError
 
@@ -111,6 +112,8 @@ def info(image: ImageInfo) -> None:
             facts.append(("snapshots", text))
     if taken := image.statistics.get("bytes_in"):
         facts.append(("written", _compressed(int(taken), int(image.statistics["bytes_stored"]))))
+    if shared := image.statistics.get("blocks_shared"):
+        facts.append(("duplicates", f"{size(int(shared) * BLOCK)} stored as references"))
     _aligned(facts)
 
 

@@ -101,7 +101,7 @@ def _default(table: str, field: msgspec.structs.FieldInfo) -> str:
     if table == "limits":
         default = getattr(Limits(), field.name, None) or getattr(HandshakeLimits(), field.name)
     elif table == "engine":
-        default = {"cache_size": CACHE_BYTES, "write_buffer_size": BUFFER_BYTES}[field.name]
+        default = {"cache_size": CACHE_BYTES, "write_buffer_size": BUFFER_BYTES}.get(field.name)
     if field.name.endswith(("_size", "_bytes", "bytes_in_flight")):
         default = size(default)
     match default:

@@ -144,7 +144,11 @@ class _Serving:
     @asynccontextmanager
     async def _hosting(self) -> AsyncIterator[None]:
         engine = self._plan.options.engine
-        sizes = {"cache_bytes": engine.cache_size, "buffer_bytes": engine.write_buffer_size}
+        sizes = {
+            "cache_bytes": engine.cache_size,
+            "buffer_bytes": engine.write_buffer_size,
+            "dedup_memory": engine.dedup_memory,
+        }
         memory = {name: value for name, value in sizes.items() if value is not None}
         async with trio.open_nursery() as images:
             self._host = Host(self._server, self._exports, images, self._attend, memory)

@@ -78,11 +78,13 @@ def compression_level(name: str | int) -> int:
 def create_image(
     path: PathLike, size: int, *, secret: Secret | None, compression: str | int = "fastest",
     extent_bytes: int = EXTENT_BYTES, disk_name: str = "disk", segment_bytes: int | None = None, capacity: int = 0,
+    dedup: bool = True, dedup_memory: int = 0,
 ) -> None:  # fmt: skip
     """Make an image with one disk of `size` bytes, encrypted unless `secret` is None.
 
-    `capacity` is the most bytes that the file may have, 0 for no limit. A `MasterKey` as secret makes an image without
-    key slots. Raises UsageError, RefusedError, NoSpaceError.
+    `capacity` is the most bytes that the file may have, 0 for no limit; `dedup_memory` the bytes for the index of
+    duplicates, 0 for the default. A `MasterKey` as secret makes an image without key slots. Raises UsageError,
+    RefusedError, NoSpaceError.
     """
     check_size(size)
     if extent_bytes % BLOCK or not BLOCK <= extent_bytes <= EXTENT_BLOCKS_MAX * BLOCK:
@@ -94,7 +96,10 @@ def create_image(
     storage = FileStorage(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        format_storage(storage, size, secret, level, extent_bytes, disk_name, segment_bytes, capacity=capacity)
+        format_storage(
+            storage, size, secret, level, extent_bytes, disk_name, segment_bytes, capacity=capacity, domain=int(dedup),
+            dedup_mib=-(-dedup_memory >> 20),
+        )  # fmt: skip
         _sync_folder(Path(path).parent)
     except BaseException as error:
         os.unlink(path)
@@ -118,7 +123,8 @@ def _segment_bytes(capacity: int) -> int:
 
 def format_storage(
     storage: Storage, size: int, secret: Secret | None, level: int = 1, extent_bytes: int = EXTENT_BYTES,
-    disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES, *, capacity: int = 0,
+    disk_name: str = "disk", segment_bytes: int = SEGMENT_BYTES, *, capacity: int = 0, domain: int = 1,
+    dedup_mib: int = 0,
 ) -> None:  # fmt: skip
     """Write an empty image. The superblocks come last, so that half an image is none."""
     uuid = uuids.uuid4().bytes
@@ -130,8 +136,9 @@ def format_storage(
         store_key_area(storage, _new_key_area(uuid, key, secret), storage.sync)
     keyring = Keyring(master, uuid, encryption)
     segment = Segment(0, BLOCK, 1, DATA_START, os.urandom(32))
-    volume = VolumeEntry(1, disk_name, size, height_for(-(-size // BLOCK)), 0, None)
-    root = keyring.sealer(segment).seal(0, Kind.ROOT, deflate(Root((volume,), (), 2, (0,) * 16).pack()))
+    volume = VolumeEntry(1, disk_name, size, height_for(-(-size // BLOCK)), 0, None, domain=domain)
+    catalogue = Root((volume,), (), 2, (0,) * 16, dedup_mib=dedup_mib)
+    root = keyring.sealer(segment).seal(0, Kind.ROOT, deflate(catalogue.pack()))
     storage.allocate(0, segment.end)
     storage.write(segment.offset, [root.ljust(BLOCK, b"\0")])
     storage.sync()
@@ -225,7 +232,7 @@ def naming(path: PathLike) -> Iterator[None]:
 @asynccontextmanager
 async def open_image(
     path: PathLike, *, key: Secret | None = None, read_only: bool = False, cache_bytes: int = CACHE_BYTES,
-    buffer_bytes: int = BUFFER_BYTES,
+    buffer_bytes: int = BUFFER_BYTES, dedup_memory: int | None = None,
 ) -> AsyncIterator[Image]:  # fmt: skip
     """Open an image, and close it cleanly at the end. The file stays locked in between.
 
@@ -234,8 +241,9 @@ async def open_image(
     with naming(path):
         storage = await workers.run(open_file, path, write=not read_only)
         image = await open_storage(
-            storage, key, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes, path=str(path)
-        )
+            storage, key, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes, path=str(path),
+            dedup_memory=dedup_memory,
+        )  # fmt: skip
     try:
         yield image
     finally:
@@ -246,6 +254,7 @@ async def open_image(
 async def open_storage(
     storage: Storage, key: Secret | None, *, read_only: bool = False, cache_bytes: int = CACHE_BYTES,
     buffer_bytes: int = BUFFER_BYTES, checkpoint_bytes: int = LOG_BYTES, path: str = "image",
+    dedup_memory: int | None = None,
 ) -> Image:  # fmt: skip
     """Open what is in a storage; it belongs to the image from then on, and is closed on failure."""
     try:
@@ -254,7 +263,7 @@ async def open_storage(
         )
         image = Image(
             loaded, path=path, read_only=read_only, cache_bytes=cache_bytes, buffer_bytes=buffer_bytes,
-            checkpoint_bytes=checkpoint_bytes,
+            checkpoint_bytes=checkpoint_bytes, dedup_memory=dedup_memory,
         )  # fmt: skip
         with trio.CancelScope(shield=True):
             await image.start()

@@ -28,20 +28,24 @@ class Member:
     parent: int = 0
     """Number of the disk that this is a snapshot of; 0 for a disk."""
     created_ns: int = 0
+    domain: int = 0
+    """Members of equal domains share what they store; 0 takes no part."""
 
     def entry(self) -> VolumeEntry:
         """As the root of the image keeps it."""
         lbamap = self.map
         return VolumeEntry(
             self.number, self.name, self.size, lbamap.height, lbamap.mapped, lbamap.root, self.parent, self.created_ns,
-            lbamap.protected,
+            lbamap.protected, self.domain,
         )  # fmt: skip
 
 
 class Catalogue:
     """All volumes of an image, by number. Numbers are never used again."""
 
-    def __init__(self, members: Iterable[Member] = (), next_number: int = 0) -> None:
+    def __init__(self, members: Iterable[Member] = (), next_number: int = 0, dedup_mib: int = 0) -> None:
+        self.dedup_mib = dedup_mib
+        """MiB of memory that the fingerprints may take, 0 for the default."""
         self.members: dict[int, Member] = {}
         self.disks: list[Member] = []
         """Those that can be written, oldest first."""
@@ -140,11 +144,12 @@ class Catalogue:
     def _made(self, operation: Operation, sequence: int) -> Member:
         if operation.action == Action.CREATE:
             size = _sound_size(operation)
-            return Member(operation.number, operation.name, size, LbaMap(-(-size // BLOCK)), 0, operation.time_ns)
+            lbamap = LbaMap(-(-size // BLOCK))
+            return Member(operation.number, operation.name, size, lbamap, 0, operation.time_ns, operation.domain)
         source = self._named(operation, operation.source)
         parent = source.number if operation.action == Action.SNAPSHOT else 0
         lbamap = source.map.fork(sequence)
-        return Member(operation.number, operation.name, source.size, lbamap, parent, operation.time_ns)
+        return Member(operation.number, operation.name, source.size, lbamap, parent, operation.time_ns, source.domain)
 
     def _named(self, operation: Operation, number: int) -> Member:
         member = self.members.get(number)

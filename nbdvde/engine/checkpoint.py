@@ -65,6 +65,7 @@ class Plan:
     catalogue: list[VolumeEntry]
     """All volumes; those that changed have new roots yet to come."""
     next_volume: int
+    dedup_mib: int
     volumes: list[VolumePlan]
     indexes: dict[int, bytes]
     """Indexes to write, by slot."""
@@ -341,7 +342,9 @@ def _write_root(segments: Segments, plan: Plan, entries: list[TableEntry], catal
     for number, start in enumerate(range(0, len(entries), _TABLE_ENTRIES), 1):
         raw = b"".join(entry.pack() for entry in entries[start : start + _TABLE_ENTRIES])
         tables.append(sealer.seal(number, Kind.TABLE, deflate(raw)))
-    root = Root(catalogue, tuple(map(len, tables)), plan.next_sequence, plan.statistics, plan.next_volume)
+    root = Root(
+        catalogue, tuple(map(len, tables)), plan.next_sequence, plan.statistics, plan.next_volume, plan.dedup_mib
+    )
     first = sealer.seal(0, Kind.ROOT, deflate(root.pack()))
     segments.storage.write(plan.root.segment.offset, [first, *tables])
     plan.root.used = len(first) + sum(map(len, tables))

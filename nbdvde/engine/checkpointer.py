@@ -125,7 +125,7 @@ class Checkpointer:
             for slot, s in states.items()
             if s.holds_blocks and s.index is not None and s.indexed != s.units
         }
-        prints = {slot: bytes(states[slot].prints) for slot in indexes}
+        prints = {slot: bytes(known) for slot in indexes if (known := states[slot].prints).strip(b"\0")}
         entries = {slot: s.entry() for slot, s in states.items()}
         meta, root = self._place(volumes, indexes, prints, len(entries))
         for volume in volumes:
@@ -133,8 +133,9 @@ class Checkpointer:
                 volume.map.protected = self._segments.next_sequence
         catalogue = [member.entry() for member in self._catalogue]
         return Plan(
-            replace(self.superblock, state=state), point, catalogue, self._catalogue.next_number, volumes, indexes,
-            prints, entries, self._segments.next_sequence, self._statistics(), meta, root, [], both,
+            replace(self.superblock, state=state), point, catalogue, self._catalogue.next_number,
+            self._catalogue.dedup_mib, volumes, indexes, prints, entries, self._segments.next_sequence,
+            self._statistics(), meta, root, [], both,
         )  # fmt: skip
 
     def _place(

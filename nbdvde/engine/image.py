@@ -16,6 +16,8 @@ from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
 from nbdvde.engine.cleaner import WORTH, WORTH_IN_NEED, Cleaner
 from nbdvde.engine.describe import clear_info, file_bytes
+from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
+from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
 from nbdvde.engine.layout import (
@@ -50,8 +52,9 @@ class Image:
 
     def __init__(
         self, loaded: Loaded, *, path: str, read_only: bool, cache_bytes: int = CACHE_BYTES,
-        buffer_bytes: int = BUFFER_BYTES, checkpoint_bytes: int = LOG_BYTES,
+        buffer_bytes: int = BUFFER_BYTES, checkpoint_bytes: int = LOG_BYTES, dedup_memory: int | None = None,
     ) -> None:  # fmt: skip
+        """`dedup_memory`: bytes, None for what the image says."""
         self._loaded, self.path, self.read_only = loaded, path, read_only
         self.segments = loaded.segments
         if capacity := loaded.superblock.capacity:
@@ -73,6 +76,9 @@ class Image:
         )
         self._looked_at = 0
         """Bytes of log when it was last asked whether to clean."""
+        memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
+        self._duplicates = Duplicates(self.segments, loaded.catalogue, memory)
+        self._hooking = Background(self._failed)
         self._closed = False
 
     # Life
@@ -89,7 +95,7 @@ class Image:
         log = LogWriter(
             self.segments.storage, await allocate_first(self.segments), sequence=self._loaded.sequence,
             chain=self._loaded.chain, epoch=superblock.epoch, level=superblock.compression,
-            extent_blocks=superblock.extent_bytes // BLOCK,
+            extent_blocks=superblock.extent_bytes // BLOCK, duplicates=self._duplicates,
         )  # fmt: skip
         self._writer = writer = Writer(
             self.segments,
@@ -103,6 +109,17 @@ class Image:
         )
         await self._checkpointer.run(writer, STATE_OPEN, both=True)
         self.volumes.attach(writer)
+        self._hooking.start(self._hook_lists)
+
+    async def _hook_lists(self) -> None:
+        """Have duplicates found of what was stored before the image was opened, beginning with the newest."""
+        states = [state for state in self.segments.states.values() if state.prints_bytes]
+        for state in sorted(states, key=lambda state: state.segment.sequence, reverse=True):
+            if self._closed:
+                return
+            with self._checkpointer.reading():
+                if self.segments.states.get(state.segment.slot) is state:
+                    await workers.run(self._duplicates.hook_list, state)
 
     async def close(self) -> None:
         """Flush, checkpoint, and mark the image clean. Raises what kept that from happening."""
@@ -118,6 +135,7 @@ class Image:
 
     async def _stop(self, writer: Writer) -> None:
         self._cleaner.stop()
+        await self._hooking.finish()
         await self._cleaning.finish()
         await self._background.finish()
         await writer.flush()

@@ -345,7 +345,7 @@ class Action:
     CREATE, SNAPSHOT, CLONE, DELETE, ROLLBACK, RESIZE = range(1, 7)
 
 
-_OPERATION = struct.Struct("<B7xIIQQB64s7x")
+_OPERATION = struct.Struct("<B3xIIIQQB64s7x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,17 +363,21 @@ class Operation:
     """When it was made, since 1970 UTC."""
     name: str = ""
     """Of what is made."""
+    domain: int = 0
+    """Of CREATE: the dedup domain."""
 
     SIZE = _OPERATION.size
 
     def pack(self) -> bytes:
         raw = self.name.encode("ascii")
-        return _OPERATION.pack(self.action, self.number, self.source, self.size, self.time_ns, len(raw), raw)
+        return _OPERATION.pack(
+            self.action, self.domain, self.number, self.source, self.size, self.time_ns, len(raw), raw
+        )
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        action, number, source, size, time_ns, length, raw = _fields(_OPERATION, data, offset)
-        return cls(action, number, source, size, time_ns, _text(raw[:length]))
+        action, domain, number, source, size, time_ns, length, raw = _fields(_OPERATION, data, offset)
+        return cls(action, number, source, size, time_ns, _text(raw[:length]), domain)
 
 
 _RECORD = struct.Struct("<QQIIIIII32s")
@@ -513,6 +517,7 @@ _VOLUME_BYTES_FIRST = 112
 """Bytes of a volume entry in images from before there were snapshots: the rest of it is zero."""
 STATISTICS = (
     "extents_sealed", "extents_compressed", "blocks_zero", "bytes_in", "bytes_stored", "seal_ns", "commits",
+    "blocks_shared",
 )  # fmt: skip
 """Names of the counters kept in the root, in their order; the rest of the sixteen is reserved."""
 
@@ -532,6 +537,8 @@ class VolumeEntry:
     created_ns: int = 0
     protected: int = 0
     """What segments of a lower sequence hold may be in use by another volume, too."""
+    domain: int = 0
+    """Volumes of equal domains share what they store; 0 takes no part."""
 
     SIZE = _VOLUME.size
 
@@ -539,15 +546,17 @@ class VolumeEntry:
         raw = self.name.encode("ascii")
         root = self.root.pack() if self.root else NO_REF
         return _VOLUME.pack(
-            self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, 0, self.created_ns,
-            self.protected,
+            self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, self.domain,
+            self.created_ns, self.protected,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        volume, height, size, mapped, root, length, raw, parent, _, created, protected = _fields(_VOLUME, data, offset)
+        volume, height, size, mapped, root, length, raw, parent, domain, created, protected = _fields(
+            _VOLUME, data, offset
+        )
         name, ref = _text(raw[:length]), UnitRef.unpack(root)
-        return cls(volume, name, size, height, mapped, ref, parent, created, protected)
+        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -562,19 +571,22 @@ class Root:
     statistics: tuple[int, ...]
     next_volume: int = 0
     """Volume numbers from here on are unused."""
+    dedup_mib: int = 0
+    """MiB of memory that the fingerprints may take, 0 for the default."""
 
     def pack(self) -> bytes:
         counters = (*self.statistics, *(0 for _ in range(16 - len(self.statistics))))
         head = _ROOT.pack(
-            len(self.volumes), len(self.tables), VolumeEntry.SIZE, 0, self.next_sequence, self.next_volume, *counters
-        )
+            len(self.volumes), len(self.tables), VolumeEntry.SIZE, self.dedup_mib, self.next_sequence, self.next_volume,
+            *counters,
+        )  # fmt: skip
         return b"".join(
             [head, *(v.pack() for v in self.volumes), *(length.to_bytes(4, "little") for length in self.tables)]
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        volumes, tables, entry_bytes, _, next_sequence, next_volume, *counters = _fields(_ROOT, data)
+        volumes, tables, entry_bytes, dedup_mib, next_sequence, next_volume, *counters = _fields(_ROOT, data)
         entry_bytes = entry_bytes or _VOLUME_BYTES_FIRST
         at = _ROOT.size + volumes * entry_bytes
         if at + tables * 4 > len(data):
@@ -586,4 +598,5 @@ class Root:
             next_sequence,
             tuple(counters[: len(STATISTICS)]),
             next_volume,
+            dedup_mib,
         )

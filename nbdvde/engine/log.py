@@ -18,6 +18,8 @@ from blake3 import blake3
 from nbdvde import workers
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine.buffer import Generation
+from nbdvde.engine.dedup import PRINT_BYTES
+from nbdvde.engine.duplicates import Duplicates, Split, nothing_shared
 from nbdvde.engine.extent import Compressor, is_compressed
 from nbdvde.engine.layout import (
     FRAME_BLOCKS,
@@ -62,6 +64,7 @@ class Counters:
     bytes_stored: int = 0
     seal_ns: int = 0
     commits: int = 0
+    blocks_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,19 @@ def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
     return [(blocks[start], stop - start) for start, stop in zip(starts, stops, strict=True)]
 
 
-def worst_group(blocks: int, extents: int, zeroes: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one group has of a transaction."""
+
+    blocks: Sequence[int] = ()
+    zeroes: Sequence[tuple[int, int, bool]] = ()
+    shared: tuple[int, int] = (0, 0)
+    """Start and stop among the blocks that become references."""
+
+
+def worst_group(blocks: int, extents: int, zeroes: int, shared: int = 0) -> int:
     """Bytes that a group of so many blocks takes at most."""
-    record = Record.packed_bytes(extents, zeroes, blocks) + TAG_BYTES
+    record = Record.packed_bytes(extents, zeroes, blocks, shared) + TAG_BYTES
     total = HEADER_BYTES + record + blocks * BLOCK + extents * _EXTENT_OVERHEAD
     return -(-total // BLOCK) * BLOCK
 
@@ -98,8 +111,10 @@ class LogWriter:
     """Appends transactions. `point` is where the next group goes."""
 
     def __init__(
-        self, storage: Storage, state: State, *, sequence: int, chain: bytes, epoch: int, level: int, extent_blocks: int
-    ) -> None:
+        self, storage: Storage, state: State, *, sequence: int, chain: bytes, epoch: int, level: int,
+        extent_blocks: int, duplicates: Duplicates | None = None,
+    ) -> None:  # fmt: skip
+        self._duplicates = duplicates
         self._storage, self.state, self._epoch = storage, state, epoch
         state.linked = True
         self._extent_blocks = extent_blocks
@@ -156,47 +171,58 @@ class LogWriter:
         begun = time.monotonic_ns()
         kept, zero_ranges = _without_zeroes(written)
         self.counters.blocks_zero += len(written.blocks) - len(kept)
-        entries: list[int] = []
-        parts = list(self._parts(kept, zero_ranges))
-        for number, (part, ranges) in enumerate(parts):
-            entries += self._group(volume, written, part, ranges, final=number == len(parts) - 1)
+        duplicates = self._duplicates
+        split = duplicates.split(volume, written, kept, load=write) if duplicates else nothing_shared(kept)
+        stored: list[int] = []
+        parts = list(self._parts(split, zero_ranges))
+        for number, part in enumerate(parts):
+            self._group(volume, written, split, part, stored, final=number == len(parts) - 1)
         self.counters.commits += 1
+        self.counters.blocks_shared += len(split.shared)
+        self.counters.bytes_in += len(kept) * BLOCK
         self.counters.seal_ns += time.monotonic_ns() - begun
-        return Change(zero_ranges, kept, entries)
+        return Change(zero_ranges, kept, split.all_entries(stored))
 
     def operate(self, operation: Operation) -> None:
         """Append a change of the catalogue as a transaction of its own, and make everything appended durable."""
         self._refuse_if_poisoned()
         self._writing = True
-        self._group(operation.number, Generation(), (), (), final=True, operation=operation)
+        self._group(operation.number, Generation(), nothing_shared(()), _Part(), [], final=True, operation=operation)
         self.sync()
 
-    def _parts(
-        self, blocks: Sequence[int], zeroes: Sequence[tuple[int, int, bool]]
-    ) -> Iterator[tuple[Sequence[int], Sequence[tuple[int, int, bool]]]]:
-        """Groups of a transaction, each small enough for an empty segment."""
-        ranges = self._part_blocks * 64
-        yield from (((), zeroes[start : start + ranges]) for start in range(0, len(zeroes), ranges))
-        size = self._part_blocks
-        yield from ((blocks[start : start + size], ()) for start in range(0, len(blocks), size))
+    def _parts(self, split: Split, zeroes: Sequence[tuple[int, int, bool]]) -> Iterator[_Part]:
+        """Groups of a transaction, each small enough for an empty segment; the references come last."""
+        size, many = self._part_blocks, self._part_blocks * 64
+        unique, shared = split.unique, len(split.shared)
+        yield from (_Part(zeroes=zeroes[start : start + many]) for start in range(0, len(zeroes), many))
+        if 0 < len(unique) + shared <= size:
+            yield _Part(unique, shared=(0, shared))
+            return
+        yield from (_Part(unique[start : start + size]) for start in range(0, len(unique), size))
+        yield from (_Part(shared=(start, min(start + many, shared))) for start in range(0, shared, many))
 
     def _group(
-        self, volume: int, written: Generation, blocks: Sequence[int], zeroes: Sequence[tuple[int, int, bool]],
-        *, final: bool, operation: Operation | None = None,
-    ) -> list[int]:  # fmt: skip
-        """Seal and write one group; answers the map entries of its blocks."""
-        size = self._extent_blocks
+        self, volume: int, written: Generation, split: Split, part: _Part, stored: list[int], *, final: bool,
+        operation: Operation | None = None,
+    ) -> None:  # fmt: skip
+        """Seal and write one group, and add the map entries of its blocks to `stored`."""
+        size, blocks = self._extent_blocks, part.blocks
         chunks = [blocks[i : i + size] for i in range(0, len(blocks), size)]
-        if worst_group(len(blocks), len(chunks), len(zeroes)) > log_room(self.state.segment) - self.state.used:
+        shared = part.shared[1] - part.shared[0]
+        worst = worst_group(len(blocks), len(chunks), len(part.zeroes), shared)
+        if worst > log_room(self.state.segment) - self.state.used:
             self._roll()
         state = self.state
         first = state.units
         state.units += 1 + len(chunks)
+        prints = split.prints[len(stored) * PRINT_BYTES : (len(stored) + len(blocks)) * PRINT_BYTES]
+        stored += _entries(state.segment.slot, first + 1, chunks)
         extents = self._seal(state, first + 1, written, chunks)
         record = Record(
             self._sequence, self._epoch, volume, final, self._chain,
             tuple((len(sealed), len(chunk)) for sealed, chunk in zip(extents, chunks, strict=True)),
-            tuple(zeroes), tuple(runs_of(blocks)), (), operation,
+            tuple(part.zeroes), tuple(runs_of(blocks)),
+            split.references(*part.shared, stored) if shared else (), operation,
         ).pack()  # fmt: skip
         payload = sum(map(len, extents))
         unpadded = HEADER_BYTES + len(record) + TAG_BYTES + payload
@@ -210,15 +236,15 @@ class LogWriter:
             *extents,
             *self._zeroes_ahead(state, length),
         ])  # fmt: skip
-        entries = _index(state, first, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
+        _index(state, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
+        if self._duplicates and blocks:
+            self._duplicates.learn(state, first + 1, size, len(blocks), prints)
         state.used += length
         self._sequence += 1
         if self._writing:
             self._written = self._sequence
         self._chain = blake3(sealed).digest()
         self.counters.bytes_stored += length
-        self.counters.bytes_in += len(blocks) * BLOCK
-        return entries
 
     def _seal(self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]]) -> list[bytes]:
         def seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
@@ -313,19 +339,22 @@ class LogWriter:
             raise PoisonedError("image", self.poisoned, "it takes no more writes: mend the device and reopen it")
 
 
-def _index(
-    state: State, first: int, position: int, extents: Sequence[bytes], chunks: Sequence[Sequence[int]]
-) -> list[int]:
-    """Enter a group into its segment's index; answers the map entries of the blocks."""
+def _index(state: State, position: int, extents: Sequence[bytes], chunks: Sequence[Sequence[int]]) -> None:
+    """Enter a group into its segment's index."""
     assert state.index is not None, "the open segment has its index"
     state.index.append(0)
     position += state.used
-    entries: list[int] = []
-    for number, (sealed, blocks) in enumerate(zip(extents, chunks, strict=True), first + 1):
+    for sealed, blocks in zip(extents, chunks, strict=True):
         state.index.append(pack_index(position, len(sealed), len(blocks)))
         state.blocks += len(blocks)
         position += len(sealed)
-        base = pack_entry(state.segment.slot, number, 0)
+
+
+def _entries(slot: int, first: int, chunks: Sequence[Sequence[int]]) -> list[int]:
+    """Map entries of the blocks of a group, whose extents have the units from `first` on."""
+    entries: list[int] = []
+    for unit, blocks in enumerate(chunks, first):
+        base = pack_entry(slot, unit, 0)
         entries.extend(range(base, base + len(blocks)))
     return entries
 

@@ -152,7 +152,7 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
         segments.adopt(entry)
     segments.reserve(superblock.root)
     segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
-    catalogue = Catalogue(map(_member, root.volumes), root.next_volume)
+    catalogue = Catalogue(map(_member, root.volumes), root.next_volume, root.dedup_mib)
     _check_length(storage, space.end)
     segments.finish_adopting()
     return Loaded(
@@ -205,7 +205,7 @@ def _member(entry: VolumeEntry) -> Member:
         raise DamageError("catalogue", f"disk {entry.name} has a map of the wrong height", "run nbdvde check")
     mapped = min(entry.mapped, blocks)
     lbamap = LbaMap(blocks, entry.root, mapped, height=entry.height, protected=entry.protected)
-    return Member(entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns)
+    return Member(entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns, entry.domain)
 
 
 def _replay(

@@ -123,6 +123,10 @@ class Keyring:
     def superblock_key(self) -> bytes:
         return derive(self.master, self._uuid, b"nbdvde superblock")
 
+    def dedup_key(self, domain: int) -> bytes:
+        """The key under which the blocks of a dedup domain are hashed."""
+        return derive(self.master, self._uuid, b"nbdvde dedup" + domain.to_bytes(4, "little"))
+
     def sealer(self, segment: Segment) -> Sealer:
         """The sealer of a segment; keep it."""
         return Sealer(self, segment.salt, _IDENTITY.pack(self._uuid, segment.slot, segment.sequence))

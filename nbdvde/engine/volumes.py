@@ -97,11 +97,13 @@ class Volumes:
     # Operations
 
     async def create(self, name: str, size: int) -> None:
-        """Make an empty disk of `size` bytes."""
+        """Make an empty disk of `size` bytes. It shares nothing with those there are."""
         check_size(size)
         async with self._changing:
             self._refuse_taken(name)
-            await self._make(Operation(Action.CREATE, self._catalogue.next_number, 0, size, time.time_ns(), name))
+            number = self._catalogue.next_number
+            domain = number if any(disk.domain for disk in self._catalogue.disks) else 0
+            await self._make(Operation(Action.CREATE, number, 0, size, time.time_ns(), name, domain))
 
     async def snapshot(self, disk: str, name: str) -> None:
         """Keep what a disk holds now, as DISK@NAME."""

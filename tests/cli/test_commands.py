@@ -16,8 +16,10 @@ import nbdvde
 from nbdvde import keysource
 from nbdvde.cli import output, reference
 from nbdvde.cli.images import ImageByPath
+from nbdvde.engine import access
 from nbdvde.engine.access import EXTENT_BYTES
 from nbdvde.engine.keys import KeyFile, Passphrase
+from nbdvde.engine.recovery import load
 from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, serving, write_key
 
 
@@ -83,6 +85,25 @@ def test_df_of_an_image_at_rest_and_served(command: Command, tmp_path: Path) -> 
     assert served["disks"] == found["disks"]
 
 
+@pytest.mark.parametrize(("options", "domain", "mib"), [
+    ((), 1, 0), (("--dedup", "off"), 0, 0), (("--dedup", "on", "--dedup-memory", "1500K"), 1, 2),
+])  # fmt: skip
+def test_create_with_and_without_dedup(command: Command, options: tuple[str, ...], domain: int, mib: int) -> None:
+    assert command("create", "new.vde", "1M", "--encryption", "none", *options).code == 0
+    storage = access.open_file("new.vde", write=False)
+    loaded = load(storage, lambda superblock: access.master_key(storage, superblock, None))
+    storage.close()
+    assert [disk.domain for disk in loaded.catalogue.disks] == [domain]
+    assert loaded.catalogue.dedup_mib == mib
+
+
+@pytest.mark.parametrize("size", ["0", "1023K", "2T", "much"])
+def test_create_refuses_an_impossible_dedup_memory(command: Command, size: str) -> None:
+    result = command("create", "new.vde", "1M", "--encryption", "none", "--dedup-memory", size)
+    assert (result.code, result.out) == (2, "")
+    assert not Path("new.vde").exists()
+
+
 def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> None:
     info = ok(command, "info", image)
     assert set(info) == {
@@ -129,6 +150,8 @@ def test_info_tells_what_compression_did(
     assert "written" not in capsys.readouterr().out
     output.info(msgspec.structs.replace(info, statistics={"bytes_in": taken, "bytes_stored": stored}))
     assert f"written      {text}" in capsys.readouterr().out.splitlines()
+    output.info(msgspec.structs.replace(info, statistics={"blocks_shared": 768}))
+    assert "duplicates   3M stored as references" in capsys.readouterr().out.splitlines()
 
 
 def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:

@@ -63,10 +63,27 @@ PROFILES = {
         weights={"write": 12, "zero": 3, "flush": 3, "read": 2},
     ),
     "stopping": Profile(steps=3, weights={"write": 4, "flush": 1, "zero": 1}),
-    "failed sync": Profile(fault="sync", weights={"write": 10, "flush": 3, "checkpoint": 3}, steps=40),
-    "failed write": Profile(fault="write", weights={"write": 10, "flush": 2, "checkpoint": 2}, steps=40),
+    "failed sync": Profile(fault="sync", dedup=False, weights={"write": 10, "flush": 3, "checkpoint": 3}, steps=40),
+    "failed write": Profile(fault="write", dedup=False, weights={"write": 10, "flush": 2, "checkpoint": 2}, steps=40),
     "full": Profile(
         limit=700 << 10, weights={"write": 10, "flush": 3, "checkpoint": 2, "trim": 1}, steps=40, largest=40 << 10
+    ),
+    "duplicates": Profile(
+        repeated=0.8, level=0, steps=40, weights={"write": 12, "zero": 2, "trim": 1, "flush": 3, "checkpoint": 3}
+    ),
+    "dying duplicates": Profile(
+        size=96 << 10,
+        largest=48 << 10,
+        level=0,
+        repeated=0.7,
+        steps=40,
+        buffer_bytes=128 << 10,
+        weights={"write": 12, "trim": 4, "flush": 5, "checkpoint": 6},
+    ),
+    "duplicates in snapshots": Profile(
+        repeated=0.8,
+        steps=40,
+        weights={"write": 12, "trim": 2, "flush": 3, "checkpoint": 3, "snapshot": 2, "unsnapshot": 1, "rollback": 1},
     ),
     "snapshots": Profile(
         weights={"write": 10, "zero": 2, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2}

@@ -332,6 +332,48 @@ MUTANTS += [
     ),
 ]  # fmt: skip
 
+MUTANTS += [
+    Mutant(
+        "a duplicate is believed by a part of its fingerprint",
+        (
+            Edit("dedup:Index.find", "(at >= 0) & (second[at] == prints[missing, 1])", "at >= 0"),
+            Edit("duplicates:_hashed", "digest(PRINT_BYTES)", "digest(1) + bytes(7) + bytes(7) + b'x'"),
+        ),
+        "repeats",
+    ),
+    mutant(
+        "a duplicate revives a dead segment",
+        "duplicates:Duplicates._may_refer_to",
+        "and 0 < state.live < _LIVE_MAX",
+        "",
+        "repeats",
+    ),
+    mutant(
+        "a duplicate leads into a segment that is being cleaned",
+        "duplicates:Duplicates._may_refer_to",
+        "and not state.victim",
+        "",
+        "duplicates",
+    ),
+    mutant(
+        "a duplicate is not counted", "changes:_count", "for entry in entries:", "for entry in set(entries):", "repeats"
+    ),
+    mutant(
+        "replay forgets duplicates",
+        "replay:_with_references",
+        "if record.references:",
+        "if False:",
+        "repeats",
+    ),
+    mutant(
+        "duplicates of a transaction refer to the block after",
+        "duplicates:Duplicates._split",
+        "np.cumsum(~is_shared) - 1",
+        "np.minimum(np.cumsum(~is_shared), np.sum(~is_shared) - 1)",
+        "repeats",
+    ),
+]
+
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
 """No fault: either superblock is enough to open. With it the crash tests see that."""
 

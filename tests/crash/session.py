@@ -116,6 +116,10 @@ class Profile:
     """Flushes and checkpoints run beside the requests that follow them."""
     cancel: float = 0.0
     """How often a request is cancelled, some steps of the event loop after it began."""
+    repeated: float = 0.0
+    """How often a write is the same as one of a few others: duplicates."""
+    dedup: bool = True
+    """Whether duplicates become references."""
 
 
 class Session:
@@ -188,7 +192,7 @@ class Session:
         secret = KEY if profile.encrypted else None
         format_storage(
             self.storage, profile.size, secret, profile.level, profile.extent_bytes, "disk", profile.segment_bytes,
-            capacity=profile.capacity,
+            capacity=profile.capacity, domain=int(profile.dedup),
         )  # fmt: skip
         self._accepted = 1
         self._durable(1)
@@ -347,6 +351,10 @@ class Session:
         unit = self._rng.randbytes(16) + number.to_bytes(8, "little")
         compressible = self._rng.random() < 0.7
         data = (unit * (length // 24 + 1))[:length] if compressible else self._rng.randbytes(length)
+        if self.profile.repeated and self._rng.random() < self.profile.repeated:
+            length = min(self.profile.largest, self.profile.size)
+            offset = self._rng.randrange((self.profile.size - length) // BLOCK + 1) * BLOCK
+            data = random.Random(self._rng.randrange(3)).randbytes(length)
         await self._request([overwritten(self._pages, offset, data)], lambda: self._put(disk, offset, data))
 
     async def _put(self, disk: Volume, offset: int, data: bytes) -> None:

@@ -9,7 +9,7 @@ from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
-from tests.engine import test_cleaner, test_replay
+from tests.engine import test_cleaner, test_duplicates, test_replay
 
 
 def crash() -> None:
@@ -25,6 +25,14 @@ def history() -> None:
     tally = Tally()
     for seed in range(12):
         for name in ("snapshots", "old snapshots"):
+            run_seed(seed, Effort(subsets=32, torn=4), tally, name)
+
+
+def repeats() -> None:
+    """As `crash`, only of images with duplicates."""
+    tally = Tally()
+    for seed in range(8):
+        for name in ("duplicates", "dying duplicates", "duplicates in snapshots"):
             run_seed(seed, Effort(subsets=32, torn=4), tally, name)
 
 
@@ -66,7 +74,9 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
     "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
+    "duplicates": lambda: trio.run(test_duplicates.test_no_reference_leads_into_a_victim),
     "keys": keys,
+    "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }

@@ -209,7 +209,7 @@ class Image:
         return length, record, entries
 
     def _apply(self, record: bytes, entries: list[int]) -> None:
-        volume, extents, zeroes, runs = unpack_from("<I4xIII", record, 16)
+        volume, extents, zeroes, runs, references = unpack_from("<I4xIIII", record, 16)
         at = 72 + 8 * extents
         for start, count in iter_unpack("<QQ", record[at : at + 16 * zeroes]):
             for block in range(start, start + (count & ~(1 << 63))):
@@ -218,6 +218,10 @@ class Image:
         for start, count in iter_unpack("<QQ", record[at + 16 * zeroes :][: 16 * runs]):
             for block in range(start, start + count):
                 self._leaf(volume, block >> 9)[block & 511] = next(rest)
+        at += 16 * zeroes + 16 * runs
+        for start, entry, count in iter_unpack("<QQI4x", record[at : at + 24 * references]):
+            for number in range(count):
+                self._leaf(volume, (start + number) >> 9)[(start + number) & 511] = entry + number
 
     def _link(self, segment: Segment) -> bytes | None:
         for at in (segment.length - 8192, segment.length - BLOCK):

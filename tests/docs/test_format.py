@@ -36,10 +36,10 @@ ENTRY_NAMES = {"segment": SEGMENT.pack()[:56], "prints": bytes((0x5F, 0x5E, 0x5D
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
 VOLUME = Volume(
     0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF, 0x51525354, 0x2122232425262728,
-    0x292A2B2C2D2E2F30,
+    0x292A2B2C2D2E2F30, 0x31323334,
 )  # fmt: skip
-ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)), 0x21222324)
-OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk")
+ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)), 0x21222324, 0x31323334)
+OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk", 0x41424344)
 RECORD = Record(
     0x1112131415161718,
     0x191A1B1C1D1E1F20,
@@ -135,7 +135,7 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "key-area": (keys._HEADER.format + "4096s28352x32s32s", _AREA_BYTES, AREA_NAMES),
     "key-slot": (keys._SLOT.format, SLOT.pack(), SLOT_NAMES),
     "key-slot-aad": (keys._AAD.format, SLOT._aad(UUID, 1), SLOT_AAD_NAMES),
-    "root": ("<III4xQQ128s", ROOT.pack()[: layout._ROOT.size], _fields(ROOT) | {
+    "root": ("<IIIIQQ128s", ROOT.pack()[: layout._ROOT.size], _fields(ROOT) | {
         "volumes": 3, "tables": 2, "entry_length": 160, "statistics": struct.pack("<16Q", *ROOT.statistics),
     }),
     "volume": (layout._VOLUME.format.replace("6xII", "6xI4x"), VOLUME.pack(), _fields(VOLUME) | NAMED),

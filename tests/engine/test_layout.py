@@ -55,10 +55,10 @@ SUPERBLOCK = Superblock(
     POINT, (("disk", 1 << 30), ("a.b-c_9", 512)),
 )  # fmt: skip
 ROOT = Root(
-    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12)), (100, 20), 12,
-    (1,) * 7, 8,
+    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12, 7)), (100, 20), 12,
+    (1,) * 8, 8, 300,
 )  # fmt: skip
-OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy")
+OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy", 5)
 
 STRUCTURES: dict[str, bytes] = {
     "unit reference": REF.pack(),
@@ -96,17 +96,17 @@ references = st.builds(UnitRef, u32, u32, u32, st.integers(1, 2**32 - 1))
 points = st.builds(LogPoint, segments, u32, u32, u64, hashes)
 names = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
 small = st.integers(0, 2**40)
-operations = st.builds(Operation, st.integers(0, 255), u32, u32, u64, u64, names)
+operations = st.builds(Operation, st.integers(0, 255), u32, u32, u64, u64, names, u32)
 records = st.builds(
     Record, u64, u32, u32, st.booleans(), hashes, st.lists(st.tuples(u32, u32), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, st.booleans()), max_size=5).map(tuple),
     st.lists(st.tuples(small, small), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, u32), max_size=5).map(tuple), st.none() | operations,
 )  # fmt: skip
-volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references, u32, u64, u64)
+volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references, u32, u64, u64, u32)
 roots = st.builds(
     Root, st.lists(volumes, max_size=3).map(tuple), st.lists(u32, max_size=4).map(tuple), u64,
-    st.lists(u64, min_size=7, max_size=7).map(tuple), u64,
+    st.lists(u64, min_size=8, max_size=8).map(tuple), u64, u32,
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ async def test_a_segment_that_closes_without_growing_after_a_checkpoint_is_dropp
     await image.checkpoint()
     assert image._writer
     was_open = image._writer.log.state
-    await image.disk().write(1 << 20, memoryview(bytes(range(1, 129)) * 320))
+    await image.disk().write(1 << 20, memoryview(b"".join(bytes(range(n, n + 128)) * 32 for n in range(10))))
     await image.flush()
     assert image._writer.log.state is not was_open
     await image.checkpoint()
