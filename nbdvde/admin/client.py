@@ -18,6 +18,8 @@ from nbdvde.admin.messages import (
     CheckLine,
     CopyLine,
     CopyRequest,
+    DiffLine,
+    DiffRequest,
     Done,
     ExportList,
     Failure,
@@ -149,6 +151,15 @@ class ControlClient:
     def df(self) -> SpaceReport:
         """See `Service.df`."""
         return self._call("POST", "/v1/df", SpaceReport)
+
+    def diff(self, request: DiffRequest) -> Iterator[tuple[int, int]]:
+        """See `difference.difference`."""
+        for line in self._lines("POST", "/v1/snapshots/diff", msgspec.json.encode(request)):
+            answer = self._decode(line, DiffLine)
+            yield from answer.changes
+            if answer.done:
+                return
+        raise self.lost(EOFError("the answer broke off"))
 
     def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
         """See `volumechange.change`."""

@@ -223,6 +223,23 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     """Nanoseconds since 1970; 0 for the disk that an image was made with."""
 
 
+class DiffRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/snapshots/diff."""
+
+    since: str
+    """DISK@SNAPSHOT."""
+    until: str | None = None
+    """The disk, or another snapshot of it; the disk without."""
+
+
+class DiffLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any line of the answer to that, of which the last says `done`."""
+
+    changes: list[tuple[int, int]] = []
+    """(offset, length) in bytes of what differs, ascending."""
+    done: bool = False
+
+
 class KeyList(msgspec.Struct, frozen=True):
     """Answer of /v1/keys and of its changes: the slots in use."""
 

@@ -11,6 +11,7 @@ import trio
 
 from nbdvde import workers
 from nbdvde.admin import volumechange
+from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import (
@@ -19,6 +20,8 @@ from nbdvde.admin.messages import (
     Client,
     CopyLine,
     CopyRequest,
+    DiffLine,
+    DiffRequest,
     Done,
     ExportList,
     ExportStatus,
@@ -68,6 +71,7 @@ PATHS = {
     "/v1/snapshots/create": ("POST", "create_snapshot"),
     "/v1/snapshots/delete": ("POST", "delete_snapshot"),
     "/v1/snapshots/rollback": ("POST", "roll_back"),
+    "/v1/snapshots/diff": ("POST", "diff"),
     "/v1/keys": ("GET", "keys"),
     "/v1/keys/add": ("POST", "add_key"),
     "/v1/keys/remove": ("POST", "remove_key"),
@@ -228,6 +232,15 @@ class Service:
     async def roll_back(self, body: bytes, emit: Emit) -> VolumeInfo:
         """Make a disk what it was when its snapshot `name`, `DISK@NAME`, was taken."""
         return await self._change_volumes("snapshots/rollback", body)
+
+    async def diff(self, body: bytes, emit: Emit) -> DiffLine:
+        """Ranges in which a disk, or `until`, differs from its snapshot `since`: lines of `changes`, then `done`."""
+
+        async def tell(found: Ranges) -> None:
+            await emit(DiffLine(found))
+
+        await difference(self._the_image(), _parse(body, DiffRequest), tell, self._host.reading)
+        return DiffLine(done=True)
 
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self._the_image(), _parse(body, VolumeRequest)

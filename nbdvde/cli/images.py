@@ -1,7 +1,7 @@
 """An image by its path: through its control socket when it is served, at rest otherwise."""
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +12,9 @@ import nbdvde
 from nbdvde import keysource
 from nbdvde.admin import volumechange
 from nbdvde.admin.client import ControlClient, connect, control_path
+from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.messages import CopyRequest, KeyList, KeyRequest, SecretBody, VolumeInfo, VolumeRequest
+from nbdvde.admin.messages import CopyRequest, DiffRequest, KeyList, KeyRequest, SecretBody, VolumeInfo, VolumeRequest
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
@@ -73,6 +74,18 @@ class ImageByPath:
     def whole_info(self) -> ImageInfo:
         """As `info`, but never less: a key that is needed is asked for."""
         return self._served.info() if self._served else self._opened_info()
+
+    def diff(self, request: DiffRequest) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what changed since a snapshot."""
+        if self._served:
+            return self._served.diff(request)
+        found: Ranges = []
+
+        async def tell(part: Ranges) -> None:
+            found.extend(part)
+
+        self._with_image(lambda image: difference(image, request, tell, lambda _disk: nullcontext()), read_only=True)
+        return iter(found)
 
     def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
         """Make, change or delete a disk or a snapshot."""

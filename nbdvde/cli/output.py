@@ -205,6 +205,12 @@ def snapshots(found: Iterable[tuple[str, SnapshotInfo]]) -> None:
     _aligned(rows)
 
 
+def ranges(found: Iterable[tuple[int, int]]) -> None:
+    """Parts of a disk as they become known, (offset, length)."""
+    for offset, length in found:
+        line(f"{offset:>14} {length:>14}")
+
+
 def _time(since_1970_ns: int) -> str:
     return datetime.fromtimestamp(since_1970_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 

@@ -49,6 +49,8 @@ in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
 `{"done": true}`.
 Those about disks and snapshots take `{"name": TEXT, "source": TEXT, "size": BYTES, "discard": BOOL, "force": BOOL}`, of
 which each uses what it needs, and answer with `name`, `size` and `created_ns` of the one they made, changed or deleted.
+`POST /v1/snapshots/diff` takes `{"since": DISK@NAME, "until": TEXT}`, and answers with lines
+`{"changes": [[OFFSET, LENGTH], …]}` and `{"done": true}`.
 The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
@@ -56,7 +58,7 @@ The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` w
 COMMANDS = (
     "create", "serve", "info", "df", "check", "scrub", "import", "export",
     *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
-    *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback")),
+    *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
     "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),

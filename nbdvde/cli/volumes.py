@@ -110,6 +110,25 @@ def snapshot_rollback(
     _change(_image(image, key_file, control), "snapshots/rollback", snapshot, json=json, force=force)
 
 
+@snapshot_app.command("diff")
+def snapshot_diff(
+    image: ImageArgument, snapshot: Snapshot,
+    until: Annotated[
+        str | None,
+        typer.Argument(metavar="UNTIL", help="Another snapshot of the disk. [default: the disk]", show_default=False),
+    ] = None,
+    key_file: KeyFile = None, control: Control = None, json: Json = False,
+) -> None:  # fmt: skip
+    """List what is different on a disk since a snapshot was taken: offset and length in bytes."""
+    from nbdvde.admin.messages import DiffRequest
+
+    found = _image(image, key_file, control).diff(DiffRequest(snapshot, until))
+    if json:
+        output.json({"changes": [{"offset": offset, "length": length} for offset, length in found]})
+    else:
+        output.ranges(found)
+
+
 def clone(
     image: ImageArgument,
     source: Annotated[

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,31 @@ def test_sizes(command: Command, target: Path) -> None:
     command("disk", "create", target, "two", "1M")
     assert ok(command, "resize", target, "8K", "--disk", "two")["size"] == 8192
     assert content(command, target, "disk") == b"x" * 512
+
+
+def test_what_changed(command: Command, target: Path) -> None:
+    """A hole reads as what it was; neighbours are one range, wherever the answer is cut."""
+    put(command, target, "disk", b"\1" * 65536)
+    command("snapshot", "create", target, "disk@a")
+    put(command, target, "disk", b"\1" * 8192 + b"\2" * 8192 + b"\1" * 4096 + b"\3" * 4096)
+    command("snapshot", "create", target, "disk@b")
+    command("resize", target, "2M")
+    assert ok(command, "snapshot", "diff", target, "disk@b") == {"changes": []}
+    since = ok(command, "snapshot", "diff", target, "disk@a")["changes"]
+    covered = {
+        block for part in since for block in range(part["offset"] // 4096, (part["offset"] + part["length"]) // 4096)
+    }
+    assert {2, 3, 5, *range(6, 16)} <= covered <= set(range(16))
+    assert all(one["offset"] + one["length"] < two["offset"] for one, two in pairwise(since))
+    assert ok(command, "snapshot", "diff", target, "disk@a", "disk@b")["changes"] == since
+    assert ok(command, "snapshot", "diff", target, "disk@a", "disk")["changes"] == since
+    assert ok(command, "snapshot", "diff", target, "disk@a", "disk@a")["changes"] == []
+    text = command("snapshot", "diff", target, "disk@a").out.splitlines()
+    assert [[int(word) for word in line.split()] for line in text] == [[r["offset"], r["length"]] for r in since]
+    command("snapshot", "diff", target, "disk").fails(2, "does not name a snapshot")
+    command("snapshot", "diff", target, "disk@none").fails(2, "disk@none", "does not exist")
+    command("snapshot", "diff", target, "disk@a", "disk@none").fails(2, "disk@none", "does not exist")
+    command("snapshot", "diff", target, "disk@a", "two").fails(2, "'two'", "neither disk disk nor")
 
 
 def test_lists_as_text(command: Command, target: Path) -> None:
