@@ -9,7 +9,7 @@ from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
-from tests.engine import test_cleaner, test_duplicates, test_replay
+from tests.engine import test_cleaner, test_duplicates, test_replay, test_volumes
 
 
 def crash() -> None:
@@ -24,7 +24,7 @@ def history() -> None:
     """As `crash`, only of images with snapshots."""
     tally = Tally()
     for seed in range(12):
-        for name in ("snapshots", "old snapshots"):
+        for name in ("snapshots", "old snapshots", "cleaned snapshots"):
             run_seed(seed, Effort(subsets=32, torn=4), tally, name)
 
 
@@ -68,6 +68,7 @@ def keys() -> None:
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
     "history": history,
+    "shared and cleaned": test_volumes.test_what_a_snapshot_shares_outlives_cleaning_and_overwriting,
     "cleaning": cleaning,
     "either superblock": either_superblock,
     "nonces": nonces,

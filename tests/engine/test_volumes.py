@@ -295,3 +295,36 @@ async def test_a_comparison_with_what_was_deleted_is_refused() -> None:
     with pytest.raises(RefusedError, match="its snapshot was deleted"):
         await image.disk().status("qemu:dirty-bitmap:a", 0, SIZE, 99)
     await image.close()
+
+
+def test_what_a_snapshot_shares_outlives_cleaning_and_overwriting() -> None:
+    """The mark after the snapshot counts what both share once; the disk must not count it down all the same."""
+    trio.run(_clean_and_overwrite)
+
+
+async def _clean_and_overwrite() -> None:
+    storage, image = await fresh()
+    disk = image.disk()
+    for number in range(64):
+        await disk.write(number * BLOCK, noise(number + 1, 1))
+    await image.flush()
+    for number in range(0, 64, 2):
+        await disk.write(number * BLOCK, noise(101 + number, 1))
+    await image.volumes.snapshot("disk", "a")
+    assert await image.clean() > 0
+    for turn in range(3):
+        await disk.write(0, noise(201 + turn, 64))
+        await image.flush()
+        await image.checkpoint()
+    await image.close()
+    image = await opened(storage)
+    expected = [number + 1 if number % 2 else 101 + number for number in range(64)]
+    assert [await number_at(image.disk("disk@a"), block) for block in range(64)] == expected
+    await image.close()
+
+
+def noise(first: int, blocks: int) -> memoryview:
+    """Blocks that begin with their numbers and do not compress."""
+    numbers = range(first, first + blocks)
+    parts = (n.to_bytes(4, "little") + random.Random(n).randbytes(BLOCK - 4) for n in numbers)
+    return memoryview(b"".join(parts))
