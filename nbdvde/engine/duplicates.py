@@ -131,17 +131,23 @@ class Duplicates:
         domain = self._catalogue.members[volume].domain
         if not domain:
             return nothing_shared(blocks)
-        data = _hashed(self._key(domain), [written.blocks[block] for block in blocks])
         numbers = np.array(blocks, np.int64)
         beside = np.diff(numbers) == 1
+        # A block on its own is no part of a run, now or later: it is not worth hashing.
         asked = np.flatnonzero(np.concatenate([[False], beside]) | np.concatenate([beside, [False]]))
         if len(blocks) < SHORTEST or not len(asked):
-            return nothing_shared(blocks, data)
-        prints = parse_prints(data)
+            return nothing_shared(blocks)
+        prints = np.zeros((len(blocks), 2), np.uint64)
+        pages = [written.blocks[block] for block in numbers[asked].tolist()]
+        prints[asked] = parse_prints(_hashed(self._key(domain), pages))
         places = self._places(prints[asked], load)
         within_batch(prints[asked], places)
         chosen = worth_sharing(numbers[asked], places, SHORTEST)
-        return self._split(numbers, prints, asked, chosen, places) if chosen.any() else nothing_shared(blocks, data)
+        return (
+            self._split(numbers, prints, asked, chosen, places)
+            if chosen.any()
+            else nothing_shared(blocks, prints.tobytes())
+        )
 
     def _key(self, domain: int) -> bytes:
         if domain not in self._keys:

@@ -314,7 +314,8 @@ MUTANTS += [
     mutant("shared blocks are counted down", "segments:Segments.uncount", "state.born < protected", "False", "history"),
     mutant("shared units are counted down", "checkpoint:_Garbage.add", ".born >= protected", ".born", "history"),
     mutant(
-        "a cleaned segment forgets when it was born", "segments:Segments.successor", "old.units, old.born", "old.units, segment.sequence",
+        "a cleaned segment forgets when it was born",
+        "segments:Segments.successor", "old.units, old.born", "old.units, segment.sequence",
         "shared and cleaned",
     ),
     mutant("a leaf is shared unnoticed", "lbamap:LbaMap.fork", "self.shared |= unwritten", "pass", "history"),
