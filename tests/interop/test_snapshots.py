@@ -1,5 +1,6 @@
 """Snapshots, clones and new sizes as libnbd's and QEMU's programs see them, while the image is served."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -85,6 +86,29 @@ def test_what_was_flushed_is_in_a_snapshot(serve: Serve, tmp_path: Path) -> None
         ["qemu-io", "-f", "raw", "-c", "write 0 4k", uri(disk, "disk@a")], capture_output=True, check=False
     )
     assert refused.returncode
+
+
+def test_an_incremental_backup(serve: Serve, tmp_path: Path) -> None:
+    """QEMU's `x-dirty-bitmap` shows what changed between two snapshots as `data: false`; no more has to be copied."""
+    need("qemu-io", "qemu-img", "nbdcopy")
+    disk = serve(SIZE)
+    qemu_io(disk, "write -q -P 1 0 8M")
+    nbdvde(disk, "snapshot", "create", "disk@a")
+    backup = bytearray(contents(disk, "disk@a", tmp_path))
+    qemu_io(disk, "write -q -P 2 1M 64k", "write -q -P 3 40M 1M", "discard 6M 1M")
+    nbdvde(disk, "snapshot", "create", "disk@b")
+    qemu_io(disk, "write -q -P 4 0 8M")
+    options = f"driver=nbd,export=disk@b,server.type=unix,server.path={disk.server.socket}"
+    bitmap = "x-dirty-bitmap=qemu:dirty-bitmap:a"
+    ranges = run_json("qemu-img", "map", "--output=json", "--image-opts", f"{options},{bitmap}")
+    changed = [(part["start"], part["length"]) for part in ranges if not part["data"]]
+    assert changed == [(MIB, 64 << 10), (6 * MIB, MIB), (40 * MIB, MIB)]
+    now = contents(disk, "disk@b", tmp_path)
+    for offset, length in changed:
+        backup[offset : offset + length] = now[offset : offset + length]
+    assert bytes(backup) == now
+    told = json.loads(nbdvde(disk, "snapshot", "diff", "disk@a", "disk@b", "--json"))["changes"]
+    assert [(part["offset"], part["length"]) for part in told] == changed
 
 
 def test_a_file_system_goes_back(serve: Serve, tmp_path: Path) -> None:
