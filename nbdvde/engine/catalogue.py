@@ -47,6 +47,8 @@ class Catalogue:
         self.dedup_mib = dedup_mib
         """MiB of memory that the fingerprints may take, 0 for the default."""
         self.members: dict[int, Member] = {}
+        self.version = 0
+        """One more whenever a volume comes or goes."""
         self.disks: list[Member] = []
         """Those that can be written, oldest first."""
         self._snapshots: dict[int, dict[str, Member]] = {}
@@ -93,6 +95,7 @@ class Catalogue:
         raise UsageError(f"disk {disk_name}", "does not exist in this image", f"it has {_listed(names)}")
 
     def _add(self, member: Member) -> None:
+        self.version += 1
         self.members[member.number] = member
         self.next_number = max(self.next_number, member.number + 1)
         if member.parent:
@@ -101,6 +104,7 @@ class Catalogue:
             self.disks.append(member)
 
     def _remove(self, member: Member) -> None:
+        self.version += 1
         del self.members[member.number]
         if member.parent:
             self.unwritten = [other for other in self.unwritten if other is not member]

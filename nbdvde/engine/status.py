@@ -64,6 +64,10 @@ CONTEXTS = {
 class History(Protocol):
     """The snapshots that a volume can be compared with."""
 
+    @property
+    def version(self) -> int:
+        """Changes whenever the names do."""
+
     def names(self) -> Sequence[str]:
         """Of the snapshots of its disk, oldest first."""
 
@@ -73,6 +77,8 @@ class History(Protocol):
 
 class NoHistory:
     """Of a volume without snapshots."""
+
+    version = 0
 
     def names(self) -> Sequence[str]:
         return ()

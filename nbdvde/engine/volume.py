@@ -48,6 +48,8 @@ class Volume(Disk):
     ) -> None:  # fmt: skip
         """`reading` keeps segments from being freed. Writes need a `writer`."""
         self.history = history or NoHistory()
+        self._contexts: tuple[int, tuple[str, ...]] = -1, ()
+        """With the version of the history that they are of."""
         self.number, self.name, self.size, self.map, self.read_only = number, name, size, lbamap, read_only
         self._reader, self.segments, self._reading = reader, segments, reading
         self.writer: Writer | None = None
@@ -386,7 +388,11 @@ class Volume(Disk):
     @property
     def contexts(self) -> tuple[str, ...]:
         """Metadata contexts: as of any disk, and what changed since each snapshot."""
-        return (*CONTEXTS, *(DIRTY_BITMAP + name for name in self.history.names()))
+        version, contexts = self._contexts
+        if version != self.history.version:
+            contexts = (*CONTEXTS, *(DIRTY_BITMAP + name for name in self.history.names()))
+            self._contexts = self.history.version, contexts
+        return contexts
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         with self._reading():

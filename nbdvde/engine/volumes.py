@@ -83,6 +83,11 @@ class Volumes:
     def _disk(self, member: Member) -> Volume:
         return next(disk for disk in self.disks if disk.number == member.number)
 
+    @property
+    def version(self) -> int:
+        """Changes with every operation."""
+        return self._catalogue.version
+
     def siblings(self, member: Member) -> list[str]:
         """Names of the snapshots of a disk, or of the other ones of a snapshot's disk, oldest first."""
         disk = self._catalogue.disk_of(member)
@@ -202,6 +207,10 @@ class _Snapshots:
 
     volumes: Volumes
     member: Member
+
+    @property
+    def version(self) -> int:
+        return self.volumes.version
 
     def names(self) -> list[str]:
         return self.volumes.siblings(self.member)

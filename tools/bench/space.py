@@ -54,9 +54,9 @@ def _nbdvde(name: str, size: int, *options: str) -> Store:
         name, True, (disk,),
         (
             ("nbdvde", "create", disk, str(size), key, *options),
-            ("nbdvde", "import", _FIRST, disk, key),
+            ("nbdvde", "import", disk, _FIRST, key),
             ("nbdvde", "snapshot", "create", disk, "disk@first", key),
-            ("nbdvde", "import", _SECOND, disk, key),
+            ("nbdvde", "import", disk, _SECOND, key),
         ),
         (("nbdvde", "export", disk, "out.raw", key),),
         ("nbdvde", "serve", disk, key, "--listen=unix:space.sock"),
