@@ -39,9 +39,11 @@ from nbdvde.errors import DamageError, NbdvdeError
 
 Progress = Callable[[int, int], None]
 Batch: TypeAlias = list[tuple[int, Entries]]
-"""Numbers of leaves, and the entries in them that point at extents."""
+"""Some leaves with their numbers."""
+Blocks: TypeAlias = npt.NDArray[np.bool_]
+"""Which blocks of a leaf."""
 _LEAVES_AT_ONCE = 128
-_ERRORS_MAX = 10_000
+_ERRORS_MAX = 100_000
 _SLOT = np.uint64(SLOT_SHIFT)
 _UNIT = np.uint64(UNIT_SHIFT)
 _UNIT_MASK, _BLOCK_MASK = (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1, (1 << UNIT_SHIFT) - 1
@@ -64,7 +66,7 @@ def begin_check(
     try:
         loaded = load(storage, master_of, replay=replay, salvage=True)
         # When a flaw was found the counts are not looked at: without its log the image may not even open.
-        checker = _Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
+        checker = Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
     except DamageError as error:
         report = CheckReport(False, [CheckError(error.what, error.why)], 0)
         return lambda progress: report
@@ -72,13 +74,26 @@ def begin_check(
     return checker.run
 
 
-class _Checker:
+class Checker:
+    """One check: what it reports, and where the damage lies for whoever repairs it."""
+
     def __init__(self, loaded: Loaded, counted: Loaded) -> None:
         """`counted` is the image at its last checkpoint."""
         self._loaded, self._counted, self._segments = loaded, counted, loaded.segments
         self._progress: Progress = lambda done, total: None
         self.errors: list[CheckError] = []
         self.units = loaded.units_verified
+        self.bad: dict[int, str] = {}
+        """Extents that cannot be read, and why: slot and unit, as in a map entry without the block."""
+        self._bad_keys = np.zeros(0, np.uint64)
+        self.lost = False
+        """Whether some bytes of a disk or a snapshot cannot be read."""
+        self.torn: dict[tuple[int, int, int], None] = {}
+        """Leaves (level 0) and nodes that cannot be read: volume, level, index."""
+        self.mapped: dict[int, int] = {}
+        """Blocks with an extent behind them by volume, as far as its map can be read."""
+        self.without_prints: list[State] = []
+        """Segments of which the fingerprints cannot be read."""
         self._usage = _Usage(loaded.segments)
         self._decoder = Decoder()
 
@@ -96,6 +111,7 @@ class _Checker:
     def _report(
         self, where: str, what: str, disk: str | None = None, offset: int | None = None, length: int | None = None
     ) -> None:
+        self.lost |= offset is not None
         if len(self.errors) < _ERRORS_MAX:
             self.errors.append(CheckError(where, what, disk, offset, length))
 
@@ -119,15 +135,18 @@ class _Checker:
 
     def _map(self, volume: Member) -> None:
         mapped = 0
-        for leaves in _batches(self._leaves(volume)):
-            entries = np.concatenate([entries for _, entries in leaves])
-            mapped += len(entries)
+        for leaves in _batches(self.leaves(volume)):
+            entries = np.concatenate([entries[entries > ALLOCATED_ZERO] for _, entries in leaves])
+            mapped += int(np.count_nonzero(entries > LOST))
             if not self._usage.add(entries):
                 self._report_foreign(volume, leaves)
-        if mapped != volume.map.mapped:
-            self._report("catalogue", f"counts {volume.map.mapped} mapped blocks, the map has {mapped}", volume.name)
+        self.mapped[volume.number] = mapped
+        torn = any(number == volume.number for number, _, _ in self.torn)
+        if mapped != volume.map.mapped and not torn:
+            name = self._loaded.catalogue.label(volume)
+            self._report("catalogue", f"counts {volume.map.mapped} mapped blocks, the map has {mapped}", name)
 
-    def _leaves(self, volume: Member) -> Iterator[tuple[int, Entries]]:
+    def leaves(self, volume: Member) -> Iterator[tuple[int, Entries]]:
         """Every leaf: those that replay changed from memory, the others from the image."""
         lbamap = volume.map
         height, root = lbamap.stored()
@@ -139,9 +158,7 @@ class _Checker:
             try:
                 data = parse_leaf(self._segments.read_unit(ref, Kind.LEAF))
             except DamageError as error:
-                start = number * LEAF_BLOCKS * BLOCK
-                length = min(LEAF_BLOCKS * BLOCK, volume.size - start)
-                self._report(f"map leaf {number} of {volume.name}", error.why, volume.name, start, length)
+                self._report_torn(volume, 0, number, error)
                 continue
             self.units += 1
             yield number, np.frombuffer(data, np.uint64)
@@ -162,40 +179,67 @@ class _Checker:
             seen.add((ref.slot, ref.unit))
             node = Node(self._segments.read_unit(ref, Kind.NODE))
         except DamageError as error:
-            span = FANOUT**level * LEAF_BLOCKS * BLOCK
-            start = index * span
-            what = f"map node {index} of level {level}" if level else f"map leaf {index}"
-            self._report(f"{what} of {volume.name}", error.why, volume.name, start, min(span, volume.size - start))
+            self._report_torn(volume, level, index, error)
             return
         self.units += 1
         for child in range(FANOUT):
             yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen)
 
+    def _report_torn(self, volume: Member, level: int, index: int, error: DamageError) -> None:
+        """Say what lies below a leaf or node, the first time that it is met."""
+        if (volume.number, level, index) in self.torn:
+            return
+        self.torn[volume.number, level, index] = None
+        span = FANOUT**level * LEAF_BLOCKS * BLOCK
+        what = f"map node {index} of level {level}" if level else f"map leaf {index}"
+        length = min(span, volume.size - index * span)
+        name = self._loaded.catalogue.label(volume)
+        self._report(f"{what} of {name}", error.why, name, index * span, length)
+
     def _report_foreign(self, volume: Member, leaves: Batch) -> None:
-        """Say which of some leaves point at what is no extent."""
+        """Say which blocks of some leaves point at what is no extent."""
         for number, entries in leaves:
-            for slot in np.unique(self._usage.foreign(entries) >> _SLOT).tolist():
+            for slot in np.unique(entries[self.foreign(entries)] >> _SLOT).tolist():
                 what = f"points at slot {slot}, which has no such extent"
                 if slot == LOST_SLOT:
-                    what = "was damaged; of these bytes only what was written since can be read"
-                start = number * LEAF_BLOCKS * BLOCK
-                length = min(LEAF_BLOCKS * BLOCK, volume.size - start)
-                self._report(f"map leaf {number} of {volume.name}", what, volume.name, start, length)
+                    what = "what these bytes were is lost, until they are written again"
+                blocks = self.foreign(entries) & (entries >> _SLOT == slot)
+                where = f"map leaf {number} of {self._loaded.catalogue.label(volume)}"
+                self._report_blocks(where, what, volume, number, blocks)
+
+    def foreign(self, entries: Entries) -> Blocks:
+        """Which blocks of a leaf point at what is no extent, or are lost."""
+        return (entries > ALLOCATED_ZERO) & self._usage.foreign(entries)
+
+    def _report_blocks(self, where: str, what: str, volume: Member, number: int, blocks: Blocks) -> None:
+        """Report blocks of a leaf, each run of them by itself."""
+        name, hits = self._loaded.catalogue.label(volume), np.flatnonzero(blocks)
+        for run in np.split(hits, np.flatnonzero(np.diff(hits) != 1) + 1):
+            if len(run):
+                start = (number * LEAF_BLOCKS + int(run[0])) * BLOCK
+                length = min(len(run) * BLOCK, volume.size - start)
+                self._report(where, what, name, start, length)
 
     def _index(self, state: State) -> None:
         try:
             if state.index_ref:
                 self._segments.index(state)
             for prints in state.refs[1:]:
-                self._segments.read_unit(prints, Kind.PRINTS)
+                self._read_prints(state, prints)
             self.units += len(state.refs)
         except DamageError as error:
             self._report(f"index of segment {state.segment.sequence}", error.why)
 
+    def _read_prints(self, state: State, ref: UnitRef) -> None:
+        try:
+            self._segments.read_unit(ref, Kind.PRINTS)
+        except DamageError:
+            self.without_prints.append(state)
+            raise
+
     def _all_extents(self) -> None:
         """Open every extent in use, in the order of the file."""
         done, total = 0, self._usage.extents()
-        bad: list[int] = []
         for state in sorted(self._segments.states.values(), key=lambda state: state.segment.offset):
             for unit, blocks in self._usage.of(state.segment.slot):
                 if not done % 256:
@@ -204,13 +248,12 @@ class _Checker:
                 try:
                     self._extent(state, unit, blocks)
                 except DamageError as error:
-                    self._report(_name(state, unit), error.why)
-                    if len(bad) < _ERRORS_MAX:
-                        bad.append(state.segment.slot << (SLOT_SHIFT - UNIT_SHIFT) | unit)
+                    self.bad[state.segment.slot << (SLOT_SHIFT - UNIT_SHIFT) | unit] = error.why
             state.sealer.forget()
         self._progress(done, total)
-        if bad:
-            self._locate(bad)
+        if self.bad:
+            self._bad_keys = np.fromiter(self.bad, np.uint64, len(self.bad))
+            self._locate()
 
     def _extent(self, state: State, unit: int, used: int) -> None:
         position, length, blocks = self._segments.locate(state, self._segments.index(state), unit)
@@ -220,19 +263,19 @@ class _Checker:
         self._decoder.frames(state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks), blocks)
         self.units += 1
 
-    def _locate(self, bad: list[int]) -> None:
+    def _locate(self) -> None:
         """Say which bytes of which disk the damaged extents hold."""
-        wanted = np.array(bad, np.uint64)
         for volume in self._loaded.catalogue:
-            for number, entries in self._leaves(volume):
-                hits = np.flatnonzero(np.isin(entries >> _UNIT, wanted) & (entries > LOST))
-                for run in np.split(hits, np.flatnonzero(np.diff(hits) != 1) + 1):
-                    if len(run):
-                        start = (number * LEAF_BLOCKS + int(run[0])) * BLOCK
-                        length = min(len(run) * BLOCK, volume.size - start)
-                        key = int(entries[run[0]] >> _UNIT)
-                        where = _name(self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT)), key & _UNIT_MASK)
-                        self._report(where, "these bytes cannot be read", volume.name, start, length)
+            for number, entries in self.leaves(volume):
+                unreadable = self.unreadable(entries)
+                for key in np.unique(entries[unreadable] >> _UNIT).tolist():
+                    where = _name(self._segments.find(key >> (SLOT_SHIFT - UNIT_SHIFT)), key & _UNIT_MASK)
+                    blocks = unreadable & (entries >> _UNIT == key)
+                    self._report_blocks(where, self.bad[key], volume, number, blocks)
+
+    def unreadable(self, entries: Entries) -> Blocks:
+        """Which blocks of a leaf lie in extents that cannot be read."""
+        return (entries > LOST) & np.isin(entries >> _UNIT, self._bad_keys)
 
     def _counts(self) -> None:
         """The segment table must count what can be counted down, and not 0 where anything is in use.
@@ -279,9 +322,11 @@ class _Usage:
         np.maximum.at(self._blocks, self._starts[at] + units, last + np.uint16(1))
         return bool(good.all())
 
-    def foreign(self, entries: Entries) -> Entries:
-        """Those of some entries that point at what is no extent of a log segment."""
-        return entries[np.logical_not(self._segments_of(entries)[1])] if len(self._slots) else entries
+    def foreign(self, entries: Entries) -> Blocks:
+        """Which of some entries point at what is no extent of a log segment."""
+        if not len(self._slots):
+            return np.ones(len(entries), np.bool_)
+        return np.logical_not(self._segments_of(entries)[1])
 
     def _segments_of(self, entries: Entries) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """For each entry the place of its segment, and whether there is such a unit."""
@@ -304,10 +349,10 @@ class _Usage:
 
 
 def _batches(leaves: Iterable[tuple[int, Entries]]) -> Iterator[Batch]:
-    """The extents that leaves point at, several leaves at a time: numpy takes as long for one."""
+    """Several leaves at a time: numpy takes as long for one."""
     batch: Batch = []
     for number, leaf in leaves:
-        batch.append((number, leaf[leaf > ALLOCATED_ZERO]))
+        batch.append((number, leaf))
         if len(batch) == _LEAVES_AT_ONCE:
             yield batch
             batch = []

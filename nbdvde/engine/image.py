@@ -220,14 +220,15 @@ class Image:
         """Write the changed part of the maps and a new superblock. Raises NoSpaceError, PoisonedError."""
         await self._checkpointer.run(self._writable(), STATE_OPEN)
 
-    async def clean(self) -> int:
+    async def clean(self, worth: float = WORTH) -> int:
         """Free what can be freed with reasonable effort; answers by how many bytes segments got shorter.
 
-        Raises NoSpaceError, PoisonedError.
+        `worth` is the part of a segment that must be garbage. Above 1 none is rewritten: what is in use is counted, and
+        dead segments are freed. Raises NoSpaceError, PoisonedError.
         """
         writer, before = self._writable(), self._cleaner.freed
         await writer.flush()
-        await self._clean(writer, WORTH)
+        await self._clean(writer, worth)
         return self._cleaner.freed - before
 
     async def check(self, progress: Progress | None = None, rate: int | None = None) -> CheckReport:

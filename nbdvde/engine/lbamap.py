@@ -277,6 +277,10 @@ class LbaMap:
         self._map(-len(replaced))
         return replaced
 
+    def lose(self, number: int, blocks: npt.NDArray[np.bool_]) -> None:
+        """Have these blocks of a leaf in memory read as errors. `mapped` stays as it is."""
+        np.frombuffer(self._writable(number), np.uint64)[blocks] = LOST
+
     def _replace(self, number: int, leaf: Leaf) -> None:
         self.leaves[number] = leaf
         self.frozen.discard(number)

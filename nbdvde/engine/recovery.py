@@ -37,6 +37,7 @@ from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.reading import read, read_copy
+from nbdvde.engine.rebuild import rebuild_indexes
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.segments import Segments
@@ -65,6 +66,8 @@ class Loaded:
     units_verified: int
     flaws: list[tuple[str, str]] = field(default_factory=list)
     """What is damaged and was done without: (where, what)."""
+    partial: bool = False
+    """Whether it is an earlier state than the image had, as what came after cannot be read."""
 
     def tell(self, where: str, what: str) -> None:
         """Add a flaw."""
@@ -106,6 +109,65 @@ def load(
     return loaded
 
 
+def load_remains(
+    storage: Storage, master_of: Callable[[Superblock], bytes], *, salvage: bool = True
+) -> Loaded:  # fmt: skip
+    """As `load`, of an image that may be damaged in any place: the newest state that can be found (`Loaded.partial`).
+
+    What cannot be read, or lies past the end of the file, is missed when it is looked at. Indexes are made again from
+    the log. Raises ImageError, KeyFailure, and DamageError when no root can be read.
+    """
+    try:
+        loaded = load(storage, master_of, salvage=salvage)
+    except DamageError as damage:
+        loaded = _load_any_root(storage, master_of, damage, salvage=salvage)
+    _rebuild_indexes(loaded)
+    return loaded
+
+
+def _load_any_root(
+    storage: Storage, master_of: Callable[[Superblock], bytes], damage: DamageError, *, salvage: bool
+) -> Loaded:
+    """The newest root that can be read, and the log behind it as far as it is whole."""
+    candidates = read_superblocks(storage)
+    newest, keyring = _choose(storage, candidates, master_of(candidates[0]))
+    for superblock in candidates:
+        if not _fits(storage, superblock, keyring):
+            continue
+        try:
+            loaded = _load_root(storage, superblock, keyring, whole=False)
+        except DamageError:
+            continue
+        _rebuild_indexes(loaded)
+        _replay_what_is_whole(loaded, superblock, salvage=salvage)
+        if loaded.sequence < newest.log.sequence:
+            loaded.partial = True
+            loaded.tell("root of the newest checkpoint", f"{damage.why}; what was written before it is missing")
+        loaded.segments.next_sequence = max(loaded.segments.next_sequence, newest.root.sequence + 1)
+        # As in `_load_older_root`: the next superblock takes the place of the one that leads to less.
+        sequence = newest.sequence + (superblock is not newest)
+        loaded.superblock = replace(superblock, sequence=sequence, epoch=max(newest.epoch, superblock.epoch))
+        return loaded
+    raise damage
+
+
+def _replay_what_is_whole(loaded: Loaded, superblock: Superblock, *, salvage: bool) -> None:
+    if superblock.state == STATE_CLEAN:
+        return
+    try:
+        _replay(loaded, superblock, () if salvage else UnreadableError)
+    except DamageError as damage:
+        if isinstance(damage, UnreadableError) and not salvage:
+            raise
+        loaded.partial = True
+        loaded.tell(damage.what, f"{damage.why}; what was written from there on is missing")
+
+
+def _rebuild_indexes(loaded: Loaded) -> None:
+    for state in rebuild_indexes(loaded.segments):
+        loaded.tell(f"index of segment {state.segment.sequence}", "cannot be read, and was made again from the log")
+
+
 def _choose(storage: Storage, candidates: list[Superblock], master: bytes) -> tuple[Superblock, Keyring]:
     """The newest superblock that was made with this key."""
     for superblock in candidates:
@@ -143,7 +205,7 @@ def _load_older_root(
     return loaded
 
 
-def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Loaded:
+def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring, *, whole: bool = True) -> Loaded:
     _check_settings(superblock)
     space = FreeSpace(DATA_START, superblock.capacity, reserve_of(superblock.capacity))
     segments = Segments(storage, keyring, space, superblock.segment_bytes)
@@ -153,7 +215,8 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> Lo
     segments.reserve(superblock.root)
     segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
     catalogue = Catalogue(map(_member, root.volumes), root.next_volume, root.dedup_mib)
-    _check_length(storage, space.end)
+    if whole:
+        _check_length(storage, space.end)
     segments.finish_adopting()
     return Loaded(
         storage, superblock, keyring, segments, catalogue, root.statistics[: len(STATISTICS)],
@@ -219,9 +282,19 @@ def _replay(
     loaded_before = sum(len(member.map.leaves) for member in loaded.catalogue)
     leaves = _ZEROED_LEAVES + metadata * FANOUT + loaded_before
     replay = Replay(loaded.segments, superblock.log, superblock.epoch, stop)
+    try:
+        _apply(loaded, replay, leaves, refuse)
+    finally:
+        loaded.sequence, loaded.chain = replay.sequence, replay.chain
+        loaded.units_verified += replay.units_verified
+        loaded.segments.finish_adopting()
+
+
+def _apply(loaded: Loaded, replay: Replay, leaves: int, refuse: type[DamageError] | tuple[()]) -> None:
+    """What the log says, as long as fewer than so many leaves are in memory."""
     for transaction in replay.transactions():
         if transaction.operation:
-            _operate(loaded, transaction.operation)
+            _operate(loaded, transaction.operation, refuse)
             continue
         member = loaded.catalogue.members.get(transaction.volume)
         if member is None or member.parent:
@@ -232,15 +305,13 @@ def _replay(
             leaves += len(change.blocks)
             loads = _bounded(applying(loaded.segments, member.map, change), member.map, leaves)
             drive_blocking(loads, loaded.segments, member.map, losing(member.name, loaded.tell, refuse))
-    loaded.sequence, loaded.chain = replay.sequence, replay.chain
-    loaded.units_verified += replay.units_verified
-    loaded.segments.finish_adopting()
 
 
-def _operate(loaded: Loaded, operation: Operation) -> None:
+def _operate(loaded: Loaded, operation: Operation, refuse: type[DamageError] | tuple[()]) -> None:
     member = loaded.catalogue.members.get(operation.number)
     if member and operation.action == Action.RESIZE:
-        drive_blocking(loading(member.map, (0,)), loaded.segments, member.map)
+        lost = losing(member.name, loaded.tell, refuse)
+        drive_blocking(loading(member.map, (0,)), loaded.segments, member.map, lost)
         member.map.touch(0)
     loaded.catalogue.apply(operation, loaded.segments.next_sequence)
 

@@ -164,7 +164,7 @@ class Replay:
         self._chain = blake3(record).digest()
 
     def _header(self, position: int) -> GroupHeader | None:
-        return _find_header(self.state.sealer, self._data, position)
+        return find_header(self.state.sealer, self._data, position)
 
     def _link(self) -> Link | None:
         return _find_link(self.state.sealer, self._data)
@@ -181,7 +181,7 @@ class Replay:
         seen = set()
         while True:
             for position in range(start, len(data) - LINK_BYTES, BLOCK):
-                if header := _find_header(sealer, data, position):
+                if header := find_header(sealer, data, position):
                     yield header.synced
             if link is None or link.segment.sequence in seen or link.segment.length > SEGMENT_BYTES_MAX:
                 return
@@ -212,7 +212,7 @@ def _with_references(record: Record, places: list[int], entries: list[int]) -> C
     return Change(record.zeroes, places, entries)
 
 
-def _find_header(sealer: Sealer, data: bytes, position: int) -> GroupHeader | None:
+def find_header(sealer: Sealer, data: bytes, position: int) -> GroupHeader | None:
     """The group header at a position of a segment, if there is a sound one."""
     sealed = data[position : position + HEADER_BYTES]
     if len(sealed) < HEADER_BYTES:

@@ -105,3 +105,10 @@ class CheckReport(msgspec.Struct, frozen=True):
     ok: bool
     errors: list[CheckError]
     units_verified: int
+
+
+class RepairReport(CheckReport, frozen=True):
+    """Result of repairing: `errors` are what is still wrong, or lost; `ok` means that nothing is."""
+
+    repaired: list[CheckError] = []
+    """What was wrong, and is not any more."""

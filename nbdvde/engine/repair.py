@@ -1,0 +1,176 @@
+"""Repairing a damaged image in place, and saving what can be read of one into a new image (docs/decisions/0015).
+
+In place only what follows from something else is made again. A new image begins as a copy of the file; there the
+damaged parts of the maps are given up, so that everything that is left is sound and the rest an error for good.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import trio
+
+from nbdvde import workers
+from nbdvde.engine.catalogue import Member
+from nbdvde.engine.changes import loading
+from nbdvde.engine.check import Blocks, Checker, Progress
+from nbdvde.engine.image import Image
+from nbdvde.engine.layout import BLOCK, LOST, Superblock
+from nbdvde.engine.lbamap import FANOUT
+from nbdvde.engine.loader import drive_blocking, losing
+from nbdvde.engine.reading import read_copy
+from nbdvde.engine.recovery import Loaded, load, load_remains
+from nbdvde.engine.report import CheckError, CheckReport, RepairReport
+from nbdvde.engine.storage import Storage
+from nbdvde.errors import DamageError
+
+_PIECE = 1 << 20
+_COUNT_ONLY = 2.0
+"""Part of a segment that must be garbage for it to be rewritten: none is."""
+MasterOf: TypeAlias = Callable[[Superblock], bytes]
+
+
+async def repair(storage: Storage, master_of: MasterOf, path: str, progress: Progress | None = None) -> RepairReport:
+    """Make again in place what follows from something else, and verify everything once more. Closes the storage.
+
+    No byte of a disk is given up. Raises ImageError, KeyFailure, DamageError, NoSpaceError.
+    """
+    with _closing(storage):
+        loaded, checker, before = await workers.run(_examine, storage, master_of, progress, salvage=False)
+        if loaded.partial:
+            where, what = loaded.flaws[-1]
+            raise DamageError(where, what, "save what can be read with nbdvde check --salvage NEW")
+        torn = {volume for volume, _, _ in checker.torn}
+        _mend(loaded, checker, [number for number in checker.mapped if number not in torn])
+    after = await _finish(loaded, path, progress)
+    wrong = set(after.errors)
+    return RepairReport(
+        after.ok, after.errors, after.units_verified, [error for error in before.errors if error not in wrong]
+    )
+
+
+async def salvage(
+    source: Storage, target: Storage, master_of: MasterOf, path: str, progress: Progress | None = None
+) -> RepairReport:
+    """Copy an image, and make of the copy a sound one with all that can be read. Closes the target.
+
+    Of the report, `errors` are what is lost. Raises as `repair`; the target is useless then.
+    """
+    with _closing(target):
+        unreadable = await workers.run(_copy, source, target, progress)
+        loaded, checker, before = await workers.run(_examine, target, master_of, progress, salvage=True)
+        await workers.run(_give_up, loaded, checker)
+        _mend(loaded, checker, checker.mapped)
+    after = await _finish(loaded, path, progress)
+    lost = [error for error in before.errors if error.offset is not None]
+    mended = [error for error in before.errors if error.offset is None]
+    if loaded.partial:
+        lost, mended = mended + lost, []
+    lost += [error for error in after.errors if error.offset is None]
+    return RepairReport(after.ok and not loaded.partial, lost, after.units_verified, unreadable + mended)
+
+
+@contextmanager
+def _closing(storage: Storage) -> Iterator[None]:
+    """Close a storage unless all goes well."""
+    try:
+        yield
+    except BaseException:
+        storage.close()
+        raise
+
+
+def _examine(
+    storage: Storage, master_of: MasterOf, progress: Progress | None, *, salvage: bool
+) -> tuple[Loaded, Checker, CheckReport]:
+    loaded = load_remains(storage, master_of, salvage=salvage)
+    checker = Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
+    checker.anchors()
+    return loaded, checker, checker.run(progress)
+
+
+def _mend(loaded: Loaded, checker: Checker, volumes: Iterable[int]) -> None:
+    """Have the numbers right that follow from maps, and do without fingerprints that cannot be read."""
+    for number in volumes:
+        loaded.catalogue.members[number].map.mapped = checker.mapped[number]
+    for state in checker.without_prints:
+        state.prints_bytes = 0
+
+
+async def _finish(loaded: Loaded, path: str, progress: Progress | None) -> CheckReport:
+    """Write the state, both superblocks and key areas, count what is in use, verify it. Closes the storage."""
+    image = Image(loaded, path=path, read_only=False)
+    with _closing(loaded.storage), trio.CancelScope(shield=True):
+        await image.start()
+    try:
+        if image.encrypted:
+            await image.update_keys(lambda area: area)
+        await image.clean(_COUNT_ONLY)
+        return await image.check(progress)
+    finally:
+        await image.close()
+
+
+# Saving what can be read
+
+
+def _copy(source: Storage, target: Storage, progress: Progress | None) -> list[CheckError]:
+    """Copy a file, zeroes as holes; what the device cannot read is left out, and told."""
+    size, unreadable = source.size(), []
+    for start in range(0, size, _PIECE):
+        if progress:
+            progress(start, size)
+        length = min(_PIECE, size - start)
+        if data := read_copy(source, start, length):
+            _write(target, start, data)
+            continue
+        for offset in range(start, start + length, BLOCK):
+            if data := read_copy(source, offset, min(BLOCK, size - offset)):
+                _write(target, offset, data)
+            else:
+                unreadable.append(CheckError(f"byte {offset} of the file", f"{BLOCK} bytes cannot be read"))
+    _extend(target, size)
+    return unreadable
+
+
+def _extend(storage: Storage, size: int) -> None:
+    """Make a file at least so long."""
+    if storage.size() < size:
+        storage.write(size - 1, [b"\0"])
+
+
+def _write(target: Storage, offset: int, data: bytes) -> None:
+    if data.count(0) != len(data):
+        target.write(offset, [data])
+
+
+def _give_up(loaded: Loaded, checker: Checker) -> None:
+    """Have the maps say "lost" of all that cannot be read."""
+    segments = loaded.segments
+    _extend(loaded.storage, segments.space.end)  # or the new image is one that was cut off
+    for member in loaded.catalogue:
+        # What volumes share is given up in each of them: counted down, it would be so several times.
+        member.map.protected = segments.next_sequence
+        for volume, level, index in checker.torn:
+            if volume == member.number:
+                _load(loaded, member, index * FANOUT**level)
+                member.map.touch(index * FANOUT**level)
+        for number, blocks, mapped in list(_damaged_leaves(checker, member)):
+            _load(loaded, member, number)
+            member.map.lose(number, blocks)
+            checker.mapped[member.number] -= mapped
+
+
+def _damaged_leaves(checker: Checker, member: Member) -> Iterator[tuple[int, Blocks, int]]:
+    """(number, damaged blocks, how many of them count as mapped) of leaves with blocks that cannot be read."""
+    for number, entries in checker.leaves(member):
+        blocks = checker.unreadable(entries) | checker.foreign(entries)
+        if mapped := int(np.count_nonzero(blocks & (entries > LOST))):
+            yield number, blocks, mapped
+
+
+def _load(loaded: Loaded, member: Member, number: int) -> None:
+    """Have a leaf in memory; below what is damaged, one that is lost."""
+    lost = losing(member.name, lambda where, what: None, ())
+    drive_blocking(loading(member.map, (number,)), loaded.segments, member.map, lost)
