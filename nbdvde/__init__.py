@@ -13,16 +13,18 @@ if TYPE_CHECKING:
         update_keys,
     )
     from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+    from nbdvde.engine.repair import repair_image, salvage_image
 
 _HOMES = {
     "nbdvde.engine.access": (
         "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
     ),
     "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+    "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
     "KeyFile", "MasterKey", "Passphrase", "check_image", "create_image", "open_image", "read_info", "read_key_area",
-    "update_keys",
+    "repair_image", "salvage_image", "update_keys",
 ]  # fmt: skip
 
 

@@ -199,9 +199,26 @@ def df(image: ImageArgument, key_file: KeyFile = None, control: Control = None, 
 
 
 @app.command()
-def check(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> int:
-    """Verify everything in an image; exit code 6 tells of damage."""
-    return _told(image, _image(image, key_file, control).check(), json=json)
+def check(
+    image: ImageArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again what follows from something else; gives up no data.")
+    ] = False,
+    salvage: Annotated[
+        Path | None,
+        typer.Option(metavar="NEW", readable=False, help="Copy what can be read into a new image, with the same keys."),
+    ] = None,
+    key_file: KeyFile = None,
+    control: Control = None,
+    json: Json = False,
+) -> int:
+    """Verify everything in an image; exit code 6 tells of damage, of that which is left after a repair."""
+    target = _image(image, key_file, control)
+    if salvage and repair:
+        raise UsageError("--salvage", "does not go with --repair", "save the data first")
+    if salvage:
+        return _told(salvage, target.salvage(salvage), json=json)
+    return _told(image, target.repair() if repair else target.check(), json=json)
 
 
 @app.command()

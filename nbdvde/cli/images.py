@@ -19,7 +19,7 @@ from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, Secret
-from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
+from nbdvde.engine.report import CheckReport, ImageInfo, RepairReport, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
 from nbdvde.transfer import copy_in, copy_out
 
@@ -113,6 +113,20 @@ class ImageByPath:
                 return self._served.check(bar, rate)
             with self._at_rest():
                 return nbdvde.check_image(self._path, key=self.secret(), progress=bar, rate=rate)
+
+    def repair(self) -> RepairReport:
+        """Make again what follows from something else."""
+        return self._repair(nbdvde.repair_image)
+
+    def salvage(self, new: Path) -> RepairReport:
+        """Save what can be read into a new image."""
+        return self._repair(partial(nbdvde.salvage_image, new=new))
+
+    def _repair(self, work: Callable[..., Awaitable[RepairReport]]) -> RepairReport:
+        if self._served:
+            raise InUseError(str(self._path), "is being served", "stop its server first")
+        with self._at_rest(), ProgressBar("checking") as bar:
+            return trio.run(partial(work, self._path, key=self.secret(), progress=bar))
 
     def copy_in(self, file: Path, disk: str | None) -> None:
         """Make a disk hold what a raw file holds."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from nbdvde.disk import BLOCK
-from nbdvde.engine.report import CheckReport, ImageInfo, SnapshotInfo, SpaceReport
+from nbdvde.engine.report import CheckError, CheckReport, ImageInfo, RepairReport, SnapshotInfo, SpaceReport
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
@@ -180,15 +180,21 @@ def reloaded(done: "Reloaded") -> None:
 
 def report(path: os.PathLike[str], checked: CheckReport) -> None:
     """What `check` found, as text."""
+    for error in checked.repaired if isinstance(checked, RepairReport) else ():
+        line(f"repaired: {_placed(error)}")
     for error in checked.errors:
-        where = error.where
-        if error.disk is not None and error.offset is not None:
-            where += f", disk {error.disk}, {error.length} bytes at {error.offset}"
-        line(f"{where}: {error.what}")
+        line(_placed(error))
     count = len(checked.errors)
     found = "1 error" if count == 1 else f"{count} errors"
     found = "sound" if checked.ok else found
     line(f"{os.fspath(path)}: {found}, {checked.units_verified} units verified")
+
+
+def _placed(error: CheckError) -> str:
+    where = error.where
+    if error.disk is not None and error.offset is not None:
+        where += f", disk {error.disk}, {error.length} bytes at {error.offset}"
+    return f"{where}: {error.what}"
 
 
 def disks(image: ImageInfo) -> None:

@@ -92,22 +92,14 @@ def create_image(
     check_capacity(capacity)
     level = compression_level(compression)
     segment_bytes = segment_bytes or _segment_bytes(capacity)
-    fd = _create_file(Path(path))
-    storage = FileStorage(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        format_storage(
-            storage, size, secret, level, extent_bytes, disk_name, segment_bytes, capacity=capacity, domain=int(dedup),
-            dedup_mib=-(-dedup_memory >> 20),
-        )  # fmt: skip
-        _sync_folder(Path(path).parent)
-    except BaseException as error:
-        os.unlink(path)
-        if isinstance(error, OSError):
-            raise _host_error(path, error) from None
-        raise
-    finally:
-        storage.close()
+    with new_file(path) as storage:
+        try:
+            format_storage(
+                storage, size, secret, level, extent_bytes, disk_name, segment_bytes, capacity=capacity,
+                domain=int(dedup), dedup_mib=-(-dedup_memory >> 20),
+            )  # fmt: skip
+        finally:
+            storage.close()
 
 
 def check_capacity(capacity: int) -> None:
@@ -167,6 +159,24 @@ def _create_file(path: Path) -> int:
         raise RefusedError(str(path), "exists already", "choose another name, or remove it first") from None
     except OSError as error:
         raise _host_error(path, error) from None
+
+
+@contextmanager
+def new_file(path: PathLike) -> Iterator[FileStorage]:
+    """A new file, locked, that goes again when anything goes wrong; its name is durable at the end. Close it inside.
+
+    Raises RefusedError, ImageError, NoSpaceError.
+    """
+    fd = _create_file(Path(path))
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield FileStorage(fd)
+        _sync_folder(Path(path).parent)
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError):
+            raise _host_error(path, error) from None
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

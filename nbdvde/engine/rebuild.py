@@ -18,6 +18,7 @@ def rebuild_indexes(segments: Segments) -> list[State]:
     for state in segments.states.values():
         if state.kind == KIND_LOG and state.index_ref and not _readable(segments, state):
             state.index = _scanned(segments, state)
+            # Fingerprints go by the order of the blocks, of which some may be missing now.
             state.index_ref, state.indexed, state.prints_bytes = None, 0, 0
             rebuilt.append(state)
     return rebuilt

@@ -2,6 +2,7 @@
 
 In place only what follows from something else is made again. A new image begins as a copy of the file; there the
 damaged parts of the maps are given up, so that everything that is left is sound and the rest an error for good.
+What takes long holds up the event loop: nobody else uses the image, and Ctrl-C ends it at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +12,13 @@ from typing import TypeAlias
 import numpy as np
 import trio
 
-from nbdvde import workers
+from nbdvde.engine.access import PathLike, master_key, naming, new_file, open_file
 from nbdvde.engine.catalogue import Member
 from nbdvde.engine.changes import loading
-from nbdvde.engine.check import Blocks, Checker, Progress
+from nbdvde.engine.check import Blocks, Checker, Progress, check_storage
 from nbdvde.engine.image import Image
-from nbdvde.engine.layout import BLOCK, LOST, Superblock
+from nbdvde.engine.keys import Secret
+from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Superblock
 from nbdvde.engine.lbamap import FANOUT
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.reading import read_copy
@@ -31,13 +33,35 @@ _COUNT_ONLY = 2.0
 MasterOf: TypeAlias = Callable[[Superblock], bytes]
 
 
+async def repair_image(path: PathLike, *, key: Secret | None = None, progress: Progress | None = None) -> RepairReport:
+    """As `repair`, of an image that nobody uses."""
+    with naming(path):
+        storage = open_file(path, write=True)
+        return await repair(storage, lambda superblock: master_key(storage, superblock, key), str(path), progress)
+
+
+async def salvage_image(
+    path: PathLike, new: PathLike, *, key: Secret | None = None, progress: Progress | None = None
+) -> RepairReport:
+    """As `salvage`, of an image that nobody writes, into a new file that the same keys open."""
+    with naming(path):
+        source = open_file(path, write=False)
+        try:
+            with new_file(new) as target:
+                return await salvage(
+                    source, target, lambda superblock: master_key(source, superblock, key), str(new), progress
+                )
+        finally:
+            source.close()
+
+
 async def repair(storage: Storage, master_of: MasterOf, path: str, progress: Progress | None = None) -> RepairReport:
     """Make again in place what follows from something else, and verify everything once more. Closes the storage.
 
     No byte of a disk is given up. Raises ImageError, KeyFailure, DamageError, NoSpaceError.
     """
     with _closing(storage):
-        loaded, checker, before = await workers.run(_examine, storage, master_of, progress, salvage=False)
+        loaded, checker, before = _examine(storage, master_of, progress, salvage=False)
         if loaded.partial:
             where, what = loaded.flaws[-1]
             raise DamageError(where, what, "save what can be read with nbdvde check --salvage NEW")
@@ -58,9 +82,9 @@ async def salvage(
     Of the report, `errors` are what is lost. Raises as `repair`; the target is useless then.
     """
     with _closing(target):
-        unreadable = await workers.run(_copy, source, target, progress)
-        loaded, checker, before = await workers.run(_examine, target, master_of, progress, salvage=True)
-        await workers.run(_give_up, loaded, checker)
+        unreadable = _copy(source, target, progress)
+        loaded, checker, before = _examine(target, master_of, progress, salvage=True)
+        _give_up(loaded, checker)
         _mend(loaded, checker, checker.mapped)
     after = await _finish(loaded, path, progress)
     lost = [error for error in before.errors if error.offset is not None]
@@ -91,10 +115,14 @@ def _examine(
 
 
 def _mend(loaded: Loaded, checker: Checker, volumes: Iterable[int]) -> None:
-    """Have the numbers right that follow from maps, and do without fingerprints that cannot be read."""
+    """Have the numbers right that follow from maps, and do without fingerprints that cannot be read.
+
+    Nor may any lead to a damaged extent: what is written later would become a duplicate of that.
+    """
     for number in volumes:
         loaded.catalogue.members[number].map.mapped = checker.mapped[number]
-    for state in checker.without_prints:
+    slots = {key >> SLOT_SHIFT - UNIT_SHIFT for key in checker.bad}
+    for state in (*checker.without_prints, *map(loaded.segments.find, slots)):
         state.prints_bytes = 0
 
 
@@ -107,7 +135,8 @@ async def _finish(loaded: Loaded, path: str, progress: Progress | None) -> Check
         if image.encrypted:
             await image.update_keys(lambda area: area)
         await image.clean(_COUNT_ONLY)
-        return await image.check(progress)
+        await image.checkpoint()
+        return check_storage(loaded.storage, lambda _: loaded.keyring.master, progress, replay=False)
     finally:
         await image.close()
 

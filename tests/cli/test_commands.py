@@ -170,6 +170,85 @@ def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:
     command("scrub", plain_image, "--rate", 0).fails(2, "rate 0")
 
 
+def _damaged(path: Path, *offsets: int) -> None:
+    data = bytearray(path.read_bytes())
+    for offset in offsets:
+        data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_repair_of_what_is_there_twice(command: Command, image: Path, key_file: Path) -> None:
+    _damaged(image, 20, 4096 + 65536 + 20)
+    key = ["--key-file", key_file]
+    assert command("check", image, *key).code == 6
+    report = ok(command, "check", image, "--repair", *key)
+    assert sorted(error["where"] for error in report["repaired"]) == ["key area at byte 69632", "superblock at byte 0"]
+    assert command("check", image, *key).code == 0
+    _damaged(image, 20)
+    lines = command("check", image, "--repair", *key).out.splitlines()
+    assert lines[0].startswith("repaired: superblock at byte 0: ")
+    assert lines[1].startswith(f"{image}: sound, ")
+
+
+def _filled(image: Path, key: KeyFile | None = None) -> None:
+    async def fill() -> None:
+        async with nbdvde.open_image(image, key=key) as opened:
+            for at in range(0, SIZE, 65536):
+                await opened.disk().write(at, memoryview(os.urandom(65536)))
+            await opened.volumes.snapshot("disk", "old")
+
+    trio.run(fill)
+
+
+def _extent(image: Path) -> int:
+    """A byte in the middle of some extent."""
+    data = image.read_bytes()
+    return max(at for at in range(0, len(data), 4096) if any(data[at : at + 4096]) and at < len(data) // 2) + 100
+
+
+def test_salvage(command: Command, image: Path, key_file: Path) -> None:
+    _filled(image, KeyFile(KEY))
+    key = ["--key-file", key_file]
+    assert command("export", image, "whole", *key).code == 0
+    _damaged(image, 20, _extent(image))
+    before = image.read_bytes()
+    result = command("check", image, "--salvage", "new.vde", *key, "--json")
+    assert (result.code, result.json["ok"]) == (6, False)
+    assert {error["disk"] for error in result.json["errors"]} == {"disk", "disk@old"}
+    assert image.read_bytes() == before, "the damaged one stays as it is"
+    assert Path("new.vde").stat().st_mode & 0o777 == 0o600
+    (lost,) = (error for error in result.json["errors"] if error["disk"] == "disk")
+    checked = command("check", "new.vde", *key, "--json").json
+    assert [(e["disk"], e["offset"], e["length"]) for e in checked["errors"] if e["disk"] == "disk"] == [
+        ("disk", lost["offset"], lost["length"])
+    ]
+    assert command("export", "new.vde", "part", *key).code != 0, "what is lost is an error"
+    whole = Path("whole").read_bytes()
+
+    async def compare() -> None:
+        async with nbdvde.open_image("new.vde", key=KeyFile(KEY)) as opened:
+            for label in ("disk", "disk@old"):
+                for at in range(0, SIZE, 4096):
+                    if not lost["offset"] <= at < lost["offset"] + lost["length"]:
+                        assert b"".join(map(bytes, await opened.disk(label).read(at, 4096))) == whole[at : at + 4096]
+
+    trio.run(compare)
+
+
+def test_salvage_that_cannot_be(command: Command, image: Path, key_file: Path, plain_image: Path) -> None:
+    key = ["--key-file", key_file]
+    command("check", image, "--salvage", plain_image, *key).fails(9, "exists already")
+    command("check", image, "--salvage", "new.vde", "--repair", *key).fails(2, "--salvage")
+    command("check", image, "--salvage", "no/new.vde", *key).fails(3, "no/new.vde")
+    _damaged(image, 131072 + 20)
+    command("check", image, "--salvage", "new.vde", *key).fails(6, str(image))
+    command("check", image, "--repair", *key).fails(6, str(image))
+    assert not Path("new.vde").exists(), "nothing came of it"
+    with serving(plain_image, "--listen", "unix:sock", cwd=plain_image.parent):
+        command("check", plain_image, "--repair").fails(5, "is being served")
+        command("check", plain_image, "--salvage", "new.vde").fails(5, "is being served")
+
+
 def test_life_of_keys(command: Command, image: Path, key_file: Path) -> None:
     two, three = (write_key(key_file.with_name(name), name.encode() * 8) for name in ("two.", "three"))
     key = ["--key-file", key_file]
