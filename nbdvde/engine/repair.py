@@ -1,4 +1,4 @@
-"""Repairing a damaged image in place, and saving what can be read of one into a new image (docs/decisions/0015).
+"""Repairing a damaged image in place, and saving what can be read of one into a new image (docs/decisions/0017).
 
 In place only what follows from something else is made again. A new image begins as a copy of the file; there the
 damaged parts of the maps are given up, so that everything that is left is sound and the rest an error for good.

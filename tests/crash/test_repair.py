@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.testing
 
 from nbdvde.disk import BLOCK
 from nbdvde.engine import recovery, repair
@@ -103,7 +104,7 @@ def crashed() -> Target:
 async def _life(stop: bool) -> Target:
     """Two disks and a snapshot, in several segments and checkpoints."""
     storage, target = RecordingStorage(), Target()
-    format_storage(storage, SIZE, KEY, extent_bytes=4 * BLOCK, segment_bytes=128 << 10)
+    format_storage(storage, SIZE, KEY, extent_bytes=4 * BLOCK, segment_bytes=128 << 10, domain=1)
     image = await open_storage(storage, KEY)
     writing = Writing(target, image)
     await writing.blocks("disk", 0, 40, 1000)
@@ -235,6 +236,30 @@ async def test_extents(stopped: Target) -> None:
         report, lost = await check_saved(stopped.damaged(span), stopped)
         assert 0 < len(lost) <= 8, "four blocks, of the disk and of its snapshot"
         assert all(error.what == "fails its authentication" for error in report.errors)
+
+
+@pytest.mark.parametrize("how", ["saved", "repaired"])
+async def test_what_was_lost_and_is_written_again_is_no_duplicate_of_what_is_damaged(stopped: Target, how: str) -> None:
+    loaded = stopped.loaded()
+    state = next(s for s in loaded.segments.states.values() if s.kind == KIND_LOG)
+    position, length, _ = unpack_index(next(filter(None, loaded.segments.index(state))))
+    image = stopped.damaged((state.segment.offset + position, length))
+    if how == "saved":
+        new, _ = await saved(image)
+    else:
+        storage = RecordingStorage(image)
+        assert not (await repair.repair(storage, master_of, "image")).ok
+        new = bytes(storage.image)
+    lost = await lost_in(new, stopped)
+    assert lost
+    storage = RecordingStorage(new)
+    opened = await open_storage(storage, KEY)
+    await trio.testing.wait_all_tasks_blocked()
+    await opened._hooking.finish()  # it reads the lists of fingerprints
+    for block in sorted(block for label, block in lost if label == "disk"):
+        await opened.disk("disk").write(block * BLOCK, memoryview(stopped.held["disk", block]))
+    await opened.close()
+    assert await lost_in(bytes(storage.image), stopped) == {place for place in lost if place[0] != "disk"}
 
 
 def indexes(target: Target) -> list[tuple[int, int]]:
