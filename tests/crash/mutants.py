@@ -247,14 +247,7 @@ MUTANTS += [
         "checkpointer:Checkpointer.replace",
         "(self._count + 1, self._segments.replace(new))",
         "(self._count, self._segments.replace(new))",
-        "either superblock",
-    ),
-    mutant(
-        "a segment is replaced while a checkpoint is written",
-        "checkpointer:Checkpointer.replace",
-        "async with self.lock:",
-        "if True:",
-        "either superblock",
+        "cleaned, older superblock",
     ),
     mutant(
         "a segment is freed with a reader in it",

@@ -52,7 +52,7 @@ def cleaning() -> None:
 
 def nonces() -> None:
     """Lives of an image, with every nonce noted."""
-    for seed in range(6):
+    for seed in range(10):
         ledger = Ledger()
         with ledger.watching():
             lives(seed, 8)
@@ -71,6 +71,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "shared and cleaned": test_volumes.test_what_a_snapshot_shares_outlives_cleaning_and_overwriting,
     "cleaning": cleaning,
     "either superblock": either_superblock,
+    "cleaned, older superblock": test_volumes.test_after_cleaning_either_superblock_leads_to_everything,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
     "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),

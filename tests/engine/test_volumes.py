@@ -11,9 +11,11 @@ from nbdvde.disk import ALLOCATION_DEPTH, BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import MasterKey
+from nbdvde.engine.layout import SUPERBLOCKS
+from nbdvde.engine.recovery import read_superblocks
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
-from tests.crash.recording import RecordingStorage
+from tests.crash.recording import FrozenStorage, RecordingStorage
 
 KEY = MasterKey(bytes(range(32)))
 SIZE = 64 << 20
@@ -328,3 +330,29 @@ def noise(first: int, blocks: int) -> memoryview:
     numbers = range(first, first + blocks)
     parts = (n.to_bytes(4, "little") + random.Random(n).randbytes(BLOCK - 4) for n in numbers)
     return memoryview(b"".join(parts))
+
+
+def test_after_cleaning_either_superblock_leads_to_everything() -> None:
+    trio.run(_clean_and_look_from_the_older_superblock)
+
+
+async def _clean_and_look_from_the_older_superblock() -> None:
+    storage, image = await fresh()
+    for number in range(64):
+        await image.disk().write(number * BLOCK, noise(number + 1, 1))
+    await image.flush()
+    for number in range(0, 64, 2):
+        await image.disk().write(number * BLOCK, noise(101 + number, 1))
+    await image.flush()
+    assert image._writer is not None
+    assert await image._cleaner.run(image._writer, 0.25) > 0
+    await image.checkpoint()
+    older = bytearray(storage.image)
+    newest = max(read_superblocks(FrozenStorage(older)), key=lambda superblock: superblock.sequence)
+    at = SUPERBLOCKS[newest.sequence % 2]
+    older[at : at + BLOCK] = bytes(BLOCK)
+    found = await open_storage(FrozenStorage(older), KEY, read_only=True)
+    expected = [number + 1 if number % 2 else 101 + number for number in range(64)]
+    assert [await number_at(found.disk(), block) for block in range(64)] == expected
+    await found.close()
+    await image.close()
