@@ -131,8 +131,7 @@ async def test_readers_in_a_segment_keep_it() -> None:
             assert await life.image.clean()
             await life.scatter(100)
             await life.image.clean()
-            for offset, data in ranges:
-                assert life.storage.image[offset : offset + len(data)] == data
+            assert all(life.storage.image[offset : offset + len(data)] == data for offset, data in ranges)
         await life.image.checkpoint()
 
 
