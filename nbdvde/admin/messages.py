@@ -208,6 +208,8 @@ class VolumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """Disk or snapshot that a clone begins as."""
     size: int | None = None
     """Bytes of a disk that is made or resized."""
+    dedup_with: str | None = None
+    """Disk whose stored blocks a disk that is made shares, and the other way round."""
     discard: bool = False
     """Cut off data when a disk becomes shorter."""
     force: bool = False

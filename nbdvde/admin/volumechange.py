@@ -36,7 +36,7 @@ async def change(action: Action, request: VolumeRequest, image: Image, unused: U
     volumes, name = image.volumes, request.name
     match action:
         case "disks/create":
-            await volumes.create(name, _given(action, "size", request.size))
+            await volumes.create(name, _given(action, "size", request.size), request.dedup_with)
         case "disks/clone":
             await volumes.clone(_given(action, "source", request.source), name)
         case "disks/resize":

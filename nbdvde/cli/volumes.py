@@ -22,6 +22,15 @@ Snapshot = Annotated[
     str, typer.Argument(metavar="DISK@NAME", help="The disk, and the snapshot's own name.", show_default=False)
 ]
 Size = Annotated[str, typer.Argument(metavar="SIZE", help="Its size, like 10G.", show_default=False)]
+DedupWith = Annotated[
+    str | None,
+    typer.Option(
+        "--dedup-with",
+        metavar="DISK",
+        help="Store what it has in common with this disk once. Each can find out what the other holds. "
+        "[default: no disk]",
+    ),
+]
 First = Annotated[str | None, typer.Option("--disk", metavar="NAME", help="The disk. [default: the first one]")]
 Discard = Annotated[bool, typer.Option("--discard", help="Cut off data that lies beyond the new size.")]
 Force = Annotated[bool, typer.Option("--force", help="Even while clients use it: disconnect them.")]
@@ -29,13 +38,14 @@ Force = Annotated[bool, typer.Option("--force", help="Even while clients use it:
 
 @disk_app.command("create")
 def disk_create(
-    image: ImageArgument, name: NewDisk, size: Size, key_file: KeyFile = None, control: Control = None,
-    json: Json = False,
+    image: ImageArgument, name: NewDisk, size: Size, dedup_with: DedupWith = None, key_file: KeyFile = None,
+    control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Make a further disk, empty."""
     from nbdvde.config import parse_disk_size
 
-    _change(_image(image, key_file, control), "disks/create", name, json=json, size=parse_disk_size(size))
+    options = {"size": parse_disk_size(size), "dedup_with": dedup_with}
+    _change(_image(image, key_file, control), "disks/create", name, json=json, **options)
 
 
 @disk_app.command("list")

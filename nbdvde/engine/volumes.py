@@ -101,14 +101,25 @@ class Volumes:
 
     # Operations
 
-    async def create(self, name: str, size: int) -> None:
-        """Make an empty disk of `size` bytes. It shares nothing with those there are."""
+    async def create(self, name: str, size: int, dedup_with: str | None = None) -> None:
+        """Make an empty disk of `size` bytes. What it stores it shares with the disk `dedup_with`, or with none.
+
+        Who can write one of two such disks learns from time and space whether the other has certain blocks.
+        """
         check_size(size)
         async with self._changing:
             self._refuse_taken(name)
             number = self._catalogue.next_number
-            domain = number if any(disk.domain for disk in self._catalogue.disks) else 0
+            domain = self._domain_for(number, dedup_with)
             await self._make(Operation(Action.CREATE, number, 0, size, time.time_ns(), name, domain))
+
+    def _domain_for(self, number: int, dedup_with: str | None) -> int:
+        if dedup_with is None:
+            return number if any(disk.domain for disk in self._catalogue.disks) else 0
+        domain = self._find_disk(dedup_with).domain
+        if not domain:
+            raise RefusedError(f"disk {dedup_with}", "takes no part in deduplication", "leave --dedup-with out")
+        return domain
 
     async def snapshot(self, disk: str, name: str) -> None:
         """Keep what a disk holds now, as DISK@NAME."""

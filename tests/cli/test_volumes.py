@@ -46,6 +46,21 @@ def target(request: pytest.FixtureRequest, plain_image: Path) -> Iterator[Path]:
         yield plain_image
 
 
+def test_a_disk_can_share_what_it_stores_with_one_that_is_named(command: Command, plain_image: Path) -> None:
+    data = os.urandom(1 << 20)
+    with serving(plain_image, "--listen", "unix:sock", cwd=plain_image.parent):
+        assert command("disk", "create", plain_image, "two", "1M", "--dedup-with", "disk") == Result(0, "", "")
+        put(command, plain_image, "disk", data)
+        put(command, plain_image, "two", data)
+        assert ok(command, "df", plain_image)["shared_bytes"] == len(data)
+        assert content(command, plain_image, "two") == data
+
+
+def test_no_disk_can_share_with_one_that_does_not_exist(command: Command, target: Path) -> None:
+    refused = command("disk", "create", target, "three", "1M", "--dedup-with", "four")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
 def test_life_of_disks_and_snapshots(command: Command, target: Path) -> None:
     old, new = os.urandom(8192), os.urandom(8192)
     put(command, target, "disk", old)

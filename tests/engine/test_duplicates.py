@@ -11,6 +11,7 @@ from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import KIND_LOG, SLOT_SHIFT
 from nbdvde.engine.segments import State
+from nbdvde.errors import RefusedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
@@ -128,6 +129,27 @@ async def test_a_new_disk_shares_with_none_and_a_clone_with_its_origin() -> None
     await image.disk("copy").write(MIB, memoryview(data))
     await image.flush()
     assert shared(image) == 40
+    await image.close()
+
+
+async def test_a_new_disk_can_share_with_one_that_is_named() -> None:
+    harness = Harness()
+    image = await harness.open()
+    data = data_of(17, 40)
+    await put(image, 0, data)
+    await image.volumes.create("other", 64 * MIB, "disk")
+    await image.close()
+    image = await harness.open()
+    await image.disk("other").write(0, memoryview(data))
+    await image.flush()
+    assert shared(image) == 40
+    await image.close()
+
+
+async def test_no_disk_shares_with_one_without_deduplication() -> None:
+    image = await Harness(domain=0).open()
+    with pytest.raises(RefusedError, match="disk disk: takes no part in deduplication"):
+        await image.volumes.create("other", 64 * MIB, "disk")
     await image.close()
 
 
