@@ -10,7 +10,9 @@ import logging
 import os
 from array import array
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import trio
@@ -27,7 +29,7 @@ from nbdvde.engine.writer import Writer
 from nbdvde.errors import DamageError, NoSpaceError
 
 WORTH, WORTH_IN_NEED = 0.25, 0.06
-"""Part of a segment that must be garbage for it to be cleaned, at leisure and when space is short."""
+"""Part of a segment, or of a zone, that cleaning must gain, at leisure and when space is short."""
 _GARBAGE_MAX = 0.5
 """Garbage among what is stored from which on the cleaner begins by itself."""
 _SHORT = 32
@@ -73,18 +75,12 @@ class Cleaner:
         """End as soon as possible, with what is done so far."""
         self._stopping = True
 
-    async def run(self, writer: Writer, worth: float, *, gently: bool = False) -> int:
+    async def round(self, writer: Writer, worth: float, *, gently: bool = False) -> int:
         """Clean a round of segments; answers by how many bytes they got shorter, which two checkpoints then free.
 
-        `worth` is the part of a segment that must be garbage. Raises NoSpaceError, PoisonedError.
+        `worth` is the part that must be gained. The caller holds the lock, and is not cancelled. Raises NoSpaceError,
+        PoisonedError.
         """
-        with trio.CancelScope(shield=True):
-            async with self.lock:
-                freed = await self.round(writer, worth, gently=gently)
-        return freed
-
-    async def round(self, writer: Writer, worth: float, *, gently: bool = False) -> int:
-        """As `run`, for whoever holds the lock, and is not cancelled."""
         victims = self._choose(worth, writer.log.state.segment.sequence)
         for victim in victims:
             victim.victim = True
@@ -99,23 +95,34 @@ class Cleaner:
         return state.holds_blocks and state.linked and state.garbage >= max(BLOCK, worth * state.used)
 
     def _choose(self, worth: float, open_sequence: int) -> list[State]:
-        """The segments with most garbage, of those that the log has left."""
+        """The zones with most to gain: of what the log has left, segments that lie side by side, or single ones."""
         space, cells = self._segments.space, _CELLS_MAX
-        room = (space.room - space.reserve_bytes // 2) // 2  # a checkpoint has to fit as well
+        room = space.scratch
+        zones: defaultdict[int, list[State]] = defaultdict(list)
+        for slot, state in self._segments.states.items():
+            left = state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
+            if left and state.holds_blocks and state.linked and state.live and state not in self._damaged:
+                zones[space.zone(state.segment.offset) or -slot].append(state)
         victims: list[State] = []
-        candidates = [
-            state
-            for state in self._segments.states.values()
-            if state.live and self._is_worth_it(state, worth) and state not in self._damaged
-            if state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
-        ]
-        for state in sorted(candidates, key=lambda state: state.garbage / state.used, reverse=True):
-            room -= state.used - state.garbage + BLOCK
-            cells -= state.units * self._extent_blocks
-            if victims and (room < 0 or cells < 0):
+        for gain, zone in sorted(
+            ((self._gain(zone), zone) for zone in zones.values()), key=itemgetter(0), reverse=True
+        ):
+            room -= sum(state.used - state.garbage + BLOCK for state in zone)
+            cells -= sum(state.units for state in zone) * self._extent_blocks
+            if gain < worth or (victims and (room < 0 or cells < 0)):
                 break
-            victims.append(state)
+            victims += zone
         return victims
+
+    def _gain(self, zone: Sequence[State]) -> float:
+        """Part of a zone, its gaps included, that is free in one piece once its segments are cleaned; 0 if in vain."""
+        garbage = sum(state.garbage for state in zone)
+        gaps = sum(self._segments.space.beside(state.segment.offset, state.segment.length) for state in zone)
+        if garbage < BLOCK and not gaps:
+            return 0.0
+        return 1 - sum(state.used - state.garbage for state in zone) / (
+            sum(state.segment.length for state in zone) + gaps
+        )
 
     async def _clean(self, writer: Writer, victims: Sequence[State], *, gently: bool) -> int:
         cut = await self._checkpointer.run(writer, STATE_OPEN)
@@ -174,8 +181,10 @@ class Cleaner:
         segments = self._segments
         try:
             kept = await workers.run(self._read, old, used)
-            length = sum(len(extent.plain) + TAG_BYTES for extent in kept)
-            new = segments.successor(old, -(-length // BLOCK) * BLOCK, os.urandom(32))
+            length = -(-sum(len(extent.plain) + TAG_BYTES for extent in kept) // BLOCK) * BLOCK
+            if not segments.space.leaves_checkpoints(length):
+                return 0
+            new = segments.successor(old, length, os.urandom(32))
         except NoSpaceError:
             return 0
         except DamageError as damage:

@@ -43,6 +43,8 @@ from nbdvde.errors import NbdvdeError, RefusedError
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
 BUFFER_BYTES = 32 << 20
+_ENOUGH = 4
+"""Part of a segment that is worth another try."""
 _LOOK_SEGMENTS = 4
 """Segments of log after which it is asked again whether to clean."""
 
@@ -169,11 +171,15 @@ class Image:
                 self._cleaning.start(lambda: self._clean(writer, WORTH, gently=True))
 
     async def _clean(self, writer: Writer, worth: float, *, gently: bool = False) -> None:
-        """Clean as long as there is something to gain, and free it."""
+        """Clean as long as there is something to gain, `gently` only as long as it is called for, and free it."""
         idle = 0
         while idle < 2 and not (self._closed and gently):  # once more: a mark shows what the counts did not
-            idle = 0 if await self._cleaner.run(writer, worth, gently=gently) else idle + 1
-            await self._release(writer)
+            with trio.CancelScope(shield=True):
+                async with self._cleaner.lock:
+                    idle = 0 if await self._cleaner.round(writer, worth, gently=gently) else idle + 1
+                    await self._release(writer)
+            if gently and not self._cleaner.is_due():
+                return
 
     async def _release(self, writer: Writer) -> None:
         """Free what is left out of this checkpoint: no superblock leads to it when both are written."""
@@ -181,15 +187,21 @@ class Image:
 
     async def _reclaim(self) -> bool:
         """Free the space of dead segments, or of what is dead in others; whether that is worth another try."""
-        writer, space = self._writable(), self.segments.space
-        room, enough = space.room, self.segments.segment_bytes // 16
+        writer, space, segment = self._writable(), self.segments.space, self.segments.segment_bytes
+        room, fitted = space.room, space.fits(segment)
+
+        def has_won() -> bool:
+            """If a segment fitted before, it is the host that has no room."""
+            return space.room - room >= segment // _ENOUGH or (space.fits(segment) and not fitted)
+
         with trio.CancelScope(shield=True):
             async with self._cleaner.lock:  # a round that has begun keeps what it replaced
-                if self._checkpointer.can_reclaim():
+                if self._checkpointer.can_reclaim() and not has_won():
                     await self._release(writer)
-                if space.room - room < enough and await self._cleaner.round(writer, WORTH_IN_NEED):
+                if not has_won():
+                    await self._cleaner.round(writer, WORTH_IN_NEED)
                     await self._release(writer)
-        return space.room - room >= enough
+        return has_won()
 
     def _failed(self, error: Exception) -> None:
         """Work that nobody waits for went wrong. What follows from it is told to whoever writes next."""

@@ -207,7 +207,7 @@ def _load_older_root(
 
 def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring, *, whole: bool = True) -> Loaded:
     _check_settings(superblock)
-    space = FreeSpace(DATA_START, superblock.capacity, reserve_of(superblock.capacity))
+    space = FreeSpace(DATA_START, superblock.capacity, reserve_of(superblock.capacity), superblock.segment_bytes)
     segments = Segments(storage, keyring, space, superblock.segment_bytes)
     root, tables = _read_root(storage, superblock, keyring)
     for entry in tables:

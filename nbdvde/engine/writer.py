@@ -106,7 +106,7 @@ class Writer:
                 if self._admitted:
                     await self.commit()
                 elif not await self._reclaim():
-                    raise
+                    await self._prepare(self._admitted + payload, freeing=freeing, short=True)
             return
         async with holding(self.commit_lock):
             if not self._fits(payload, freeing=freeing):
@@ -119,8 +119,11 @@ class Writer:
 
     # Segments
 
-    async def _prepare(self, payload: int, *, freeing: bool = False) -> None:
-        """Allocate segments until the log has room for `payload` bytes of blocks. Raises NoSpaceError."""
+    async def _prepare(self, payload: int, *, freeing: bool = False, short: bool = False) -> None:
+        """Allocate segments, or `short` ones, until the log has room for `payload` bytes of blocks.
+
+        Raises NoSpaceError.
+        """
         log = self.log
         if not freeing and self._segments.space.in_reserve:
             raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
@@ -129,22 +132,22 @@ class Writer:
                 added: list[State] = []
                 try:
                     while log.worst(payload) > log.room() + sum(map(log.usable, added)):
-                        added.append(await self._allocate(freeing=freeing))
+                        added.append(await self._allocate(freeing=freeing, short=short))
                 finally:
                     if added:
                         # A link may name a segment only once its space is durable.
                         await workers.run(log.sync_storage)
                         log.ready.extend(added)
 
-    async def _allocate(self, *, freeing: bool) -> State:
-        """A log segment, a shorter one if there is no room for a whole one."""
+    async def _allocate(self, *, freeing: bool, short: bool) -> State:
+        """A log segment, if `short` then a shorter one if there is no room for a whole one."""
         length = self._segments.segment_bytes
         while True:
             try:
                 return await allocate(self._segments, length, reserved=freeing)
             except NoSpaceError:
                 length = length // 2 // BLOCK * BLOCK
-                if length < self.log.shortest:
+                if not short or length < self.log.shortest:
                     raise
 
     # Commits

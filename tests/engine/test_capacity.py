@@ -67,13 +67,18 @@ async def test_ten_times_full_and_trimmed(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 1 << 20
 
 
-async def test_a_full_image_takes_overwrites_while_there_is_garbage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fill_percent", "turns"), [(50, 10), (70, 2)])
+async def test_a_full_image_takes_overwrites_while_there_is_garbage(
+    tmp_path: Path, fill_percent: int, turns: int
+) -> None:
     path, rng = tmp_path / "image.vde", random.Random(2)
     made(path)
     async with nbdvde.open_image(path, key=None) as image:
-        disk, pages = image.disk(), {}
-        for number in range(10 * (CAPACITY // 2 // BLOCK)):
-            block = rng.randrange(CAPACITY // 2 // BLOCK)
+        disk, pages, blocks = image.disk(), {}, CAPACITY * fill_percent // 100 // BLOCK
+        for start in range(0, blocks * BLOCK, PIECE):
+            await disk.write(start, memoryview(rng.randbytes(PIECE)))
+        for number in range(turns * blocks):
+            block = rng.randrange(blocks)
             pages[block] = rng.randbytes(16)
             await disk.write(block * BLOCK, memoryview(pages[block] * (BLOCK // 16)))
             if number % 1000 == 0:

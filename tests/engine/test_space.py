@@ -14,7 +14,7 @@ ACTIONS = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(0, 1 
 
 @given(actions=ACTIONS)
 def test_allocations_never_overlap_and_all_space_comes_back(actions: list[tuple[int, bool, int]]) -> None:
-    space = FreeSpace(100, 1 << 40)
+    space = FreeSpace(100, 1 << 40, wide=5)
     used: dict[int, int] = {}
     for length, give_back, which in actions:
         if give_back and used:
@@ -75,3 +75,45 @@ def test_the_limit_holds() -> None:
         space.allocate(1)
     space.free(4, 2)
     assert space.allocate(2) == 4
+
+
+def test_writes_leave_the_reserve_in_gaps_that_take_any_segment() -> None:
+    space = FreeSpace(0, 100, reserve=20, wide=8)
+    space.reserve(0, 90)
+    for offset in (10, 20, 30):
+        space.free(offset, 6)
+    assert (space.room, space.wide_room) == (28, 10)
+    assert space.fits(6), "of a gap that is narrow already"
+    assert not space.fits(7), "only 3 of 20 bytes would be wide"
+    with pytest.raises(NoSpaceError):
+        space.allocate(7, reserved=False)
+    space.free(40, 20)
+    assert space.fits(10)
+    assert space.allocate(10, reserved=False) == 40, "the tightest"
+    assert not space.fits(10), "10 of 20 bytes would be wide, 15 have to be"
+    assert space.fits(6)
+    assert space.room - space.allocate(6, reserved=False) > 0
+    space.check()
+
+
+def test_a_round_of_cleaning_leaves_room_for_checkpoints() -> None:
+    space = FreeSpace(0, 1000, reserve=80, wide=10)
+    assert space.scratch == 50, "whatever room there is, as writes may take that meanwhile"
+    space.reserve(0, 960)
+    assert space.scratch == 20
+    assert space.leaves_checkpoints(20)
+    assert not space.leaves_checkpoints(21)
+    assert FreeSpace(0).scratch > 1 << 40
+
+
+def test_zones_have_the_gaps_in_them_that_take_no_segment() -> None:
+    space = FreeSpace(0, 1000, reserve=160, wide=10)
+    space.reserve(0, 100)
+    space.free(20, 9)
+    space.free(60, 10)
+    assert [space.zone(at) for at in (0, 39, 40)] == [1, 1, 2]
+    assert space.beside(0, 20) == 9
+    assert space.beside(0, 19) == space.beside(29, 31) == 0
+    endless = FreeSpace(0, wide=10)
+    endless.reserve(20, 20)
+    assert endless.zone(20) == endless.beside(0, 0) == 0

@@ -345,7 +345,7 @@ async def _clean_and_look_from_the_older_superblock() -> None:
         await image.disk().write(number * BLOCK, noise(101 + number, 1))
     await image.flush()
     assert image._writer is not None
-    assert await image._cleaner.run(image._writer, 0.25) > 0
+    assert await image._cleaner.round(image._writer, 0.25) > 0
     await image.checkpoint()
     older = bytearray(storage.image)
     newest = max(read_superblocks(FrozenStorage(older)), key=lambda superblock: superblock.sequence)
