@@ -30,7 +30,7 @@ test: venv
 	tools/prerequisites test
 	-tools/later-debian >/dev/null
 	-tools/debian-kernel >/dev/null
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check

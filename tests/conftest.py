@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def _add_libnbd(modules: Path) -> None:
     folder.mkdir(exist_ok=True)
     for source in (modules / "nbd.py", binary):
         link = folder / source.name
-        if not link.exists():
+        with suppress(FileExistsError):  # also of another process of this run
             link.symlink_to(source)
     sys.path.append(str(folder))
 
