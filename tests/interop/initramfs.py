@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.interop.harness import ROOT, run, unavailable
 
-PROGRAMS = ("nbd-client", "mke2fs", "e2fsck")
+PROGRAMS = ("nbd-client", "mke2fs", "e2fsck", "resize2fs")
 """Of the host, with the libraries they need; busybox has the rest."""
 MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "nbd", "ext4", "crc32c_generic")
 """Those that this kernel has built in are left out."""

@@ -8,7 +8,7 @@ import pytest
 from nbdvde import KeyFile, check_image
 from tests.interop.conftest import SIZE, Serve
 from tests.interop.guest import MEMORY_MIB, Guest, booted
-from tests.interop.harness import ROOT, Process, Served, need, run, serve_image
+from tests.interop.harness import NBDVDE, ROOT, Process, Served, need, run, serve_image
 from tests.interop.initramfs import add_python, make_initramfs, make_root
 
 pytestmark = pytest.mark.boots
@@ -37,9 +37,9 @@ class Attached:
         self.server = Process(self._folder, what, listen=f"127.0.0.1:{self.port}")
         self.port = self.server.uri.strip("/").rsplit(":", 1)[1]
 
-    def attach(self, options: str = "") -> None:
-        """The image becomes /dev/nbd0."""
-        self.guest.run(f"nbd-client -N disk -b 4096 {options} {HOST} {self.port} /dev/nbd0")
+    def attach(self, options: str = "", disk: str = "disk") -> None:
+        """The disk becomes /dev/nbd0."""
+        self.guest.run(f"nbd-client -N {disk} -b 4096 {options} {HOST} {self.port} /dev/nbd0")
         self.guest.wait_for("nbd-client -c /dev/nbd0")
 
     def detach(self) -> None:
@@ -50,7 +50,7 @@ class Attached:
 
 @pytest.fixture(scope="module")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    need("nbd-client", "mke2fs", "e2fsck")
+    need("nbd-client", "mke2fs", "e2fsck", "resize2fs")
     root = make_root(tmp_path_factory.mktemp("guest") / "root")
     add_python(root, ROOT / "tools" / "nbd_keep.py")
     return make_initramfs(root)
@@ -142,6 +142,27 @@ def test_swap(machine: Attached) -> None:
     assert used_kib > 8 << 10
     guest.run("sha256sum -c -s /tmp/sum && rm /mnt/rest && umount /mnt && swapoff /dev/nbd0")
     machine.detach()
+
+
+def test_a_disk_that_grows(machine: Attached) -> None:
+    """The step that docs/how-to/resize.md tells: off, on again, and the file system grows."""
+    guest, image = machine.guest, machine.image
+    assert image
+    run(NBDVDE, "disk", "create", image, "growing", "32M")
+    machine.attach(disk="growing")
+    guest.run("/sbin/mke2fs -F -q -t ext4 /dev/nbd0 && mount /dev/nbd0 /mnt")
+    write_tree(guest, "/mnt/tree")
+    guest.run("umount /mnt")
+    run(NBDVDE, "disk", "resize", image, "growing", "64M")
+    assert guest.run("cat /sys/block/nbd0/size").strip() == str((32 << 20) // 512)
+    machine.detach()
+    machine.attach(disk="growing")
+    assert guest.run("cat /sys/block/nbd0/size").strip() == str((64 << 20) // 512)
+    guest.run("/sbin/e2fsck -fp /dev/nbd0 && /sbin/resize2fs /dev/nbd0 && mount /dev/nbd0 /mnt")
+    assert int(guest.run("df -k /mnt | awk 'END {print $2}'")) > 48 << 10
+    guest.run("cd /mnt/tree && sha256sum -c -s sums && cd / && umount /mnt")
+    machine.detach()
+    run(NBDVDE, "disk", "delete", image, "growing", "--force")
 
 
 def test_list(machine: Attached) -> None:
