@@ -6,6 +6,8 @@ stays as it is. They come out the same each time; a test compares them with the 
 
 import json
 import sys
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from xxhash import xxh64_intdigest
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 UUID, KEY = bytes(range(16)), bytes(range(32))
@@ -87,6 +90,7 @@ def structures() -> dict[str, bytes]:
         "tagged unit": _sealed(blake3(b"nbdvde unencrypted" + UUID).digest(), kind=2, blocks=0, encrypted=False),
         "map entry": pack("<Q", 3 << 40 | 5 << 16 | 255),
         "index entry": pack("<Q", 256 << 48 | 4116 << 24 | 40960),
+        "dictionaries": b"".join(_dictionaries()),
     }
 
 
@@ -111,15 +115,36 @@ def _record() -> bytes:
 def _operation() -> bytes:
     """Section "Log": a record with an operation, which makes volume 9 from volume 2."""
     head = pack("<QQIIIIII32s", 41, 2, 1, 3, 0, 0, 0, 0, bytes(range(32)))
-    return head + pack("<B3xIIIQQB64s7x", 3, 5, 9, 2, 1 << 30, CREATED_NS, 4, b"copy")
+    return head + pack("<B3xIIIQQB64s3x4s", 3, 5, 9, 2, 1 << 30, CREATED_NS, 4, b"copy", b"ABCD")
 
 
 def _root(reference: bytes) -> bytes:
-    """Section "Root segment": a disk and a snapshot of it, two tables."""
+    """Section "Root segment": a disk, a volume with everything that one can have, two tables."""
     head = pack("<IIIIQQ8Q64x", 2, 2, 160, 300, 12, 8, *[1] * 8)
     disk = pack("<IIQQ16sB65s54x", 1, 2, 1 << 30, 77, reference, 4, b"disk")
-    empty = pack("<IIQQ16sB65s6xIIQQ24x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 7, 99, 12)
+    empty = pack("<IIQQ16sB65s6xIIQQ4s20x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 7, 99, 12, b"DICT")
     return head + disk + empty + pack("<II", 100, 20)
+
+
+def _dictionaries() -> Iterator[bytes]:
+    """Section "Dictionaries": sixty in generation 7, so that one is in the second block."""
+    entries = [
+        pack(
+            "<HHQIIQQ32s",
+            1 << 8 | slot,
+            0,
+            32 + 2 * slot,
+            2,
+            8000 + slot,
+            CREATED_NS,
+            100,
+            sha256(b"%d" % slot).digest(),
+        )
+        for slot in range(60)
+    ]
+    for body in (pack("<I12x", 60) + b"".join(entries[:59]), entries[59]):
+        block = body.ljust(4080, b"\0") + pack("<4sI", b"DICT", 7)
+        yield block + pack("<Q", xxh64_intdigest(block))
 
 
 def _sealed(master: bytes, *, kind: int, blocks: int, encrypted: bool) -> bytes:

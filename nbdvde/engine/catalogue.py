@@ -1,4 +1,4 @@
-"""The volumes of an image, disks and snapshots of them, and the operations that change which there are.
+"""The volumes of an image: disks, snapshots of them, and regions, and the operations that change which there are.
 
 A snapshot is a volume that is never written. Copying a volume takes over the map as it stands (`LbaMap.fork`): what
 both share is not counted down when either changes, until a mark has found out what is still in use.
@@ -30,13 +30,15 @@ class Member:
     created_ns: int = 0
     domain: int = 0
     """Members of equal domains share what they store; 0 takes no part."""
+    region: int = 0
+    """Type of the region that it is (region.Form.tag); 0 for disks and snapshots."""
 
     def entry(self) -> VolumeEntry:
         """As the root of the image keeps it."""
         lbamap = self.map
         return VolumeEntry(
             self.number, self.name, self.size, lbamap.height, lbamap.mapped, lbamap.root, self.parent, self.created_ns,
-            lbamap.protected, self.domain,
+            lbamap.protected, self.domain, self.region,
         )  # fmt: skip
 
 
@@ -50,7 +52,9 @@ class Catalogue:
         self.version = 0
         """One more whenever a volume comes or goes."""
         self.disks: list[Member] = []
-        """Those that can be written, oldest first."""
+        """What clients can write, oldest first."""
+        self.regions: dict[int, Member] = {}
+        """By type: what the image keeps for itself."""
         self._snapshots: dict[int, dict[str, Member]] = {}
         """Of each disk, by its number: by name, oldest first."""
         self.unwritten: list[Member] = []
@@ -72,7 +76,9 @@ class Catalogue:
         return self.members.get(member.parent) if member.parent else member
 
     def label(self, member: Member) -> str:
-        """Name in full: DISK or DISK@SNAPSHOT."""
+        """Name in full: DISK or DISK@SNAPSHOT, or one that no disk can have."""
+        if member.region:
+            return f"region {member.name}"
         disk = self.members.get(member.parent)
         return f"{disk.name}{SEPARATOR}{member.name}" if disk else member.name
 
@@ -100,6 +106,8 @@ class Catalogue:
         self.next_number = max(self.next_number, member.number + 1)
         if member.parent:
             self._snapshots.setdefault(member.parent, {})[member.name] = member
+        elif member.region:
+            self.regions[member.region] = member
         else:
             self.disks.append(member)
 
@@ -109,6 +117,8 @@ class Catalogue:
         if member.parent:
             self.unwritten = [other for other in self.unwritten if other is not member]
             del self._snapshots[member.parent][member.name]
+        elif member.region:
+            del self.regions[member.region]
         else:
             self.disks.remove(member)
 
@@ -147,9 +157,13 @@ class Catalogue:
 
     def _made(self, operation: Operation, sequence: int) -> Member:
         if operation.action == Action.CREATE:
+            if operation.region in self.regions:
+                raise _impossible(operation, "makes a region that exists")
             size = _sound_size(operation)
             lbamap = LbaMap(-(-size // BLOCK))
-            return Member(operation.number, operation.name, size, lbamap, 0, operation.time_ns, operation.domain)
+            return Member(
+                operation.number, operation.name, size, lbamap, 0, operation.time_ns, operation.domain, operation.region
+            )
         source = self._named(operation, operation.source)
         parent = source.number if operation.action == Action.SNAPSHOT else 0
         lbamap = source.map.fork(sequence)

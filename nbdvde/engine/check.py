@@ -95,7 +95,7 @@ class Checker:
         self.without_prints: list[State] = []
         """Segments of which the fingerprints cannot be read."""
         self._usage = _Usage(loaded.segments)
-        self._decoder = Decoder()
+        self._decoder = Decoder(loaded.dictionaries)
 
     def run(self, progress: Progress | None) -> CheckReport:
         """Verify what the anchors lead to."""
@@ -290,7 +290,8 @@ class Checker:
         trees = [Tree(member.number, member.map.height, member.map.root) for member in self._counted.catalogue]
         used = mark(trees, indexes, segments.read_unit, slots)
         own = mark((), indexes, segments.read_unit, slots)
-        for disk in self._counted.catalogue.disks:
+        catalogue = self._counted.catalogue
+        for disk in (*catalogue.disks, *catalogue.regions.values()):
             tree = Tree(disk.number, disk.map.height, disk.map.root)
             for slot, count in enumerate(mark([tree], (), segments.read_unit, slots)):
                 own[slot] += count if count and segments.find(slot).born >= disk.map.protected else 0

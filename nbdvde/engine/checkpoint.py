@@ -250,7 +250,7 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     sync()
     superblock = replace(
         plan.superblock, root=plan.root.segment, root_length=root_length, log=plan.log,
-        disks=tuple((entry.name, entry.size) for entry in catalogue if not entry.parent),
+        disks=tuple((entry.name, entry.size) for entry in catalogue if not (entry.parent or entry.region)),
     )  # fmt: skip
     written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
     return Result(written, volumes, indexes, garbage.units, tails, catalogue, entries)

@@ -76,16 +76,17 @@ class Checkpointer:
             pass
         await self.run_if_due(writer)
 
-    async def run(self, writer: Writer, state: int, *, both: bool = False) -> Result:
+    async def run(self, writer: Writer, state: int, *, both: bool = False, features: int = 0) -> Result:
         """Write a checkpoint and a superblock in the given state, or both superblocks.
 
-        Raises NoSpaceError (nothing has changed then) and PoisonedError.
+        `features` are incompatible feature bits to add. Raises NoSpaceError (nothing has changed then) and
+        PoisonedError.
         """
         with trio.CancelScope(shield=True):
             async with self.lock:
                 async with writer.commit_lock:
                     writer.refuse_if_poisoned()  # what a failed commit left behind must not get into a plan
-                    plan = self._plan(writer, state, both=both)
+                    plan = self._plan(writer, state, both=both, features=features)
                     removed = self._leave_out_dead(plan)
                 await self._reserve(writer, plan)
                 try:
@@ -113,7 +114,7 @@ class Checkpointer:
             self._removed.append((self._count + 1, self._segments.replace(new)))
             return True
 
-    def _plan(self, writer: Writer, state: int, *, both: bool) -> Plan:
+    def _plan(self, writer: Writer, state: int, *, both: bool, features: int) -> Plan:
         point = writer.log.point
         if state == STATE_CLEAN:
             point = LogPoint(empty_segment(), 0, 0, point.sequence, point.chain)
@@ -132,8 +133,9 @@ class Checkpointer:
             if not volume.map.shared.isdisjoint(volume.leaves):  # their units will have several owners
                 volume.map.protected = self._segments.next_sequence
         catalogue = [member.entry() for member in self._catalogue]
+        superblock = replace(self.superblock, state=state, incompatible=self.superblock.incompatible | features)
         return Plan(
-            replace(self.superblock, state=state), point, catalogue, self._catalogue.next_number,
+            superblock, point, catalogue, self._catalogue.next_number,
             self._catalogue.dedup_mib, volumes, indexes, prints, entries, self._segments.next_sequence,
             self._statistics(), meta, root, [], both,
         )  # fmt: skip

@@ -21,6 +21,7 @@ from nbdvde import workers
 from nbdvde.engine.checkpoint import Result
 from nbdvde.engine.checkpointer import NO_SPACE, Checkpointer
 from nbdvde.engine.compact import Kept, Used, survivors, without_dead
+from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Compressor, Decoder
 from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, pack_index
 from nbdvde.engine.mark import Tree, Usage, mark
@@ -45,10 +46,13 @@ _log = logging.getLogger(__name__)
 class Cleaner:
     """Cleans segments of an open image, a round at a time."""
 
-    def __init__(self, segments: Segments, checkpointer: Checkpointer, level: int, extent_blocks: int) -> None:
+    def __init__(
+        self, segments: Segments, checkpointer: Checkpointer, level: int, extent_blocks: int,
+        dictionaries: Dictionaries | None = None,
+    ) -> None:  # fmt: skip
         self._segments, self._checkpointer, self._extent_blocks = segments, checkpointer, extent_blocks
         # Blocks that were blanked compress even in an image whose data does not.
-        self._compressor, self._decoder = Compressor(max(level, 1)), Decoder()
+        self._compressor, self._decoder = Compressor(max(level, 1)), Decoder(dictionaries)
         self.lock = trio.Lock()
         """While it is held, no segment is replaced."""
         self._damaged: set[State] = set()

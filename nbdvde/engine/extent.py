@@ -4,7 +4,7 @@
 
 A frame holds four blocks (the last one fewer); `ends[i]` is where frame i ends, counted from the first
 frame's start. A frame whose length equals its blocks is stored as it is. Codec 0 has neither ends nor
-frames, only the blocks.
+frames, only the blocks. Where `dictionary` is not 0 it names what the frames are compressed with.
 """
 
 import struct
@@ -14,6 +14,7 @@ from itertools import accumulate, islice
 import zstandard
 
 from nbdvde.disk import BLOCK, Buffer
+from nbdvde.engine.dictionaries import Choice, Dictionaries
 from nbdvde.engine.layout import EXTENT_BLOCKS_MAX, FRAME_BLOCKS
 from nbdvde.errors import DamageError
 
@@ -22,6 +23,12 @@ _HEAD = struct.Struct("<BBH")
 FRAME_BYTES = FRAME_BLOCKS * BLOCK
 _KEEP_BELOW = 0.95
 """A result of 95 % of the input or more is not worth decompressing."""
+_WITH_DICTIONARY = 3
+"""Level with a dictionary at least: level 1 hardly looks at one (8 % saved of Python sources in 4 KiB, here 16 %)."""
+SMALL_BLOCKS = FRAME_BLOCKS
+"""Blocks up to which an extent may be compressed with a dictionary: in longer ones it saves nothing."""
+_AT_HAND = 8
+"""Dictionaries that a thread keeps ready."""
 _MANY = 8
 """Frames from which on one call for all is faster than a call for each."""
 LEVELS = {"fastest": 1, "optimal": 3, "smallest": 19, "none": 0}
@@ -30,15 +37,47 @@ LEVELS = {"fastest": 1, "optimal": 3, "smallest": 19, "none": 0}
 class Compressor:
     """Encodes extents at one level. Not for use by two threads at a time."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, dictionaries: Dictionaries | None = None) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=False) if level else None
+        self._level, self._dictionaries = max(level, _WITH_DICTIONARY), dictionaries or Dictionaries()
+        self._with: dict[bytes, zstandard.ZstdCompressor] = {}
+        """By content: a number may come again, with another one."""
 
-    def encode(self, extents: Sequence[Sequence[Buffer]]) -> list[bytes]:
-        """Plaintext of each of the given extents, lists of frames."""
+    def encode(self, extents: Sequence[Sequence[Buffer]], choice: Choice | None = None) -> list[bytes]:
+        """Plaintext of each of the given extents, lists of frames; small ones with the dictionary of the choice."""
         if self._zstd is None:
             return [_stored(frames) for frames in extents]
+        if choice is not None:
+            return [self._small(frames, choice) if len(frames) == 1 else self.encode([frames])[0] for frames in extents]
         packed = iter(self._compress([frame for frames in extents for frame in frames]))
         return [_assemble(frames, list(islice(packed, len(frames)))) for frames in extents]
+
+    def _small(self, frames: Sequence[Buffer], choice: Choice) -> bytes:
+        """An extent of one frame."""
+        if candidates := choice.candidates():
+            [plain] = self._compress([*frames])
+            packed = {number: self.compress_with(number, frames[0]) for number in candidates}
+            if len(plain) < len(frames[0]) * _KEEP_BELOW:  # else it says nothing
+                choice.learn(len(plain), {number: len(data) for number, data in packed.items()})
+            number = min(packed, key=lambda number: len(packed[number]))
+            if len(packed[number]) < len(plain):
+                return _assemble(frames, [packed[number]], number)
+            return _assemble(frames, [plain])
+        if choice.best:
+            return _assemble(frames, [self.compress_with(choice.best, frames[0])], choice.best)
+        return _assemble(frames, self._compress([*frames]))
+
+    def compress_with(self, number: int, frame: Buffer) -> bytes:
+        """A frame, compressed with a dictionary."""
+        content = self._dictionaries.content(number)
+        compressor = self._with.get(content)
+        if compressor is None:
+            if len(self._with) >= _AT_HAND:
+                del self._with[next(iter(self._with))]
+            dictionary = zstandard.ZstdCompressionDict(content)
+            compressor = zstandard.ZstdCompressor(level=self._level, dict_data=dictionary, write_checksum=False)
+            self._with[content] = compressor
+        return compressor.compress(frame)
 
     def _compress(self, frames: list[Buffer]) -> list[bytes]:
         """Many at once in one call: released for 13 µs at a time, the interpreter lock never reaches another thread."""
@@ -49,13 +88,13 @@ class Compressor:
         return [segments[number].tobytes() for number in range(len(frames))]
 
 
-def _assemble(frames: Sequence[Buffer], packed: Sequence[Buffer]) -> bytes:
+def _assemble(frames: Sequence[Buffer], packed: Sequence[Buffer], dictionary: int = 0) -> bytes:
     """One extent of its frames, each as it is or compressed, whichever pays."""
     kept = [small if len(small) < len(raw) * _KEEP_BELOW else raw for raw, small in zip(frames, packed, strict=True)]
     ends = list(accumulate(map(len, kept)))
     if ends[-1] >= sum(map(len, frames)) * _KEEP_BELOW:
         return _stored(frames)
-    return b"".join((_HEAD.pack(ZSTD, 0, 0), struct.pack(f"<{len(ends)}I", *ends), *kept))
+    return b"".join((_HEAD.pack(ZSTD, 0, dictionary), struct.pack(f"<{len(ends)}I", *ends), *kept))
 
 
 def _stored(frames: Sequence[Buffer]) -> bytes:
@@ -76,11 +115,18 @@ def is_compressed(plain: bytes) -> bool:
     return plain[0] == ZSTD
 
 
+def dictionary_of(plain: bytes) -> int:
+    """Number of the dictionary that an extent needs, 0 for none."""
+    return int.from_bytes(plain[2:4], "little")
+
+
 class Decoder:
     """Decodes extents; the plaintext is authentic, so what does not parse is a newer format. One per thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, dictionaries: Dictionaries | None = None) -> None:
         self._zstd = zstandard.ZstdDecompressor()
+        self._dictionaries = dictionaries or Dictionaries()
+        self._with: dict[bytes, zstandard.ZstdDecompressor] = {}
 
     def frame(self, plain: bytes, blocks: int, frame: int) -> bytes:
         """The blocks of one frame, joined."""
@@ -93,7 +139,8 @@ class Decoder:
             if blocks > EXTENT_BLOCKS_MAX or len(plain) < base:
                 raise DamageError("extent", "is shorter than its table", "run nbdvde check")
             ends = unpack_ends(plain, _HEAD.size)
-            return self._inflate(plain[base + ends[frame - 1] if frame else base : base + ends[frame]], length)
+            data = plain[base + ends[frame - 1] if frame else base : base + ends[frame]]
+            return self._inflate(data, length, self._with_dictionary(plain) if plain[2] or plain[3] else self._zstd)
         if plain[0] != STORED:
             raise DamageError("extent", f"has the unknown codec {plain[0]}", "use a newer nbdvde")
         start = _HEAD.size + frame * FRAME_BYTES
@@ -103,12 +150,23 @@ class Decoder:
         """All frames in order."""
         return [self.frame(plain, blocks, frame) for frame in range((blocks + FRAME_BLOCKS - 1) // FRAME_BLOCKS)]
 
-    def _inflate(self, frame: bytes, length: int) -> bytes:
+    def _with_dictionary(self, plain: bytes) -> zstandard.ZstdDecompressor:
+        content = self._dictionaries.content(dictionary_of(plain))
+        decompressor = self._with.get(content)
+        if decompressor is None:
+            if len(self._with) >= _AT_HAND:
+                del self._with[next(iter(self._with))]
+            dictionary = zstandard.ZstdCompressionDict(content)
+            decompressor = self._with[content] = zstandard.ZstdDecompressor(dict_data=dictionary)
+        return decompressor
+
+    @staticmethod
+    def _inflate(frame: bytes, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
         if len(frame) == length:
             return frame
         try:
             if zstandard.frame_content_size(frame) == length:  # or it might fill the memory
-                return _checked(self._zstd.decompress(frame), length)
+                return _checked(decompressor.decompress(frame), length)
         except zstandard.ZstdError:
             pass
         raise DamageError("extent", "a frame cannot be decompressed", "run nbdvde check")

@@ -16,6 +16,9 @@ from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
 from nbdvde.engine.cleaner import WORTH, WORTH_IN_NEED, Cleaner
 from nbdvde.engine.describe import clear_info, file_bytes
+from nbdvde.engine.dictchange import DictionaryChanges
+from nbdvde.engine.dictionaries import Dictionaries
+from nbdvde.engine.dictionaries import Entry as DictionaryEntry
 from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.keys import KeyArea
@@ -49,6 +52,10 @@ _LOOK_SEGMENTS = 4
 """Segments of log after which it is asked again whether to clean."""
 
 
+def _unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
 class Image:
     """An open image. Made by `nbdvde.open_image`."""
 
@@ -64,7 +71,7 @@ class Image:
         self._buffer_bytes = buffer_bytes
         self.segments.name = os.path.basename(path)
         self.cache = FrameCache(cache_bytes)
-        reader = Reader(self.segments, self.cache)
+        reader = Reader(self.segments, self.cache, loaded.dictionaries)
         self._background, self._cleaning = Background(self._failed), Background(self._failed)
         self._writer: Writer | None = None
         self._checkpointer = Checkpointer(
@@ -74,7 +81,11 @@ class Image:
         self.volumes = Volumes(loaded.catalogue, self.segments, reader, self._checkpointer, read_only=read_only)
         superblock = loaded.superblock
         self._cleaner = Cleaner(
-            self.segments, self._checkpointer, superblock.compression, superblock.extent_bytes // BLOCK
+            self.segments, self._checkpointer, superblock.compression, superblock.extent_bytes // BLOCK,
+            loaded.dictionaries,
+        )  # fmt: skip
+        self._dictionaries = DictionaryChanges(
+            loaded.dictionaries, self.segments, self.volumes, self._checkpointer, self._cleaner
         )
         self._looked_at = 0
         """Bytes of log when it was last asked whether to clean."""
@@ -98,11 +109,12 @@ class Image:
             self.segments.storage, await allocate_first(self.segments), sequence=self._loaded.sequence,
             chain=self._loaded.chain, epoch=superblock.epoch, level=superblock.compression,
             extent_blocks=superblock.extent_bytes // BLOCK, duplicates=self._duplicates,
+            dictionaries=self._loaded.dictionaries,
         )  # fmt: skip
         self._writer = writer = Writer(
             self.segments,
             log,
-            self.volumes.disks,
+            self.volumes.written,
             self._background,
             self._buffer_bytes,
             self._maybe_checkpoint,
@@ -275,6 +287,27 @@ class Image:
         if self._writer is None:
             raise RefusedError("image", "is open for reading only", "open it for writing")
         return self._writer
+
+    # Dictionaries
+
+    async def register_dictionary(self, content: bytes, samples: int, slot: int | None = None) -> DictionaryEntry:
+        """See `DictionaryChanges.register`."""
+        return await self._dictionaries.register(self._writable(), content, samples, slot)
+
+    async def replace_dictionary(
+        self, slot: int, content: bytes, samples: int, progress: Progress = _unseen
+    ) -> DictionaryEntry:
+        """See `DictionaryChanges.replace`."""
+        return await self._dictionaries.replace(self._writable(), slot, content, samples, progress)
+
+    async def remove_dictionary(self, slot: int, progress: Progress = _unseen) -> None:
+        """See `DictionaryChanges.remove`."""
+        await self._dictionaries.remove(self._writable(), slot, progress)
+
+    @property
+    def dictionaries(self) -> Dictionaries:
+        """Those of the image."""
+        return self._loaded.dictionaries
 
     # Keys
 

@@ -49,7 +49,9 @@ STATE_OPEN, STATE_CLEAN = 0, 1
 # writing.
 COMPACTED_SEGMENTS = 1 << 0
 """Incompatible: there may be segments of KIND_COMPACT."""
-KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS
+DICTIONARIES = 1 << 1
+"""Incompatible: there may be volumes that are regions, and extents compressed with a dictionary."""
+KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS | DICTIONARIES
 
 
 def reserve_of(capacity: int) -> int:
@@ -345,7 +347,7 @@ class Action:
     CREATE, SNAPSHOT, CLONE, DELETE, ROLLBACK, RESIZE = range(1, 7)
 
 
-_OPERATION = struct.Struct("<B3xIIIQQB64s7x")
+_OPERATION = struct.Struct("<B3xIIIQQB64s3xI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,19 +367,21 @@ class Operation:
     """Of what is made."""
     domain: int = 0
     """Of CREATE: the dedup domain."""
+    region: int = 0
+    """Of CREATE: type of the region that the volume is, 0 for a disk."""
 
     SIZE = _OPERATION.size
 
     def pack(self) -> bytes:
         raw = self.name.encode("ascii")
         return _OPERATION.pack(
-            self.action, self.domain, self.number, self.source, self.size, self.time_ns, len(raw), raw
+            self.action, self.domain, self.number, self.source, self.size, self.time_ns, len(raw), raw, self.region
         )
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        action, domain, number, source, size, time_ns, length, raw = _fields(_OPERATION, data, offset)
-        return cls(action, number, source, size, time_ns, _text(raw[:length]), domain)
+        action, domain, number, source, size, time_ns, length, raw, region = _fields(_OPERATION, data, offset)
+        return cls(action, number, source, size, time_ns, _text(raw[:length]), domain, region)
 
 
 _RECORD = struct.Struct("<QQIIIIII32s")
@@ -512,7 +516,7 @@ def pack_entry(slot: int, unit: int, block: int) -> int:
 
 
 _ROOT = struct.Struct("<IIIIQQ16Q")
-_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQ24x")
+_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQI20x")
 _VOLUME_BYTES_FIRST = 112
 """Bytes of a volume entry in images from before there were snapshots: the rest of it is zero."""
 STATISTICS = (
@@ -539,6 +543,8 @@ class VolumeEntry:
     """What segments of a lower sequence hold may be in use by another volume, too."""
     domain: int = 0
     """Volumes of equal domains share what they store; 0 takes no part."""
+    region: int = 0
+    """Type of the region that it is (region.Form.tag); 0 for disks and snapshots."""
 
     SIZE = _VOLUME.size
 
@@ -547,16 +553,16 @@ class VolumeEntry:
         root = self.root.pack() if self.root else NO_REF
         return _VOLUME.pack(
             self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, self.domain,
-            self.created_ns, self.protected,
+            self.created_ns, self.protected, self.region,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        volume, height, size, mapped, root, length, raw, parent, domain, created, protected = _fields(
+        volume, height, size, mapped, root, length, raw, parent, domain, created, protected, region = _fields(
             _VOLUME, data, offset
         )
         name, ref = _text(raw[:length]), UnitRef.unpack(root)
-        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain)
+        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain, region)
 
 
 @dataclass(frozen=True, slots=True)

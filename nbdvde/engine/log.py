@@ -19,6 +19,7 @@ from nbdvde import workers
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.dedup import PRINT_BYTES
+from nbdvde.engine.dictionaries import Choice, Dictionaries
 from nbdvde.engine.duplicates import Duplicates, Split, nothing_shared
 from nbdvde.engine.extent import Compressor, is_compressed
 from nbdvde.engine.layout import (
@@ -112,13 +113,13 @@ class LogWriter:
 
     def __init__(
         self, storage: Storage, state: State, *, sequence: int, chain: bytes, epoch: int, level: int,
-        extent_blocks: int, duplicates: Duplicates | None = None,
+        extent_blocks: int, duplicates: Duplicates | None = None, dictionaries: Dictionaries | None = None,
     ) -> None:  # fmt: skip
-        self._duplicates = duplicates
+        self._duplicates, self._dictionaries = duplicates, dictionaries or Dictionaries()
         self._storage, self.state, self._epoch = storage, state, epoch
         state.linked = True
         self._extent_blocks = extent_blocks
-        self._compressor = workers.PerThread(lambda: Compressor(level))
+        self._compressor = workers.PerThread(lambda: Compressor(level, self._dictionaries))
         self._sequence, self._chain = sequence, chain
         self._written = self._synced = sequence
         """Groups below these numbers are written, and durable."""
@@ -217,7 +218,7 @@ class LogWriter:
         state.units += 1 + len(chunks)
         prints = split.prints[len(stored) * PRINT_BYTES : (len(stored) + len(blocks)) * PRINT_BYTES]
         stored += _entries(state.segment.slot, first + 1, chunks)
-        extents = self._seal(state, first + 1, written, chunks)
+        extents = self._seal(state, first + 1, written, chunks, self._dictionaries.choice(volume))
         record = Record(
             self._sequence, self._epoch, volume, final, self._chain,
             tuple((len(sealed), len(chunk)) for sealed, chunk in zip(extents, chunks, strict=True)),
@@ -246,9 +247,12 @@ class LogWriter:
         self._chain = blake3(sealed).digest()
         self.counters.bytes_stored += length
 
-    def _seal(self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]]) -> list[bytes]:
+    def _seal(
+        self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]], choice: Choice | None
+    ) -> list[bytes]:
         def seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
-            plaintexts = self._compressor.get().encode([_frames(written, chunks[number]) for number in numbers])
+            frames = [_frames(written, chunks[number]) for number in numbers]
+            plaintexts = self._compressor.get().encode(frames, choice)
             return [
                 (
                     state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(chunks[number])),

@@ -45,7 +45,7 @@ def measure(
     sums = _Sums()
     slots = max((entry.segment.slot for entry in entries), default=0) + 1
     indexes = [ref for entry in entries for ref in entry.refs]
-    for part in _passes(entries, superblock.extent_bytes // BLOCK):
+    for part in passes(entries, superblock.extent_bytes // BLOCK):
         usage = Usage({entry.segment.slot: entry.units for entry in part}, superblock.extent_bytes // BLOCK)
         counts = mark(trees, indexes, segments.read_unit, slots, usage)
         for entry in part:
@@ -54,16 +54,18 @@ def measure(
         if entry.kind == KIND_META:
             sums.garbage += entry.used * max(0, entry.units - counts[entry.segment.slot]) // max(1, entry.units)
     in_use = DATA_START + superblock.root.length + sum(entry.segment.length for entry in entries)
-    logical = sum(volume.mapped for volume in volumes) * BLOCK
+    logical = sum(volume.mapped for volume in volumes if not volume.region) * BLOCK
+    own = sum(sums.exclusive.get(volume.volume, 0) for volume in volumes if volume.region)
+    unique = (sums.blocks - own) * BLOCK
     return SpaceReport(
-        superblock.capacity or None, file_bytes, logical, written, sums.blocks * BLOCK,
-        max(0, logical - sums.blocks * BLOCK), sums.compressed, sums.garbage, reserve_of(superblock.capacity),
+        superblock.capacity or None, file_bytes, logical, written, unique, max(0, logical - unique),
+        sums.compressed, sums.garbage, reserve_of(superblock.capacity),
         in_use - sums.compressed - sums.garbage, round(sums.compressed / (superblock.capacity or in_use), 4),
         [_disk(volume, volumes, sums) for volume in volumes],
     )  # fmt: skip
 
 
-def _passes(entries: Sequence[TableEntry], blocks: int) -> Iterator[list[TableEntry]]:
+def passes(entries: Sequence[TableEntry], blocks: int) -> Iterator[list[TableEntry]]:
     """Segments with extents, as many at a time as fit into the memory."""
     part: list[TableEntry] = []
     cells = 0
@@ -93,5 +95,6 @@ def _add(sums: _Sums, segments: Segments, entry: TableEntry, usage: Usage) -> No
 
 def _disk(volume: VolumeEntry, volumes: Sequence[VolumeEntry], sums: _Sums) -> DiskUsage:
     parent = next((other.name + SEPARATOR for other in volumes if other.volume == volume.parent), "")
+    parent = "region " if volume.region else parent
     unique = sums.exclusive.get(volume.volume, 0) * BLOCK
     return DiskUsage(parent + volume.name, volume.size, volume.mapped * BLOCK, unique, volume.mapped * BLOCK - unique)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nbdvde import workers
 from nbdvde.disk import BLOCK, Piece
 from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
+from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import FRAME_BLOCKS, SLOT_SHIFT, UNIT_SHIFT, Kind
 from nbdvde.engine.sealing import Sealer
@@ -42,10 +43,10 @@ class _Extent:
 class Reader:
     """Reads sealed extents of an image."""
 
-    def __init__(self, segments: Segments, cache: FrameCache) -> None:
+    def __init__(self, segments: Segments, cache: FrameCache, dictionaries: Dictionaries | None = None) -> None:
         self._segments, self.cache = segments, cache
-        self._decoder = Decoder()
-        self._decoders = workers.PerThread(Decoder)
+        self._decoder = Decoder(dictionaries)
+        self._decoders = workers.PerThread(lambda: Decoder(dictionaries))
 
     def frame_nowait(self, entry: int) -> bytes | None:
         """The frame that holds a block, or None when it has to be waited for. Raises DamageError."""

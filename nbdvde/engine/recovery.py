@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
 from nbdvde.engine.catalogue import Catalogue, Member
 from nbdvde.engine.changes import Loads, applying, loading
+from nbdvde.engine.dictionaries import Dictionaries
+from nbdvde.engine.dictload import load_dictionaries
 from nbdvde.engine.layout import (
     BLOCK,
     COMPRESSION_MAX,
@@ -68,6 +70,7 @@ class Loaded:
     """What is damaged and was done without: (where, what)."""
     partial: bool = False
     """Whether it is an earlier state than the image had, as what came after cannot be read."""
+    dictionaries: Dictionaries = field(default_factory=Dictionaries)
 
     def tell(self, where: str, what: str) -> None:
         """Add a flaw."""
@@ -106,6 +109,7 @@ def load(
         loaded = _load_older_root(storage, superblock, older, keyring, damage)
     if replay and superblock.state != STATE_CLEAN:
         _replay(loaded, superblock, () if salvage else UnreadableError)
+    _load_dictionaries(loaded)
     return loaded
 
 
@@ -123,6 +127,10 @@ def load_remains(
         loaded = _load_any_root(storage, master_of, damage, salvage=salvage)
     _rebuild_indexes(loaded)
     return loaded
+
+
+def _load_dictionaries(loaded: Loaded) -> None:
+    loaded.dictionaries = load_dictionaries(loaded.segments, loaded.catalogue, loaded.tell)
 
 
 def _load_any_root(
@@ -147,6 +155,7 @@ def _load_any_root(
         # As in `_load_older_root`: the next superblock takes the place of the one that leads to less.
         sequence = newest.sequence + (superblock is not newest)
         loaded.superblock = replace(superblock, sequence=sequence, epoch=max(newest.epoch, superblock.epoch))
+        _load_dictionaries(loaded)
         return loaded
     raise damage
 
@@ -268,7 +277,9 @@ def _member(entry: VolumeEntry) -> Member:
         raise DamageError("catalogue", f"disk {entry.name} has a map of the wrong height", "run nbdvde check")
     mapped = min(entry.mapped, blocks)
     lbamap = LbaMap(blocks, entry.root, mapped, height=entry.height, protected=entry.protected)
-    return Member(entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns, entry.domain)
+    return Member(
+        entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns, entry.domain, entry.region
+    )
 
 
 def _replay(

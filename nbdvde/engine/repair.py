@@ -16,9 +16,10 @@ from nbdvde.engine.access import PathLike, master_key, naming, new_file, open_fi
 from nbdvde.engine.catalogue import Member
 from nbdvde.engine.changes import loading
 from nbdvde.engine.check import Blocks, Checker, Progress, check_storage
+from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
-from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Superblock
+from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Action, Operation, Superblock
 from nbdvde.engine.lbamap import FANOUT
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.reading import read_copy
@@ -178,6 +179,8 @@ def _give_up(loaded: Loaded, checker: Checker) -> None:
     """Have the maps say "lost" of all that cannot be read."""
     segments = loaded.segments
     _extend(loaded.storage, segments.space.end)  # or the new image is one that was cut off
+    if loaded.dictionaries.damaged:
+        _give_up_dictionaries(loaded, checker)
     for member in loaded.catalogue:
         # What volumes share is given up in each of them: counted down, it would be so several times.
         member.map.protected = segments.next_sequence
@@ -189,6 +192,16 @@ def _give_up(loaded: Loaded, checker: Checker) -> None:
             _load(loaded, member, number)
             member.map.lose(number, blocks)
             checker.mapped[member.number] -= mapped
+
+
+def _give_up_dictionaries(loaded: Loaded, checker: Checker) -> None:
+    """Have none; what is compressed with them cannot be read, and nothing may become a duplicate of it."""
+    number = loaded.dictionaries.volume
+    loaded.catalogue.apply(Operation(Action.DELETE, number), loaded.segments.next_sequence)
+    loaded.dictionaries = Dictionaries()
+    del checker.mapped[number]
+    for state in loaded.segments.states.values():
+        state.prints_bytes = 0
 
 
 def _damaged_leaves(checker: Checker, member: Member) -> Iterator[tuple[int, Blocks, int]]:

@@ -1,7 +1,7 @@
 """One disk of an image: requests against the write buffer, the map and the sealed extents."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -320,6 +320,16 @@ class Volume(Disk):
     async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         if self.writer is not None:
             await self.writer.flush(mark, alone=alone)
+
+    async def write_together(self, blocks: Mapping[int, bytes], holes: Sequence[tuple[int, int]] = ()) -> None:
+        """Make ranges of blocks, (start, stop), holes and write whole blocks, of which a crash leaves all or none."""
+        payload = len(blocks) * BLOCK
+        await self._writable().admit(payload + sum(zero_cost(start, stop, False) for start, stop in holes))
+        for start, stop in holes:
+            self.active.zero(start, stop, False)
+        for block, page in blocks.items():
+            self.active.put(block, memoryview(page))
+        self.active.payload += payload
 
     # Whole disk
 

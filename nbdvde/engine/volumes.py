@@ -17,6 +17,7 @@ from nbdvde.engine.catalogue import SEPARATOR, Catalogue, Member
 from nbdvde.engine.checkpointer import Checkpointer
 from nbdvde.engine.layout import MAX_DISK_BYTES, NAME, Action, Operation
 from nbdvde.engine.reader import Reader
+from nbdvde.engine.region import Form
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
@@ -36,6 +37,9 @@ class Volumes:
         """Snapshots that somebody looked at."""
         self._changing = trio.Lock()
         self.disks = [self._volume(member) for member in catalogue.disks]
+        self._regions = {tag: self._volume(member) for tag, member in catalogue.regions.items()}
+        self.written = [*self.disks, *self._regions.values()]
+        """What commits write."""
 
     def _volume(self, member: Member) -> Volume:
         read_only = self._read_only or bool(member.parent)
@@ -51,11 +55,11 @@ class Volumes:
         return self._checkpointer.reading()
 
     def __iter__(self) -> Iterator[Member]:
-        """Oldest first."""
-        return iter(self._catalogue)
+        """Disks and snapshots, oldest first."""
+        return (member for member in self._catalogue if not member.region)
 
     def __reversed__(self) -> Iterator[Member]:
-        return reversed(self._catalogue.members.values())
+        return (member for member in reversed(self._catalogue.members.values()) if not member.region)
 
     def snapshots(self, disk: Volume) -> Iterable[Member]:
         """Of a disk, oldest first."""
@@ -68,8 +72,8 @@ class Volumes:
     def attach(self, writer: Writer | None) -> None:
         """Let the disks be written, or no more."""
         self._writer = writer
-        for disk in self.disks:
-            disk.writer = writer
+        for volume in self.written:
+            volume.writer = writer
 
     def get(self, label: str | None = None) -> Volume:
         """A disk or a snapshot by name, the first disk without."""
@@ -120,6 +124,14 @@ class Volumes:
         if not domain:
             raise RefusedError(f"disk {dedup_with}", "takes no part in deduplication", "leave --dedup-with out")
         return domain
+
+    async def region(self, form: Form, size: int) -> Volume:
+        """The volume of a region of the image, made with `size` bytes if there is none."""
+        async with self._changing:
+            if form.tag not in self._regions:
+                number, now = self._catalogue.next_number, time.time_ns()
+                await self._make(Operation(Action.CREATE, number, 0, size, now, form.name, region=form.tag))
+            return self._regions[form.tag]
 
     async def snapshot(self, disk: str, name: str) -> None:
         """Keep what a disk holds now, as DISK@NAME."""
@@ -189,12 +201,19 @@ class Volumes:
 
     def _appear(self, number: int) -> None:
         member = self._catalogue.members[number]
-        if not member.parent:
-            self.disks.append(self._volume(member))
+        if member.parent:
+            return
+        volume = self._volume(member)
+        self.written.append(volume)
+        if member.region:
+            self._regions[member.region] = volume
+        else:
+            self.disks.append(volume)
 
     def _drop(self, member: Member) -> None:
         self._open.pop(member.number, None)
-        self.disks[:] = [disk for disk in self.disks if disk.number != member.number]
+        for volumes in (self.disks, self.written):
+            volumes[:] = [volume for volume in volumes if volume.number != member.number]
 
     def _follow(self, disk: Volume) -> None:
         member = self._catalogue.members[disk.number]

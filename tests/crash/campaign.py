@@ -85,6 +85,13 @@ PROFILES = {
         steps=40,
         weights={"write": 12, "trim": 2, "flush": 3, "checkpoint": 3, "snapshot": 2, "unsnapshot": 1, "rollback": 1},
     ),
+    "dictionaries": Profile(
+        words=True,
+        repeated=0.3,
+        steps=16,
+        largest=12 << 10,
+        weights={"write": 10, "zero": 2, "flush": 6, "checkpoint": 2, "dictionary": 6, "clean": 2},
+    ),
     "snapshots": Profile(
         weights={"write": 10, "zero": 2, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2}
     ),

@@ -370,6 +370,55 @@ MUTANTS += [
         "np.minimum(np.cumsum(~is_shared), np.sum(~is_shared) - 1)",
         "repeats",
     ),
+    mutant(
+        "an extent is decoded with the newest dictionary of the slot",
+        "dictionaries:Dictionaries.content",
+        "self._contents[number]",
+        "self._contents[next(e.number for e in reversed(self.table.entries) if e.slot == number % 256)]",
+        "dictionaries",
+    ),
+    mutant(
+        "a dictionary is removed without looking who needs it",
+        "dictchange:DictionaryChanges.remove",
+        "users.get(entry.number, Users()).used",
+        "0",
+        "needed dictionaries",
+    ),
+    mutant(
+        "what only duplicates could need is not kept",
+        "dictchange:DictionaryChanges._drop_unneeded",
+        "if entry.number not in users",
+        "if not users.get(entry.number, Users()).used",
+        "dictionaries and duplicates",
+    ),
+    mutant(
+        "what is buffered does not need a dictionary",
+        "dictchange:DictionaryChanges._users",
+        "await writer.flush()",
+        "pass",
+        "needed dictionaries",
+    ),
+    mutant(
+        "the region is compressed with its own dictionaries",
+        "dictionaries:Dictionaries.choice",
+        "or volume == self.volume",
+        "",
+        "dictionaries",
+    ),
+    mutant(
+        "a dictionary is used before it is durable",
+        "dictchange:DictionaryChanges._store",
+        "await writer.flush()",
+        "pass",
+        "dictionaries",
+    ),
+    mutant(
+        "older readers are not warned of dictionaries",
+        "dictchange:DictionaryChanges._put",
+        "features=DICTIONARIES",
+        "features=0",
+        "older readers",
+    ),
 ]
 
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")

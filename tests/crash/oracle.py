@@ -19,7 +19,7 @@ from nbdvde.engine.sealing import public_master
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import ImageError, NbdvdeError
 from tests.crash.recording import FrozenStorage
-from tests.crash.session import ABSENT, KEY, digest, with_snapshot
+from tests.crash.session import ABSENT, DICTIONARIES, KEY, digest, with_snapshot
 from tests.crash.states import Crash
 
 _DIGEST_BYTES = 16
@@ -33,17 +33,19 @@ def master_of(superblock: Superblock) -> bytes:
 
 
 def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
-    """Every block of the disk and of its snapshots that is not zero, read from its extents."""
+    """Every block of the disk and of its snapshots that is not zero, read from its extents; and the dictionaries."""
     pages: dict[int, bytes] = {}
     for member in loaded.catalogue:
+        if member.region:
+            continue
         held = _pages_of(loaded, member)
         pages = dict(with_snapshot(pages, int(member.name[1:]), held)) if member.parent else {**pages, **held}
-    return pages
+    return pages | {DICTIONARIES + entry.slot: entry.sha256 for entry in loaded.dictionaries.table}
 
 
 def _pages_of(loaded: recovery.Loaded, volume: Member) -> dict[int, bytes]:
     drive_blocking(loading(volume.map, range(-(-volume.map.blocks // LEAF_BLOCKS))), loaded.segments, volume.map)
-    reader = Reader(loaded.segments, FrameCache(4 << 20))
+    reader = Reader(loaded.segments, FrameCache(4 << 20), loaded.dictionaries)
     pages = {}
     for number, leaf in volume.map.leaves.items():
         for at, entry in enumerate(leaf):

@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import trio
@@ -20,15 +21,18 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, Fresh, KeyArea, KeyFile, MasterKey
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import NoSpaceError, PoisonedError
+from nbdvde.errors import NoSpaceError, PoisonedError, RefusedError
 from tests.crash.recording import RecordingStorage
 from tests.crash.stepping import deterministic
+from tests.engine.trained import dictionary, text
 
 KEY = MasterKey(bytes(range(32)))
 Pages = Mapping[int, bytes]
 """The blocks of a disk that are not all zeroes."""
 SNAPSHOT_SHIFT = 48
 """Blocks of snapshot N are numbered from N << 48 on, the disk's from 0; the last one says that it exists."""
+DICTIONARIES = 1 << 62
+"""Dictionaries count as blocks from this one on."""
 ABSENT = b"no image"
 """The version before an image was created."""
 
@@ -120,6 +124,8 @@ class Profile:
     """How often a write is the same as one of a few others: duplicates."""
     dedup: bool = True
     """Whether duplicates become references."""
+    words: bool = False
+    """Whether writes are texts that dictionaries are good for."""
 
 
 class Session:
@@ -251,6 +257,8 @@ class Session:
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
+        elif kind == "dictionary":
+            await self._dictionary(image)
         elif kind in ("snapshot", "unsnapshot", "rollback"):
             await self._history(image, kind)
         elif kind == "read":
@@ -280,6 +288,31 @@ class Session:
         self._enter(new)
         self._mark()
         if await self._tolerating(action):
+            self._accepted = len(self.versions) - 1
+            self._durable(self._accepted)
+        else:
+            del self.versions[-1], self.snapshots[-1]
+
+    async def _dictionary(self, image: Image) -> None:
+        """Register, replace or remove a dictionary; that is durable when it returns, and read like a block."""
+        slot, kind = self._rng.randrange(2), self._rng.randrange(2)
+        content, place = dictionary(kind, self._rng.randrange(3)), DICTIONARIES + slot
+        action: Callable[[], Awaitable[Any]]
+        removed = {block: page for block, page in self._pages.items() if block != place}
+        trained = {**self._pages, place: sha256(content).digest()}
+        if place not in self._pages:
+            new, action = trained, partial(image.register_dictionary, content, 1, slot)
+        elif self._rng.random() < 0.5:
+            new, action = trained, partial(image.replace_dictionary, slot, content, 1)
+        else:
+            new, action = removed, partial(image.remove_dictionary, slot)
+        self._enter(new)
+        self._mark()
+        try:
+            done = await self._tolerating(action)
+        except RefusedError:
+            done = False
+        if done:
             self._accepted = len(self.versions) - 1
             self._durable(self._accepted)
         else:
@@ -351,10 +384,13 @@ class Session:
         unit = self._rng.randbytes(16) + number.to_bytes(8, "little")
         compressible = self._rng.random() < 0.7
         data = (unit * (length // 24 + 1))[:length] if compressible else self._rng.randbytes(length)
+        if self.profile.words:
+            data = text(self._rng.randrange(2), self._rng, length)
         if self.profile.repeated and self._rng.random() < self.profile.repeated:
             length = min(self.profile.largest, self.profile.size)
             offset = self._rng.randrange((self.profile.size - length) // BLOCK + 1) * BLOCK
-            data = random.Random(self._rng.randrange(3)).randbytes(length)
+            chance = random.Random(self._rng.randrange(3))
+            data = text(0, chance, length) if self.profile.words else chance.randbytes(length)
         await self._request([overwritten(self._pages, offset, data)], lambda: self._put(disk, offset, data))
 
     async def _put(self, disk: Volume, offset: int, data: bytes) -> None:

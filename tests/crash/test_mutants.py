@@ -1,6 +1,8 @@
 """The tests notice faults: each deliberate one in the engine makes a detector fail."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import trio
@@ -9,7 +11,7 @@ from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
-from tests.engine import test_cleaner, test_duplicates, test_replay, test_volumes
+from tests.engine import test_cleaner, test_dictchange, test_duplicates, test_replay, test_volumes
 
 
 def crash() -> None:
@@ -59,6 +61,23 @@ def nonces() -> None:
         assert ledger.repeats == []
 
 
+def dictionaries() -> None:
+    """As `crash`, only of images with dictionaries."""
+    tally = Tally()
+    for seed in range(8):
+        run_seed(seed, Effort(subsets=16, torn=4, sessions=2), tally, "dictionaries")
+
+
+def with_image(test: Callable[[Path], Awaitable[None]]) -> Callable[[], None]:
+    """A test of dictionaries, with an image."""
+
+    def detector() -> None:
+        with TemporaryDirectory() as folder:
+            trio.run(test, test_dictchange.made(Path(folder)))
+
+    return detector
+
+
 def keys() -> None:
     """Crashes while key slots are changed."""
     test_keys.test_after_a_crash_the_old_keys_open_the_image_or_the_new_ones()
@@ -80,6 +99,12 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),
+    "dictionaries": dictionaries,
+    "needed dictionaries": with_image(test_dictchange.test_it_stays_while_an_extent_needs_it),
+    "dictionaries and duplicates": with_image(
+        test_dictchange.test_what_a_duplicate_may_be_made_of_is_kept_with_its_dictionary
+    ),
+    "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from struct import iter_unpack, pack, unpack, unpack_from
 
 from blake3 import blake3
@@ -10,7 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from zstandard import decompress
+from xxhash import xxh64_intdigest
+from zstandard import ZstdCompressionDict, ZstdDecompressor, decompress
 
 BLOCK, TAG = 4096, 16
 HEADER, RECORD, EXTENT, LEAF, NODE, INDEX, ROOT, TABLE, LINK = range(1, 10)
@@ -58,6 +60,7 @@ class Image:
         (self.epoch,) = unpack_from("<Q", superblock, 64)
         self.segments: dict[int, Segment] = {}
         self.disks: dict[str, int] = {}
+        self._dict = 0
         self._maps: dict[int, tuple[int, Ref]] = {}
         self._leaves: dict[tuple[int, int], list[int]] = {}
         self._load_root(Segment.parse(superblock[104:168]), *unpack_from("<I", superblock, 168))
@@ -68,7 +71,8 @@ class Image:
         blocks = [self.file[at : at + BLOCK] for at in (0, 65536)]
         sound = [b for b in blocks if b[:8] == b"NBDVDE\r\n" and blake3(b[:4032]).digest() == b[4032:4064]]
         for block in sorted(sound, key=lambda b: unpack_from("<Q", b, 56), reverse=True):
-            if unpack_from("<H6xQ", block, 8) not in {(1, 0), (1, 1)}:
+            version, features = unpack_from("<H6xQ", block, 8)
+            if version != 1 or features > 3:
                 raise ReaderError("a newer format")
             self.uuid, self.encryption = block[40:56], unpack_from("<H", block, 72)[0]
             self.master = self._master(secret, kind)
@@ -128,7 +132,10 @@ class Image:
         length_of_entry = unpack_from("<I", root, 8)[0] or 112
         for at in range(160, 160 + length_of_entry * volumes, length_of_entry):
             volume, height = unpack_from("<II", root, at)
-            self.disks[root[at + 41 : at + 41 + root[at + 40]].decode("ascii")] = volume
+            if not unpack_from("<I", root[at : at + length_of_entry].ljust(160, b"\0"), 136)[0]:
+                self.disks[root[at + 41 : at + 41 + root[at + 40]].decode("ascii")] = volume
+            elif root[at + 136 : at + 140] == b"DICT":
+                self._dict = volume
             self._maps[volume] = height, unpack_from("<IIII", root, at + 24)
         position = length
         for number, sealed in enumerate(unpack_from(f"<{tables}I", root, 160 + length_of_entry * volumes), 1):
@@ -158,13 +165,34 @@ class Image:
 
     def block(self, disk: str, number: int) -> bytes:
         """One block of a disk."""
-        entry = self._leaf(self.disks[disk], number >> 9)[number & 511]
+        return self._block(self.disks[disk], number)
+
+    def _block(self, volume: int, number: int) -> bytes:
+        entry = self._leaf(volume, number >> 9)[number & 511]
         if entry < 2:
             return bytes(BLOCK)
         segment, unit, block = self.segments[entry >> 40], entry >> 16 & 0xFFFFFF, entry & 0xFFFF
         place = self._index(segment)[unit]
         sealed = self._read(segment, place & 0xFFFFFF, place >> 24 & 0xFFFFFF)
-        return _block_of(self._open(segment, EXTENT, unit, sealed, blocks=place >> 48), place >> 48, block)
+        plain = self._open(segment, EXTENT, unit, sealed, blocks=place >> 48)
+        named = int.from_bytes(plain[2:4], "little")
+        return _block_of(plain, place >> 48, block, self._dictionary(named) if named else b"")
+
+    def _dictionary(self, number: int) -> bytes:
+        """The content of a dictionary (section "Dictionaries")."""
+        at, left = 16, unpack_from("<I", self._block(self._dict, 0))[0]
+        for block in range(32):
+            page = self._block(self._dict, block)
+            if page[4080:4084] != b"DICT" or unpack_from("<Q", page, 4088)[0] != xxh64_intdigest(page[:4088]):
+                break
+            while left and at + 68 <= 4080:
+                named, _, first, blocks, size = unpack_from("<HHQII", page, at)
+                content = b"".join(self._block(self._dict, first + n) for n in range(blocks))[:size]
+                if named == number and sha256(content).digest() == page[at + 36 : at + 68]:
+                    return content
+                at, left = at + 68, left - 1
+            at = 0
+        raise ReaderError(f"there is no dictionary {number}")
 
     def _replay(self, point: bytes) -> None:
         position, unit, sequence, chain = unpack_from("<IIQ32s", point, 64)
@@ -243,7 +271,7 @@ class Image:
             yield from self._witnesses(Segment.parse(link[56:120]), 0)
 
 
-def _block_of(plain: bytes, blocks: int, block: int) -> bytes:
+def _block_of(plain: bytes, blocks: int, block: int, dictionary: bytes) -> bytes:
     """A block of an extent's plaintext (section "Extent")."""
     if plain[0] == 0:
         return plain[4 + BLOCK * block :][:BLOCK]
@@ -251,5 +279,5 @@ def _block_of(plain: bytes, blocks: int, block: int) -> bytes:
     ends, base = (0, *unpack_from(f"<{frames}I", plain, 4)), 4 + 4 * frames
     frame = plain[base + ends[number] : base + ends[number + 1]]
     if len(frame) != BLOCK * min(4, blocks - 4 * number):
-        frame = decompress(frame)
+        frame = ZstdDecompressor(dict_data=ZstdCompressionDict(dictionary)).decompress(frame)
     return frame[BLOCK * (block % 4) :][:BLOCK]

@@ -6,9 +6,10 @@ import struct
 from typing import Any
 
 import pytest
+import xxhash
 from blake3 import blake3
 
-from nbdvde.engine import extent, keys, layout, sealing
+from nbdvde.engine import dictionaries, extent, keys, layout, sealing
 from nbdvde.engine.layout import (
     GroupHeader,
     Link,
@@ -36,10 +37,10 @@ ENTRY_NAMES = {"segment": SEGMENT.pack()[:56], "prints": bytes((0x5F, 0x5E, 0x5D
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
 VOLUME = Volume(
     0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF, 0x51525354, 0x2122232425262728,
-    0x292A2B2C2D2E2F30, 0x31323334,
+    0x292A2B2C2D2E2F30, 0x31323334, 0x41424344,
 )  # fmt: skip
 ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)), 0x21222324, 0x31323334)
-OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk", 0x41424344)
+OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk", 0x41424344, 0x45464748)
 RECORD = Record(
     0x1112131415161718,
     0x191A1B1C1D1E1F20,
@@ -122,6 +123,9 @@ NAMED = {"name_length": 4, "name": b"disk"}
 DISK_NAMES = {"size": 0xA1A2A3A4A5A6A7A8, "name_length": 4}
 RECORD_ITEMS = RECORD.pack()[72:]
 
+DICT_ENTRY = dictionaries.Entry(0x0102, 0, 32, 3, 0x2ABC, 0x1112131415161718, 0x2122232425262728, bytes(range(32)))
+[DICT_BLOCK] = dictionaries.Table([DICT_ENTRY], 0x01020304).pack()
+
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "superblock": (layout._SUPER.format, SUPERBLOCK_BYTES[:296], SUPERBLOCK_NAMES),
@@ -140,7 +144,12 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     }),
     "volume": (layout._VOLUME.format.replace("6xII", "6xI4x"), VOLUME.pack(), _fields(VOLUME) | NAMED),
     "table-entry": (layout._TABLE_ENTRY.format, ENTRY.pack(), _fields(ENTRY) | ENTRY_NAMES),
-    "extent": ("<BxH", extent.Compressor(1).encode([[bytes(4096)]])[0][:4], {"codec": 1, "dictionary": 0}),
+    "extent": ("<BxH", extent._assemble([bytes(4096)], [b"x"], 0x0102)[:4], {"codec": 1, "dictionary": 0x0102}),
+    "region-trailer": ("<II8s", DICT_BLOCK[4080:], {
+        "tag": b"DICT", "generation": 0x01020304, "xxh64": xxhash.xxh64_intdigest(DICT_BLOCK[:4088]),
+    }),
+    "dict-header": (dictionaries._HEADER.format, DICT_BLOCK[:16], {"dictionaries": 1}),
+    "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
     "operation": (layout._OPERATION.format, OPERATION.pack(), _fields(OPERATION) | NAMED),
@@ -195,7 +204,8 @@ def test_fields_are_where_the_table_says(name):
 @pytest.mark.parametrize(("name", "size"), [
     ("superblock", layout._SUPER.size), ("root", layout._ROOT.size), ("record", layout._RECORD.size),
     ("key-area", layout.KEY_AREA_BYTES), ("extent", extent._HEAD.size), ("volume", Volume.SIZE),
-    ("table-entry", TableEntry.SIZE), ("segment", Segment.SIZE), ("log-point", LogPoint.SIZE),
+    ("table-entry", TableEntry.SIZE), ("dict-header", dictionaries.FORM.header_bytes),
+    ("dict-entry", dictionaries.FORM.record_bytes), ("segment", Segment.SIZE), ("log-point", LogPoint.SIZE),
     ("unit-ref", UnitRef.SIZE),
 ])  # fmt: skip
 def test_sizes(name, size):

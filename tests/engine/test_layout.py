@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.engine import layout
+from nbdvde.engine.dictionaries import FORM, Entry, Table
 from nbdvde.engine.layout import (
     BLOCK,
     ENCRYPTION_AES_256_GCM,
@@ -55,10 +57,18 @@ SUPERBLOCK = Superblock(
     POINT, (("disk", 1 << 30), ("a.b-c_9", 512)),
 )  # fmt: skip
 ROOT = Root(
-    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12, 7)), (100, 20), 12,
-    (1,) * 8, 8, 300,
+    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12, 7, FORM.tag)),
+    (100, 20), 12, (1,) * 8, 8, 300,
 )  # fmt: skip
-OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy", 5)
+OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy", 5, 0x44434241)
+
+DICTIONARIES = Table(
+    [
+        Entry(1 << 8 | n, 0, 32 + 2 * n, 2, 8000 + n, 1_700_000_000_000_000_000, 100, sha256(b"%d" % n).digest())
+        for n in range(60)
+    ],
+    7,
+)
 
 STRUCTURES: dict[str, bytes] = {
     "unit reference": REF.pack(),
@@ -75,6 +85,7 @@ STRUCTURES: dict[str, bytes] = {
     "tagged unit": Keyring(public_master(UUID), UUID, ENCRYPTION_NONE).sealer(SEGMENT).seal(5, Kind.RECORD, b"text"),
     "map entry": pack_entry(3, 5, 255).to_bytes(8, "little"),
     "index entry": pack_index(40960, 4116, 256).to_bytes(8, "little"),
+    "dictionaries": b"".join(DICTIONARIES.pack()),
 }
 
 
@@ -96,14 +107,14 @@ references = st.builds(UnitRef, u32, u32, u32, st.integers(1, 2**32 - 1))
 points = st.builds(LogPoint, segments, u32, u32, u64, hashes)
 names = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
 small = st.integers(0, 2**40)
-operations = st.builds(Operation, st.integers(0, 255), u32, u32, u64, u64, names, u32)
+operations = st.builds(Operation, st.integers(0, 255), u32, u32, u64, u64, names, u32, u32)
 records = st.builds(
     Record, u64, u32, u32, st.booleans(), hashes, st.lists(st.tuples(u32, u32), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, st.booleans()), max_size=5).map(tuple),
     st.lists(st.tuples(small, small), max_size=5).map(tuple),
     st.lists(st.tuples(small, small, u32), max_size=5).map(tuple), st.none() | operations,
 )  # fmt: skip
-volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references, u32, u64, u64, u32)
+volumes = st.builds(VolumeEntry, u32, names, u64, u32, u64, st.none() | references, u32, u64, u64, u32, u32)
 roots = st.builds(
     Root, st.lists(volumes, max_size=3).map(tuple), st.lists(u32, max_size=4).map(tuple), u64,
     st.lists(u64, min_size=8, max_size=8).map(tuple), u64, u32,
@@ -150,8 +161,8 @@ def test_newer_formats_are_refused_with_what_they_need() -> None:
 
     with pytest.raises(ImageError, match="format version 2"):
         Superblock.unpack(altered(8, 2))
-    with pytest.raises(ImageError, match="incompatible feature 1, 2"):
-        Superblock.unpack(altered(16, 7))
+    with pytest.raises(ImageError, match="incompatible feature 2, 3"):
+        Superblock.unpack(altered(16, 15))
     assert Superblock.unpack(altered(24, 255)) is not None, "unknown compatible features do no harm"
     assert Superblock.unpack(b"\0" * BLOCK) is None
     assert Superblock.unpack(SUPERBLOCK.pack(bytes(32))[:-1]) is None
