@@ -11,13 +11,16 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from nbdvde.admin import volumechange
+from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.keychange import Action
 from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
     CopyLine,
     CopyRequest,
+    DictionaryLine,
+    DictionaryReport,
+    DictionaryRequest,
     DiffLine,
     DiffRequest,
     Done,
@@ -164,6 +167,22 @@ class ControlClient:
     def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
         """See `volumechange.change`."""
         return self._call("POST", f"/v1/{action}", VolumeInfo, msgspec.json.encode(request))
+
+    def dictionaries(self) -> DictionaryReport:
+        """See `Service.dictionaries`."""
+        return self._call("GET", "/v1/dictionaries", DictionaryReport)
+
+    def change_dictionaries(
+        self, action: dictionarychange.Action, request: DictionaryRequest, progress: Progress
+    ) -> DictionaryReport:
+        """See `dictionarychange.change`."""
+        for line in self._lines("POST", f"/v1/dictionaries/{action}", msgspec.json.encode(request)):
+            answer = self._decode(line, DictionaryLine)
+            if answer.progress:
+                progress(answer.progress.done, answer.progress.total)
+            elif answer.report:
+                return answer.report
+        raise self.lost(EOFError("the answer broke off"))
 
     def check(self, progress: Progress, rate: int | None = None) -> CheckReport:
         """See `Service.check`, and with `rate`, in bytes a second, `Service.scrub`."""

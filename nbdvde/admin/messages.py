@@ -225,6 +225,67 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     """Nanoseconds since 1970; 0 for the disk that an image was made with."""
 
 
+class DictionaryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/dictionaries/train, /v1/dictionaries/replace and /v1/dictionaries/remove."""
+
+    id: int | None = None
+    """Which one is replaced or removed."""
+    disk: str | None = None
+    """Whose data it is trained from: DISK or DISK@SNAPSHOT, the first disk without."""
+    size: int = 64 << 10
+    """Bytes of a dictionary."""
+    classes: list[str] = []
+    """Of data to train for; all without."""
+    dry_run: bool = False
+    """Only tell what would be gained."""
+
+
+class DictionaryInfo(msgspec.Struct, frozen=True):
+    """A dictionary in use."""
+
+    id: int
+    algorithm: str
+    size: int
+    """Bytes."""
+    trained_ns: int
+    """Nanoseconds since 1970."""
+    samples: int
+    sha256: str
+    kept: int
+    """Older contents that are kept, as data that is stored needs them."""
+
+
+class ClassReport(msgspec.Struct, frozen=True):
+    """What training for a class of data came to, measured on samples that it did not see, of 4 KiB each."""
+
+    name: str
+    """Empty where a dictionary is replaced."""
+    samples: int
+    ratio_without: float
+    ratio_with: float
+    saved: float
+    """Part of the compressed bytes."""
+    id: int | None
+    """The dictionary that was made."""
+    note: str = ""
+    """Why none was."""
+
+
+class DictionaryReport(msgspec.Struct, frozen=True):
+    """Answer of GET /v1/dictionaries, and the end of the answers to changes."""
+
+    dictionaries: list[DictionaryInfo]
+    """What is there now."""
+    classes: list[ClassReport] = []
+
+
+class DictionaryLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any line of the answer to a change: progress, and at the end the report."""
+
+    progress: Progress | None = None
+    report: DictionaryReport | None = None
+
+
 class DiffRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Body of POST /v1/snapshots/diff."""
 

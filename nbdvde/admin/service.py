@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,7 +11,7 @@ import msgspec
 import trio
 
 from nbdvde import workers
-from nbdvde.admin import volumechange
+from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
@@ -20,6 +21,9 @@ from nbdvde.admin.messages import (
     Client,
     CopyLine,
     CopyRequest,
+    DictionaryLine,
+    DictionaryReport,
+    DictionaryRequest,
     DiffLine,
     DiffRequest,
     Done,
@@ -72,6 +76,10 @@ PATHS = {
     "/v1/snapshots/delete": ("POST", "delete_snapshot"),
     "/v1/snapshots/rollback": ("POST", "roll_back"),
     "/v1/snapshots/diff": ("POST", "diff"),
+    "/v1/dictionaries": ("GET", "dictionaries"),
+    "/v1/dictionaries/train": ("POST", "train_dictionaries"),
+    "/v1/dictionaries/replace": ("POST", "replace_dictionary"),
+    "/v1/dictionaries/remove": ("POST", "remove_dictionary"),
     "/v1/keys": ("GET", "keys"),
     "/v1/keys/add": ("POST", "add_key"),
     "/v1/keys/remove": ("POST", "remove_key"),
@@ -246,6 +254,30 @@ class Service:
         image, request = self._the_image(), _parse(body, VolumeRequest)
         with naming(image.path):
             return await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
+
+    async def dictionaries(self, body: bytes, emit: Emit) -> DictionaryReport:
+        """The compression dictionaries."""
+        return DictionaryReport(dictionarychange.listing(self._the_image().dictionaries.table))
+
+    async def train_dictionaries(self, body: bytes, emit: Emit) -> DictionaryLine:
+        """Train dictionaries from a disk, and keep what pays: lines of progress, then the report."""
+        return await self._change_dictionaries("train", body, emit)
+
+    async def replace_dictionary(self, body: bytes, emit: Emit) -> DictionaryLine:
+        """Train the dictionary `id` anew: lines of progress, then the report."""
+        return await self._change_dictionaries("replace", body, emit)
+
+    async def remove_dictionary(self, body: bytes, emit: Emit) -> DictionaryLine:
+        """Remove the dictionary `id`, which no data needs: lines of progress, then the report."""
+        return await self._change_dictionaries("remove", body, emit)
+
+    async def _change_dictionaries(self, action: dictionarychange.Action, body: bytes, emit: Emit) -> DictionaryLine:
+        image, request = self._the_image(), _parse(body, DictionaryRequest)
+        with naming(image.path), ExitStack() as held:
+            if action != "remove":
+                held.enter_context(self._host.reading(image.disk(request.disk)))
+            work = partial(dictionarychange.change, action, request, image)
+            return DictionaryLine(report=await _watched(emit, work))
 
     async def keys(self, body: bytes, emit: Emit) -> KeyList:
         """The key slots in use."""

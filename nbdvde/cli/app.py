@@ -10,6 +10,7 @@ import typer
 from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
+from nbdvde.cli.dictionaries import dict_app
 from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
@@ -29,6 +30,7 @@ key_app = typer.Typer(help="List, add, remove and change the keys of an image.",
 app.add_typer(disk_app, name="disk")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(key_app, name="key")
+app.add_typer(dict_app, name="dict")
 app.add_typer(ctl_app, name="ctl")
 
 

@@ -10,11 +10,21 @@ import trio
 
 import nbdvde
 from nbdvde import keysource
-from nbdvde.admin import volumechange
+from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.messages import CopyRequest, DiffRequest, KeyList, KeyRequest, SecretBody, VolumeInfo, VolumeRequest
+from nbdvde.admin.messages import (
+    CopyRequest,
+    DictionaryReport,
+    DictionaryRequest,
+    DiffRequest,
+    KeyList,
+    KeyRequest,
+    SecretBody,
+    VolumeInfo,
+    VolumeRequest,
+)
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
@@ -92,6 +102,25 @@ class ImageByPath:
         if self._served:
             return self._served.change_volume(action, request)
         return self._with_image(lambda image: volumechange.change(action, request, image, volumechange.at_rest))
+
+    def dictionaries(self) -> DictionaryReport:
+        """Those that there are."""
+        if self._served:
+            return self._served.dictionaries()
+
+        async def ask(image: Image) -> DictionaryReport:
+            return DictionaryReport(dictionarychange.listing(image.dictionaries.table))
+
+        return self._with_image(ask, read_only=True)
+
+    def change_dictionaries(self, action: dictionarychange.Action, request: DictionaryRequest) -> DictionaryReport:
+        """Train, replace or remove dictionaries."""
+        with ProgressBar("reading") as bar:
+            if self._served:
+                return self._served.change_dictionaries(action, request, bar)
+            return self._with_image(
+                lambda image: dictionarychange.change(action, request, image, bar), read_only=request.dry_run
+            )
 
     def df(self) -> SpaceReport:
         """Where the bytes went."""

@@ -17,7 +17,7 @@ from nbdvde.engine.report import CheckError, CheckReport, ImageInfo, RepairRepor
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
-    from nbdvde.admin.messages import ExportStatus, Reloaded, Status
+    from nbdvde.admin.messages import ClassReport, DictionaryInfo, ExportStatus, Reloaded, Status
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -134,7 +134,8 @@ def space(found: SpaceReport) -> None:
     ]
     for disk in found.disks:
         parts = f"{size(disk.unique_bytes)} unique, {size(disk.shared_bytes)} shared"
-        facts.append((f"disk {disk.name}", f"{size(disk.size)}, {size(disk.logical_bytes)} of data: {parts}"))
+        name = disk.name if " " in disk.name else f"disk {disk.name}"
+        facts.append((name, f"{size(disk.size)}, {size(disk.logical_bytes)} of data: {parts}"))
     _aligned(facts)
 
 
@@ -208,6 +209,27 @@ def snapshots(found: Iterable[tuple[str, SnapshotInfo]]) -> None:
     """Snapshots with their names in full, as text."""
     rows = [("name", "created", "size")]
     rows += [(name, _time(snapshot.created_ns), size(snapshot.size)) for name, snapshot in found]
+    _aligned(rows)
+
+
+def dictionaries(found: Iterable["DictionaryInfo"]) -> None:
+    """Dictionaries, as text."""
+    rows = [("id", "algorithm", "size", "trained", "samples", "older", "sha256")]
+    rows += [
+        (str(one.id), one.algorithm, size(one.size), _time(one.trained_ns), str(one.samples), str(one.kept),
+         one.sha256[:16])
+        for one in found
+    ]  # fmt: skip
+    _aligned(rows)
+
+
+def trained(found: Iterable["ClassReport"]) -> None:
+    """What training came to, as text."""
+    rows = [("class", "samples", "without", "with", "saved", "dictionary")]
+    for one in found:
+        figures = (f"{one.ratio_without:.2f}", f"{one.ratio_with:.2f}", f"{one.saved:.1%}")
+        made = one.note or ("not kept" if one.id is None else str(one.id))
+        rows.append((one.name or "-", str(one.samples), *(figures if one.ratio_with else ("-",) * 3), made))
     _aligned(rows)
 
 

@@ -51,6 +51,8 @@ Those about disks and snapshots take `{"name": TEXT, "source": TEXT, "size": BYT
 which each uses what it needs, and answer with `name`, `size` and `created_ns` of the one they made, changed or deleted.
 `POST /v1/snapshots/diff` takes `{"since": DISK@NAME, "until": TEXT}`, and answers with lines
 `{"changes": [[OFFSET, LENGTH], …]}` and `{"done": true}`.
+Those that change dictionaries take `{"id": N, "disk": NAME, "size": BYTES, "classes": [TEXT, …], "dry_run": BOOL}`, and
+answer with progress and `{"report": {"dictionaries", "classes"}}`, as `nbdvde dict` prints it with `--json`.
 The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
 `{"kind": "passphrase" | "keyfile", "data": base64}`."""
 
@@ -59,6 +61,7 @@ COMMANDS = (
     "create", "serve", "info", "df", "check", "scrub", "import", "export",
     *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
     *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
+    *(f"dict {action}" for action in ("train", "list", "replace", "remove")),
     "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),

@@ -265,7 +265,7 @@ class Dictionaries:
 _TRIAL_EVERY, _FIRST_TRIALS = 32, (1, 2, 4, 8, 16)
 _TRIED = 4
 """Dictionaries in a trial: of more, others in each."""
-_PAYS = 0.95
+PAYS = 0.95
 """Part of the bytes without a dictionary from which on one is not worth it."""
 _FORGETS = 0.25
 
@@ -299,4 +299,4 @@ class Choice:
             before = self._scores.get(number, size / plain)
             self._scores[number] = before + _FORGETS * (size / plain - before)
         best = min(self._scores, key=self._scores.__getitem__)
-        self.best = best if self._scores[best] < _PAYS else 0
+        self.best = best if self._scores[best] < PAYS else 0

@@ -49,7 +49,7 @@ class DiskUsage(msgspec.Struct, frozen=True):
     """What a disk, or a snapshot, has in an image; bytes before compression."""
 
     name: str
-    """DISK or DISK@SNAPSHOT."""
+    """DISK, DISK@SNAPSHOT, or `region DICT`: the dictionaries."""
     size: int
     logical_bytes: int
     """Bytes that hold data, as a client sees them."""

@@ -9,7 +9,7 @@ import pytest
 import nbdvde
 from nbdvde.admin import difference as differences
 from nbdvde.admin.difference import Ranges, difference
-from nbdvde.admin.messages import DiffRequest, VolumeInfo, VolumeRequest
+from nbdvde.admin.messages import DictionaryReport, DictionaryRequest, DiffRequest, VolumeInfo, VolumeRequest
 from nbdvde.engine.image import Image
 from nbdvde.errors import InUseError, RefusedError, UsageError
 from nbdvde.hosting import ExportSpec
@@ -97,3 +97,20 @@ async def test_a_disk_that_is_read_stays_as_it_is(hosted: Hosted, path: Path) ->
     with pytest.raises(InUseError, match="served as export a"):
         async with hosted.host.unused(disk, ending=True):
             raise AssertionError
+
+
+async def test_dictionaries(path: Path) -> None:
+    async with nbdvde.open_image(path) as image, serving(path.parent, image) as control:
+        change = control.client.change_dictionaries
+        told: list[int] = []
+        for action in ("remove", "replace"):
+            with pytest.raises(UsageError, match="there is no id"):
+                await control.ask(change, action, DictionaryRequest(), told.append)
+            with pytest.raises(UsageError, match="dictionary 3: does not exist"):
+                await control.ask(change, action, DictionaryRequest(3), told.append)
+        with pytest.raises(RefusedError, match="holds no data"):
+            await control.ask(change, "train", DictionaryRequest(), told.append)
+        for body in (b"", b"[]", b'{"id":"1"}', b'{"slot":1}', b'{"classes":"text"}'):
+            with pytest.raises(UsageError, match="request"):
+                await control.ask(control.client._call, "POST", "/v1/dictionaries/train", DictionaryReport, body)
+        assert (await control.ask(control.client.dictionaries)).dictionaries == []
