@@ -25,6 +25,7 @@ from nbdvde.engine.layout import (
     SUPERBLOCKS,
     UNIT_SHIFT,
     Kind,
+    Segment,
     Superblock,
     UnitRef,
 )
@@ -38,6 +39,8 @@ from nbdvde.engine.storage import Storage
 from nbdvde.errors import DamageError, NbdvdeError
 
 Progress = Callable[[int, int], None]
+Damaged = Callable[[Segment], None]
+"""Told of the segment of each extent that cannot be read."""
 Batch: TypeAlias = list[tuple[int, Entries]]
 """Some leaves with their numbers."""
 Blocks: TypeAlias = npt.NDArray[np.bool_]
@@ -60,13 +63,16 @@ def check_storage(
 
 
 def begin_check(
-    storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True
+    storage: Storage, master_of: Callable[[Superblock], bytes], *, replay: bool = True, damaged: Damaged | None = None
 ) -> Callable[[Progress | None], CheckReport]:
-    """The short part of `check_storage`, during which no superblock may be written; answers the long one."""
+    """The short part of `check_storage`, during which no superblock may be written; answers the long one.
+
+    That calls `damaged` for each extent that cannot be read.
+    """
     try:
         loaded = load(storage, master_of, replay=replay, salvage=True)
         # When a flaw was found the counts are not looked at: without its log the image may not even open.
-        checker = Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
+        checker = Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False), damaged)
     except DamageError as error:
         report = CheckReport(False, [CheckError(error.what, error.why)], 0)
         return lambda progress: report
@@ -77,8 +83,9 @@ def begin_check(
 class Checker:
     """One check: what it reports, and where the damage lies for whoever repairs it."""
 
-    def __init__(self, loaded: Loaded, counted: Loaded) -> None:
+    def __init__(self, loaded: Loaded, counted: Loaded, damaged: Damaged | None = None) -> None:
         """`counted` is the image at its last checkpoint."""
+        self._damaged: Damaged = damaged or (lambda segment: None)
         self._loaded, self._counted, self._segments = loaded, counted, loaded.segments
         self._progress: Progress = lambda done, total: None
         self.errors: list[CheckError] = []
@@ -249,6 +256,7 @@ class Checker:
                     self._extent(state, unit, blocks)
                 except DamageError as error:
                     self.bad[state.segment.slot << (SLOT_SHIFT - UNIT_SHIFT) | unit] = error.why
+                    self._damaged(state.segment)
             state.sealer.forget()
         self._progress(done, total)
         if self.bad:

@@ -207,6 +207,7 @@ class Duplicates:
             and state.kind == KIND_LOG
             and state.linked
             and not state.victim
+            and not state.suspect
             and 0 < state.live < _LIVE_MAX
         )
 

@@ -30,6 +30,7 @@ from nbdvde.engine.layout import (
     STATE_CLEAN,
     STATE_OPEN,
     STATISTICS,
+    Segment,
     Superblock,
 )
 from nbdvde.engine.log import LogWriter
@@ -265,8 +266,15 @@ class Image:
         with ExitStack() as held:
             async with self._checkpointer.lock:
                 held.enter_context(self._checkpointer.reading())
-                check = await workers.run(begin_check, storage, lambda _: master, replay=self._writer is None)
+                check = await workers.run(
+                    begin_check, storage, lambda _: master, replay=self._writer is None, damaged=self._suspect
+                )
             return await workers.run(check, progress)
+
+    def _suspect(self, segment: Segment) -> None:
+        state = self.segments.states.get(segment.slot)
+        if state is not None and state.segment.sequence == segment.sequence:
+            state.suspect = True
 
     async def space(self) -> SpaceReport:
         """Where the bytes went, exactly; of an image that is open for reading only, at its last checkpoint."""

@@ -1,6 +1,6 @@
 """From a map entry to the bytes of its frame: index, file, authentication, decompression, cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nbdvde import workers
@@ -9,7 +9,6 @@ from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import FRAME_BLOCKS, SLOT_SHIFT, UNIT_SHIFT, Kind
-from nbdvde.engine.sealing import Sealer
 from nbdvde.engine.segments import Segments, State
 from nbdvde.errors import DamageError
 
@@ -30,9 +29,9 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """An extent that is wanted: where it lies, how it is opened, and the runs to cut from it."""
+    """An extent that is wanted: where it lies, and the runs to cut from it."""
 
-    sealer: Sealer
+    state: State
     unit: int
     offset: int
     length: int
@@ -71,7 +70,11 @@ class Reader:
             raise segments.unreadable(error, offset) from None
         if sealed is None:
             return None
-        plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
+        try:
+            plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
+        except DamageError:
+            state.suspect = True
+            raise
         frame = self._decoder.frame(plain, blocks, block // FRAME_BLOCKS)
         self.cache.put(key, frame)
         return frame
@@ -101,18 +104,26 @@ class Reader:
         segments, state = self._segments, want.state
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
         position, length, blocks = segments.locate(state, segments.index(state), unit)
-        return _Extent(state.sealer, unit, state.segment.offset + position, length, blocks, [])
+        return _Extent(state, unit, state.segment.offset + position, length, blocks, [])
 
     def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Extent]) -> None:
-        start = group[0].offset
-        data = memoryview(self._segments.read(start, group[-1].offset + group[-1].length - start))
-        for extent in group:
-            sealed = data[extent.offset - start : extent.offset - start + extent.length]
-            plain = extent.sealer.open(extent.unit, Kind.EXTENT, sealed, blocks=extent.blocks)
+        for extent, plain in zip(group, self._opened(group), strict=True):
             frames: dict[int, bytes] = {}
             for want in extent.wants:
                 first = want.entry & _BLOCK_MASK
                 pieces[want.place] = self._cut(plain, extent.blocks, frames, first, first + want.blocks)
+
+    def _opened(self, group: Sequence[_Extent]) -> Iterator[bytes]:
+        """Plaintext of each extent; a segment in which one is damaged gets suspect."""
+        start, extent = group[0].offset, group[0]
+        try:
+            data = memoryview(self._segments.read(start, group[-1].offset + group[-1].length - start))
+            for extent in group:
+                sealed = data[extent.offset - start : extent.offset - start + extent.length]
+                yield extent.state.sealer.open(extent.unit, Kind.EXTENT, sealed, blocks=extent.blocks)
+        except DamageError:
+            extent.state.suspect = True
+            raise
 
     def _cut(self, plain: bytes, blocks: int, frames: dict[int, bytes], first: int, stop: int) -> list[Piece]:
         """The blocks [first, stop) of an extent, frame by frame; `frames` has those that were decoded before."""

@@ -44,7 +44,7 @@ class State:
 
     __slots__ = (
         "blocks", "born", "dead", "index", "index_ref", "indexed", "kind", "linked", "live", "prints", "prints_bytes",
-        "sealer", "segment", "units", "used", "victim",
+        "sealer", "segment", "suspect", "units", "used", "victim",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, kind: int, sealer: Sealer) -> None:
@@ -74,6 +74,8 @@ class State:
         """Sealed bytes of the fingerprints in the image, 0 for none."""
         self.victim = False
         """Whether the cleaner takes it, or made it: no new reference may point into it."""
+        self.suspect = False
+        """Whether something in it was found damaged: what is written once more is stored once more."""
 
     @property
     def refs(self) -> tuple[UnitRef, ...]:

@@ -354,6 +354,13 @@ MUTANTS += [
         "duplicates",
     ),
     mutant(
+        "a duplicate leads to what was found damaged",
+        "duplicates:Duplicates._may_refer_to",
+        "not state.suspect",
+        "True",
+        "damaged duplicates",
+    ),
+    mutant(
         "a duplicate is not counted", "changes:_count", "for entry in entries:", "for entry in set(entries):", "repeats"
     ),
     mutant(

@@ -96,6 +96,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
     "duplicates": lambda: trio.run(test_duplicates.test_no_reference_leads_into_a_victim),
+    "damaged duplicates": lambda: trio.run(test_duplicates.test_what_was_found_damaged_is_stored_once_more, "read"),
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),

@@ -9,9 +9,9 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
-from nbdvde.engine.layout import KIND_LOG, SLOT_SHIFT
+from nbdvde.engine.layout import KIND_LOG, SLOT_SHIFT, unpack_index
 from nbdvde.engine.segments import State
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
@@ -303,3 +303,30 @@ async def test_little_memory_finds_less_and_breaks_nothing() -> None:
         assert await get(image, start, 3000) == data
     await image.close()
     harness.check()
+
+
+def damage_extents(image: Image, harness: Harness) -> None:
+    """Flip the last bit of each."""
+    for state in image.segments.states.values():
+        for position, length, _ in map(unpack_index, image.segments.index(state) if state.holds_blocks else ()):
+            if length:
+                harness.storage.image[state.segment.offset + position + length - 1] ^= 1
+
+
+@pytest.mark.parametrize("found_by", ["read", "small read", "check"])
+async def test_what_was_found_damaged_is_stored_once_more(found_by: str) -> None:
+    harness = Harness()
+    image = await harness.open(cache_bytes=0)
+    data = data_of(21, 40)
+    await put(image, 0, data)
+    await image.checkpoint()
+    damage_extents(image, harness)
+    if found_by == "check":
+        assert not (await image.check()).ok
+    else:
+        with pytest.raises(DamageError):
+            await get(image, 0, 40 if found_by == "read" else 1)
+    await put(image, 1000, data)
+    assert shared(image) == 0
+    assert await get(image, 1000, 40) == data
+    await image.close()
