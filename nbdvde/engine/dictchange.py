@@ -16,7 +16,7 @@ from nbdvde.engine.mark import Tree
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer
-from nbdvde.errors import DamageError, RefusedError
+from nbdvde.errors import DamageError, NoSpaceError, RefusedError
 
 
 class DictionaryChanges:
@@ -45,7 +45,8 @@ class DictionaryChanges:
             table = self._table()
             table.get(slot)
             entry = await self._put(writer, table.adding(slot, content, samples, time.time_ns()), slot, content)
-            with suppress(DamageError):  # what cannot be read may need any of them
+            # What cannot be read may need any of them, and what is kept in vain can go next time.
+            with suppress(DamageError, NoSpaceError):
                 await self._drop_unneeded(writer, self._table(), await self._users(writer, progress))
             return entry
 

@@ -48,7 +48,8 @@ class Compressor:
         if self._zstd is None:
             return [_stored(frames) for frames in extents]
         if choice is not None:
-            return [self._small(frames, choice) if len(frames) == 1 else self.encode([frames])[0] for frames in extents]
+            long = iter(self.encode([frames for frames in extents if len(frames) > 1]))
+            return [self._small(frames, choice) if len(frames) == 1 else next(long) for frames in extents]
         packed = iter(self._compress([frame for frames in extents for frame in frames]))
         return [_assemble(frames, list(islice(packed, len(frames)))) for frames in extents]
 

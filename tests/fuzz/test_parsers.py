@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdvde.engine import layout
+from nbdvde.engine.dictionaries import FORM, Table
 from nbdvde.engine.extent import Compressor, Decoder
 from nbdvde.engine.layout import (
     BLOCK,
@@ -94,6 +95,20 @@ def test_an_extent_with_changed_bytes_decodes_to_its_length_or_is_damage(flips: 
     except DamageError:
         return
     assert sum(map(len, frames)) == 9 * BLOCK
+
+
+@given(
+    count=st.integers(0, 70) | st.integers(0, 2**32 - 1),
+    reserved=st.sampled_from([bytes(12), bytes(12), b"x" * 12]),
+    entries=st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=34, max_size=34), max_size=70),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_sound_region_of_dictionaries_parses_or_is_damage(
+    count: int, reserved: bytes, entries: list[list[int]]
+) -> None:
+    records = [b"".join(number.to_bytes(2, "little") for number in entry) for entry in entries]
+    blocks = FORM.pack(count.to_bytes(4, "little") + reserved, records, 1)
+    harmless(lambda _: Table.unpack(lambda number: blocks[number] if number < len(blocks) else b""), b"")
 
 
 def test_what_would_fill_the_memory_is_damage() -> None:

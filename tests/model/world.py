@@ -16,10 +16,12 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.volume import Volume
+from nbdvde.errors import RefusedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import Change, FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.stepping import deterministic
+from tests.engine.trained import dictionary, text
 
 SIZES = (BLOCK, 3 << 20, (3 << 20) + 512, 9 << 20, 700 << 20)
 SEGMENT_BYTES = 64 << 10
@@ -94,6 +96,7 @@ class World:
             (60, self._write), (12, self._zero), (6, self._image.flush), (4, self._image.checkpoint),
             (4, self._snapshot), (3, self._delete), (2, self._rollback), (2, self._clone), (1, self._create),
             (2, self._resize), (1, self._reopen), (1, self._vanish), (3, self._clean),
+            (2, self._dictionary),
         ]  # fmt: skip
         weights, choices = zip(*actions, strict=True)
         await self._rng.choices(choices, weights)[0]()
@@ -193,6 +196,17 @@ class World:
         self._check()
         self._image = await self._open()
 
+    async def _dictionary(self) -> None:
+        """Register, replace or remove one: nothing that is stored looks different for it."""
+        slot, content = self._rng.randrange(3), dictionary(1, self._rng.randrange(3))
+        if not self._image.dictionaries.table.slots[slot]:
+            await self._image.register_dictionary(content, 1, slot)
+        elif self._rng.random() < 0.5:
+            await self._image.replace_dictionary(slot, content, 1)
+        else:
+            with suppress(RefusedError):  # it is needed
+                await self._image.remove_dictionary(slot)
+
     async def _clean(self) -> None:
         await self._image.clean()
 
@@ -222,8 +236,9 @@ class World:
 
 
 def page(number: int) -> bytes:
-    """A block that half compresses."""
-    return random.Random(number).randbytes(BLOCK // 2) + bytes(BLOCK // 2)
+    """A block that compresses, and better with a dictionary."""
+    chance = random.Random(number)
+    return chance.randbytes(BLOCK // 4) + text(1, chance, BLOCK // 2) + bytes(BLOCK // 4)
 
 
 async def contents(disk: Volume) -> dict[int, bytes]:
