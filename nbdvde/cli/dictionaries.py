@@ -75,7 +75,7 @@ def _change(image: "ImageByPath", action: "Action", *, json: bool, **options: An
     done = image.change_dictionaries(action, DictionaryRequest(**options))
     if json:
         output.json(done)
-    elif done.classes:
+    elif action != "remove":
         output.trained(done.classes)
 
 

@@ -233,6 +233,11 @@ class Dictionaries:
         self.take(table, {number: content for number, content in contents.items() if number not in damaged})
         return bad
 
+    @property
+    def lost(self) -> bool:
+        """Whether what some extents need cannot be read."""
+        return bool(self.damaged) or any(e.size and e.number not in self._contents for e in self.table.entries)
+
     def take(self, table: Table, contents: Mapping[int, bytes]) -> None:
         """Take over a table, and contents that are new, by number."""
         self._contents |= contents

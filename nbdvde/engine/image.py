@@ -106,6 +106,9 @@ class Image:
         features = self.superblock.incompatible | COMPACTED_SEGMENTS
         superblock = replace(self.superblock, epoch=self.superblock.epoch + 1, incompatible=features)
         self._checkpointer.superblock = superblock
+        if self.dictionaries.lost:  # no duplicate may be made of what needs them
+            for state in self.segments.states.values():
+                state.suspect = True
         log = LogWriter(
             self.segments.storage, await allocate_first(self.segments), sequence=self._loaded.sequence,
             chain=self._loaded.chain, epoch=superblock.epoch, level=superblock.compression,

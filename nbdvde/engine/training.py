@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
-from nbdvde.engine.dictionaries import PAYS, ZSTD, Dictionaries, identified
+from nbdvde.engine.dictionaries import PAYS, Dictionaries, identified
 from nbdvde.engine.extent import Compressor
 from nbdvde.errors import UsageError
 
@@ -99,7 +99,9 @@ class Trainer:
 
     def best_at(self, number: int, blocks: Iterable[bytes]) -> list[bytes]:
         """The blocks that a dictionary compresses better than no one and than any other."""
-        numbers = self._numbers
+        numbers = self._dictionaries.used
+        if number not in numbers:  # it is damaged
+            return []
         return [
             block
             for block in blocks
@@ -110,10 +112,6 @@ class Trainer:
     def again(self, number: int, blocks: Sequence[bytes]) -> Trained:
         """A dictionary for what another one is used for."""
         return self._train("", self.best_at(number, blocks))
-
-    @property
-    def _numbers(self) -> list[int]:
-        return [entry.number for entry in self._dictionaries.table.of_algorithm(ZSTD)]
 
     def _plain(self, block: bytes) -> bytes:
         return self._compressor.compress(block)
@@ -135,7 +133,8 @@ class Trainer:
         return Trained(name, samples, raw, plain, known_bytes, known, with_it, content, why_not)
 
     def _best_known(self, blocks: Sequence[bytes], plain: int) -> tuple[int, int]:
-        sizes = {n: sum(len(self._compressor.compress_with(n, block)) for block in blocks) for n in self._numbers}
+        numbers = self._dictionaries.used
+        sizes = {n: sum(len(self._compressor.compress_with(n, block)) for block in blocks) for n in numbers}
         best = min(sizes, key=sizes.__getitem__, default=0)
         return (best, sizes[best]) if sizes and sizes[best] < plain else (0, plain)
 

@@ -91,6 +91,7 @@ def test_without_data_there_is_nothing_to_learn(command: Command, plain_image: P
     Path("noise").write_bytes(random.Random(1).randbytes(SIZE))
     assert command("import", plain_image, "noise") == Result(0, "", "")
     assert ok(command, "train", plain_image)["classes"] == []
+    assert command("dict", "train", plain_image).out == "class  samples  without  with  saved  dictionary\n"
 
 
 def test_an_image_that_is_not_compressed_has_no_use_for_them(command: Command, tmp_path: Path) -> None:

@@ -420,6 +420,13 @@ MUTANTS += [
         "dictionaries",
     ),
     mutant(
+        "a duplicate is made of what needs a lost dictionary",
+        "image:Image.start",
+        "if self.dictionaries.lost:",
+        "if False:",
+        "lost dictionaries",
+    ),
+    mutant(
         "older readers are not warned of dictionaries",
         "dictchange:DictionaryChanges._put",
         "features=DICTIONARIES",

@@ -105,6 +105,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "dictionaries and duplicates": with_image(
         test_dictchange.test_what_a_duplicate_may_be_made_of_is_kept_with_its_dictionary
     ),
+    "lost dictionaries": with_image(test_dictchange.test_nothing_becomes_a_duplicate_of_what_needs_a_lost_one),
     "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }

@@ -9,6 +9,7 @@ import pytest
 import nbdvde
 from nbdvde import MasterKey
 from nbdvde.disk import BLOCK
+from nbdvde.engine.dictionaries import CONTENT_AT, FORM
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import DICTIONARIES
 from nbdvde.engine.repair import salvage_image
@@ -223,6 +224,15 @@ async def test_an_image_for_reading_takes_none(path: Path) -> None:
             await image.remove_dictionary(0)
 
 
+def place(image: Image, block: int) -> int:
+    """A byte of the file that belongs to a block of the region."""
+    entry = image.volumes._regions[FORM.tag].map.lookup(block)
+    assert entry
+    state = image.segments.find(entry >> 40)
+    position, _, _ = image.segments.locate(state, image.segments.index(state), entry >> 16 & 0xFFFFFF)
+    return state.segment.offset + position + 8
+
+
 async def damaged(path: Path, block: int) -> dict[int, bytes]:
     """An image with texts that need a dictionary, of whose region a block is damaged."""
     async with nbdvde.open_image(path, key=KEY) as image:
@@ -231,16 +241,12 @@ async def damaged(path: Path, block: int) -> dict[int, bytes]:
         plain = random.Random(1).randbytes(BLOCK)
         await image.disk().write(500 * BLOCK, memoryview(plain))
         await image.flush()
-        entry = image.volumes._regions[next(iter(image.volumes._regions))].map.lookup(block)
-        assert entry
-        state = image.segments.find(entry >> 40)
-        position, _, _ = image.segments.locate(state, image.segments.index(state), entry >> 16 & 0xFFFFFF)
-        at = state.segment.offset + position + 8
+        at = place(image, block)
     flip(path, at)
     return {500: plain} | pages
 
 
-@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("block", [0, CONTENT_AT])
 async def test_without_it_only_what_needs_it_is_lost(path: Path, tmp_path: Path, block: int) -> None:
     pages = await damaged(path, block)
     errors = nbdvde.check_image(path, key=KEY).errors
@@ -260,6 +266,30 @@ async def test_without_it_only_what_needs_it_is_lost(path: Path, tmp_path: Path,
         pages = await write(image, 900, 902)
     async with nbdvde.open_image(tmp_path / "new.vde", key=KEY) as image:
         assert await holds(image, pages)
+
+
+async def test_nothing_becomes_a_duplicate_of_what_needs_a_lost_one(path: Path) -> None:
+    pairs = [text(1, random.Random(n), 2 * BLOCK) for n in range(64)]
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.register_dictionary(WORDS, 1)
+        for number, pair in enumerate(pairs):
+            await image.disk().write(number * 2 * BLOCK, memoryview(pair))
+            await image.flush()
+        await image.register_dictionary(dictionary(2), 1)
+        at = place(image, CONTENT_AT)
+    flip(path, at)
+    assert [e.where for e in nbdvde.check_image(path, key=KEY).errors if e.offset is None] == ["dictionary 0"]
+    new = path.parent / "new.vde"
+    report = await salvage_image(path, new, key=KEY)
+    assert ("disk", 0) in {(error.disk, error.offset) for error in report.errors}
+    for damaged_path in (path, new):
+        async with nbdvde.open_image(damaged_path, key=KEY) as image:
+            await image._hooking.finish()
+            before = image.statistics["blocks_shared"]
+            await image.disk().write(200 * BLOCK, memoryview(b"".join(pairs)))
+            await image.flush()
+            assert image.statistics["blocks_shared"] == before
+            assert b"".join(map(bytes, await image.disk().read(200 * BLOCK, 128 * BLOCK))) == b"".join(pairs)
 
 
 async def test_salvage_takes_dictionaries_along(path: Path, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_what_a_dictionary_is_best_at_trains_its_successor() -> None:
     number = dictionaries.table.get(1).number
     assert trainer.best_at(number, [*first, *second]) == second
     assert trainer.again(number, [*first, *second]).samples == 40
+    dictionaries.use(())
+    assert trainer.again(number, second).why_not == "fewer than 32 samples"
 
 
 def test_without_compression_there_is_nothing_to_train_for() -> None:
