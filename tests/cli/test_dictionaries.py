@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+import nbdvde
 from nbdvde.disk import BLOCK
 from tests.cli.conftest import SIZE, Command, Result, serving
 from tests.engine.trained import text
@@ -110,3 +112,24 @@ def test_a_dictionary_that_does_best_with_nothing_stays(command: Command, plain_
     assert ok(command, "train", plain_image, *SMALL)["classes"][0]["id"] == 1
     command("dict", "replace", plain_image, 0).fails(9, "dictionary 0: cannot be trained anew: fewer than 32 samples")
     assert ok(command, "list", plain_image)["dictionaries"][0] == before["dictionaries"][0]
+
+
+def test_what_data_needs_is_not_removed(command: Command, plain_image: Path) -> None:
+    chance = random.Random(1)
+    Path("data").write_bytes(b"".join(text(1, chance) for _ in range(120)).ljust(SIZE, b"\0"))
+    assert command("import", plain_image, "data") == Result(0, "", "")
+    assert len(ok(command, "train", plain_image, *SMALL)["dictionaries"]) == 1
+    trio.run(_write_small, plain_image)
+    command("dict", "remove", plain_image, 0).fails(9, "dictionary 0: 3 extents need it", "dict replace")
+    [replaced] = ok(command, "replace", plain_image, 0, "--size", "4K")["dictionaries"]
+    assert replaced["kept"] == 1
+    assert command("check", plain_image).code == 0
+    assert command("import", plain_image, "data") == Result(0, "", "")
+    assert ok(command, "remove", plain_image, 0)["dictionaries"] == []
+
+
+async def _write_small(image: Path) -> None:
+    async with nbdvde.open_image(image) as opened:
+        for block in (3, 5, 7):
+            await opened.disk().write(block * BLOCK, memoryview(text(1, random.Random(block))))
+            await opened.flush()
