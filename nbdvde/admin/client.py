@@ -28,6 +28,8 @@ from nbdvde.admin.messages import (
     Failure,
     KeyList,
     KeyRequest,
+    OptimizeLine,
+    OptimizeRequest,
     Reloaded,
     RemoveExport,
     ScrubRequest,
@@ -35,7 +37,7 @@ from nbdvde.admin.messages import (
     VolumeInfo,
     VolumeRequest,
 )
-from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
+from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, SpaceReport
 from nbdvde.errors import NetworkError
 
 T = TypeVar("T")
@@ -189,6 +191,16 @@ class ControlClient:
         path, body = ("/v1/check", None) if rate is None else ("/v1/scrub", msgspec.json.encode(ScrubRequest(rate)))
         for line in self._lines("POST", path, body):
             answer = self._decode(line, CheckLine)
+            if answer.progress:
+                progress(answer.progress.done, answer.progress.total)
+            elif answer.report:
+                return answer.report
+        raise self.lost(EOFError("the answer broke off"))
+
+    def optimize(self, request: OptimizeRequest, progress: Progress) -> OptimizeReport:
+        """See `Service.optimize`."""
+        for line in self._lines("POST", "/v1/optimize", msgspec.json.encode(request)):
+            answer = self._decode(line, OptimizeLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)
             elif answer.report:

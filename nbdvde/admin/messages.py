@@ -6,7 +6,7 @@ import msgspec
 
 from nbdvde import errors
 from nbdvde.engine.keys import KeyFile, Passphrase, Secret, SlotInfo
-from nbdvde.engine.report import CheckReport
+from nbdvde.engine.report import CheckReport, OptimizeReport
 from nbdvde.errors import ExitCode, NbdvdeError
 
 
@@ -149,6 +149,26 @@ class ScrubRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rate: int
     """Bytes a second at most, 1 or more."""
+
+
+class OptimizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/optimize."""
+
+    rate: int
+    """Bytes a second that are read or written at most, 1 or more."""
+    passes: list[str] | None = None
+    """What to do; all without."""
+    level: int | None = None
+    """zstd level, 1 to 22."""
+    memory: int | None = None
+    """Bytes for comparing fingerprints."""
+
+
+class OptimizeLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any line of the answer to that: progress, and at the end the report."""
+
+    progress: Progress | None = None
+    report: OptimizeReport | None = None
 
 
 class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -31,6 +31,8 @@ from nbdvde.admin.messages import (
     ExportStatus,
     KeyList,
     KeyRequest,
+    OptimizeLine,
+    OptimizeRequest,
     Progress,
     Reloaded,
     RemoveExport,
@@ -43,6 +45,7 @@ from nbdvde.disk import Disk
 from nbdvde.engine.access import fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
+from nbdvde.engine.optimize import options_of
 from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.engine.volumes import check_size
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
@@ -60,6 +63,7 @@ PATHS = {
     "/v1/df": ("POST", "df"),
     "/v1/check": ("POST", "check"),
     "/v1/scrub": ("POST", "scrub"),
+    "/v1/optimize": ("POST", "optimize"),
     "/v1/import": ("POST", "import_"),
     "/v1/export": ("POST", "export"),
     "/v1/flush": ("POST", "flush"),
@@ -188,10 +192,15 @@ class Service:
 
     async def scrub(self, body: bytes, emit: Emit) -> CheckLine:
         """Verify everything, at so many bytes a second at most: lines of progress, then the report."""
-        rate = _parse(body, ScrubRequest).rate
-        if rate < 1:
-            raise UsageError(f"rate {rate}", "is not a number of bytes a second", "1 or more")
+        rate = _checked_rate(_parse(body, ScrubRequest).rate)
         return CheckLine(report=await check(self._the_image(), emit, rate))
+
+    async def optimize(self, body: bytes, emit: Emit) -> OptimizeLine:
+        """Make the image smaller, at so many bytes a second at most: lines of progress, then the report."""
+        asked, image = _parse(body, OptimizeRequest), self._the_image()
+        options = options_of(asked.passes, asked.level, _checked_rate(asked.rate), asked.memory)
+        with naming(image.path):
+            return OptimizeLine(report=await _watched(emit, lambda meter: image.optimize(options, meter)))
 
     async def import_(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a raw file into a disk: lines of progress, then `done`."""
@@ -335,6 +344,12 @@ def _parse(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError("request", str(error)) from None
+
+
+def _checked_rate(rate: int) -> int:
+    if rate < 1:
+        raise UsageError(f"rate {rate}", "is not a number of bytes a second", "1 or more")
+    return rate
 
 
 class _StoppedError(Exception):

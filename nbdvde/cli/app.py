@@ -237,6 +237,36 @@ def scrub(
     return _told(image, _image(image, key_file, control).check(config.parse_rate(rate)), json=json)
 
 
+@app.command()
+def optimize(
+    image: ImageArgument,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PASS", help="repack, duplicates or recompress; repeatable."),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="N", help="zstd level, 1 to 22. [default: 12, or the image's if higher]")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes a second at most. [default: 64M while served, else no limit]"),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for comparing blocks. [default: 256M]")
+    ] = None,
+    key_file: KeyFile = None,
+    control: Control = None,
+    json: Json = False,
+) -> None:
+    """Make an image smaller, at rest or beside its clients; may be interrupted at any moment."""
+    from nbdvde import config
+    from nbdvde.engine.optimize import options_of
+
+    limit, bytes_ = config.parse_rate(rate) if rate else None, config.parse_size(memory) if memory else None
+    report = _image(image, key_file, control).optimize(options_of(only or None, level, limit, bytes_))
+    output.json(report) if json else output.optimized(report)
+
+
 def _told(image: Path, report: "CheckReport", *, json: bool) -> int:
     output.json(report) if json else output.report(image, report)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE

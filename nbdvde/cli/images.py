@@ -1,5 +1,6 @@
 """An image by its path: through its control socket when it is served, at rest otherwise."""
 
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
+from msgspec import structs
 
 import nbdvde
 from nbdvde import keysource
@@ -21,19 +23,26 @@ from nbdvde.admin.messages import (
     DiffRequest,
     KeyList,
     KeyRequest,
+    OptimizeRequest,
     SecretBody,
     VolumeInfo,
     VolumeRequest,
 )
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
+from nbdvde.engine.describe import file_bytes
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, Secret
-from nbdvde.engine.report import CheckReport, ImageInfo, RepairReport, SpaceReport
+from nbdvde.engine.optimize import Options
+from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, RepairReport, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
 from nbdvde.transfer import copy_in, copy_out
 
 T = TypeVar("T")
+
+
+SERVED_RATE = 64 << 20
+"""Bytes a second beside clients, unless somebody says otherwise."""
 
 
 def default_control(image: Path) -> Path:
@@ -41,6 +50,26 @@ def default_control(image: Path) -> Path:
     if not image.name:
         raise ImageError(str(image), "is a directory", "name the image in it")
     return control_path(image)
+
+
+async def until_interrupted(work: Awaitable[T]) -> T:
+    """Do something that Ctrl-C may cancel only where it has a right to be cancelled. Raises KeyboardInterrupt then."""
+    interrupted = False
+
+    async def watch() -> None:
+        nonlocal interrupted
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                interrupted = True
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        result = await work
+        nursery.cancel_scope.cancel()
+        return result
+    assert interrupted, "nobody else cancels"
+    raise KeyboardInterrupt
 
 
 class ImageByPath:
@@ -142,6 +171,19 @@ class ImageByPath:
                 return self._served.check(bar, rate)
             with self._at_rest():
                 return nbdvde.check_image(self._path, key=self.secret(), progress=bar, rate=rate)
+
+    def optimize(self, options: Options) -> OptimizeReport:
+        """Make the image smaller; while it is served, at so many bytes a second at most."""
+        with ProgressBar("optimizing") as bar:
+            if self._served:
+                asked = OptimizeRequest(
+                    options.rate or SERVED_RATE, list(options.passes), options.level, options.memory
+                )
+                return self._served.optimize(asked, bar)
+            nbdvde.read_info(self._path)  # tells what is wrong with the image
+            before = file_bytes(self._path)
+            report = self._with_image(lambda image: until_interrupted(image.optimize(options, bar)))
+            return structs.replace(report, file_bytes_before=before, file_bytes_after=file_bytes(self._path))
 
     def repair(self) -> RepairReport:
         """Make again what follows from something else."""

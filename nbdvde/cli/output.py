@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from nbdvde.disk import BLOCK
-from nbdvde.engine.report import CheckError, CheckReport, ImageInfo, RepairReport, SnapshotInfo, SpaceReport
+from nbdvde.engine.report import (
+    CheckError,
+    CheckReport,
+    ImageInfo,
+    OptimizeReport,
+    RepairReport,
+    SnapshotInfo,
+    SpaceReport,
+)
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
@@ -137,6 +145,20 @@ def space(found: SpaceReport) -> None:
         name = disk.name if " " in disk.name else f"disk {disk.name}"
         facts.append((name, f"{size(disk.size)}, {size(disk.logical_bytes)} of data: {parts}"))
     _aligned(facts)
+
+
+def optimized(done: OptimizeReport) -> None:
+    """What `optimize` did, as text."""
+    before, after = done.file_bytes_before, done.file_bytes_after
+    less = f", {(before - after) / before:.1%} less" if after < before else ""
+    _aligned([
+        ("file", f"{size(before)} before, {size(after)} now{less}"),
+        ("repacked", size(done.blocks_repacked * BLOCK)),
+        ("duplicates", f"{size(done.blocks_shared * BLOCK)} became references"),
+        ("cleaned", size(done.cleaned_bytes)),
+        ("recompressed", f"{done.segments_recompressed} segments, {size(done.recompressed_bytes)} saved"),
+        ("time", f"{done.seconds:.1f} s"),
+    ])  # fmt: skip
 
 
 def _compressed(taken: int, stored: int) -> str:

@@ -41,7 +41,8 @@ CONTROL = """## Control socket
 HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image. One request a connection; the answer is
 one line of JSON, or several of which the last is the result. `POST /v1/check` sends
 `{"progress": {"done", "total"}}` and at the end `{"report": …}`; `POST /v1/scrub` does the same and takes
-`{"rate": N}`, bytes a second. Closing the connection cancels. A failure is
+`{"rate": N}`, bytes a second; so does `POST /v1/optimize`,
+with `"passes": [TEXT, …]` and `"level": N`. Closing the connection cancels. A failure is
 `{"error": {"code", "message", "hint"}}`.
 `POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
 in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.

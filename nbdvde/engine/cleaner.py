@@ -176,23 +176,37 @@ class Cleaner:
                     state.dead = max(0, entry.blocks - int(np.count_nonzero(usage.of(entry.segment.slot))))
 
     async def _replace(self, writer: Writer, old: State, used: Used) -> int:
-        """Write the successor of a segment and put it in its place; answers by how much it is shorter.
-
-        The checkpoint that first leads to it makes it durable before.
-        """
+        """Put what is in use of a segment in its place; answers by how much it is shorter."""
         if not used.any():
             return 0  # the next checkpoint leaves it out
-        segments = self._segments
         try:
             kept = await workers.run(self._read, old, used)
-            length = -(-sum(len(extent.plain) + TAG_BYTES for extent in kept) // BLOCK) * BLOCK
-            if not segments.space.leaves_checkpoints(length):
-                return 0
+        except DamageError as damage:
+            return self._give_up(old, damage)
+        return await self._put(writer, old, kept, sum(extent.used for extent in kept))
+
+    async def substitute(self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int) -> int:
+        """Put a segment with these extents in the place of another one; answers by how much it is shorter.
+
+        Nothing happens (0) when the old one was replaced or left out meanwhile, or when there is no room. `blocks` are
+        those in the extents that hold data. Recovery must not need the old one as log. Raises PoisonedError.
+        """
+        with trio.CancelScope(shield=True):
+            async with self.lock:
+                saved = await self._put(writer, old, kept, blocks)
+        return saved
+
+    async def _put(self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int) -> int:
+        """Write the successor of a segment. The checkpoint that first leads to it makes it durable before."""
+        segments = self._segments
+        length = -(-sum(len(extent.plain) + TAG_BYTES for extent in kept) // BLOCK) * BLOCK
+        if not segments.space.leaves_checkpoints(length):
+            return 0
+        try:
             new = segments.successor(old, length, os.urandom(32))
         except NoSpaceError:
             return 0
-        except DamageError as damage:
-            return self._give_up(old, damage)
+        new.blocks = blocks
         try:
             await workers.run(self._write, new, kept)
         except OSError as error:
@@ -230,7 +244,6 @@ class Cleaner:
             sealed.append(new.sealer.seal(extent.unit, Kind.EXTENT, extent.plain, blocks=extent.blocks))
             new.index[extent.unit] = pack_index(new.used, len(sealed[-1]), extent.blocks)
             new.used += len(sealed[-1])
-            new.blocks += extent.used
         storage.write(start, sealed)
 
     async def _pause(self, read: int) -> None:

@@ -35,6 +35,7 @@ from nbdvde.engine.dedup import (
     worth_sharing,
 )
 from nbdvde.engine.layout import KIND_LOG, Kind
+from nbdvde.engine.lbamap import Entries
 from nbdvde.engine.segments import Segments, State
 from nbdvde.errors import DamageError
 
@@ -103,6 +104,12 @@ def nothing_shared(blocks: Sequence[int], prints: bytes = b"") -> Split:
     return Split(blocks, (), prints, np.zeros(len(blocks), np.bool_), none.astype(np.uint64), none)
 
 
+def references_to(blocks: Sequence[int], entries: Sequence[int]) -> Split:
+    """A transaction of references alone; the blocks ascend."""
+    count = len(blocks)
+    return Split((), blocks, b"", np.ones(count, np.bool_), np.array(entries, np.uint64), np.full(count, -1, np.int64))
+
+
 class Duplicates:
     """The fingerprints of an open image, in `memory` bytes."""
 
@@ -148,6 +155,12 @@ class Duplicates:
             if chosen.any()
             else nothing_shared(blocks, prints.tobytes())
         )
+
+    def stored(self, volume: int, written: Generation, blocks: Sequence[int]) -> Split:
+        """All of the blocks are to be stored, with their fingerprints, whether they are stored already or not."""
+        domain = self._catalogue.members[volume].domain
+        pages = [written.blocks[block] for block in blocks]
+        return nothing_shared(blocks, _hashed(self._key(domain), pages) if domain else b"")
 
     def _key(self, domain: int) -> bytes:
         if domain not in self._keys:
@@ -196,11 +209,12 @@ class Duplicates:
         """Without those that no reference may lead to."""
         containers = places >> np.uint64(CONTAINER_SHIFT)
         for container in np.unique(containers).tolist():
-            if container and not self._may_refer_to(self._states.get(container)):
+            if container and not self.may_refer_to(self._states.get(container)):
                 places[containers == container] = 0
         return places
 
-    def _may_refer_to(self, state: State | None) -> bool:
+    def may_refer_to(self, state: State | None) -> bool:
+        """Whether references may be made to what is in a segment; the commit lock is held until they are counted."""
         return (
             state is not None
             and self._segments.states.get(state.segment.slot) is state
@@ -222,7 +236,7 @@ class Duplicates:
 
     def _load_chunk(self, slot: int, chunk: int) -> bool:
         state = self._segments.states.get(slot)
-        if state is None or not self._may_refer_to(state):
+        if state is None or not self.may_refer_to(state):
             return False
         number = self._number(state)
         if self._loaded.get((number, chunk), 0) >= self._index.generation - 1:
@@ -254,6 +268,21 @@ class Duplicates:
                 continue
             return parse_prints(data[: len(data) // PRINT_BYTES * PRINT_BYTES])
         return parse_prints(b"")
+
+    def listed(self, state: State) -> tuple[Entries, Prints]:
+        """Map entries of all blocks of a closed segment, and their fingerprints, 0 where there is none.
+
+        Blocks. Raises DamageError.
+        """
+        places = _places_of(np.array(self._segments.index(state), np.uint64))
+        prints = np.zeros((len(places), 2), np.uint64)
+        known = self._list(state)[: len(places)] if state.kind == KIND_LOG else prints
+        prints[: len(known)] = known
+        return map_entries(places, np.full(len(places), state.segment.slot, np.uint64)), prints
+
+    def prints(self, domain: int, pages: Sequence[Buffer]) -> Prints:
+        """Fingerprints of blocks."""
+        return parse_prints(_hashed(self._key(domain), pages))
 
     def hook_list(self, state: State) -> None:
         """Have a stored list found by its fingerprints; blocks."""

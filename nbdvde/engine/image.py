@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import trio
@@ -35,10 +36,11 @@ from nbdvde.engine.layout import (
 )
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.measure import measure
+from nbdvde.engine.optimize import Options, Workshop, optimize
 from nbdvde.engine.pace import paced
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
-from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, SnapshotInfo, SpaceReport
+from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, OptimizeReport, SnapshotInfo, SpaceReport
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
@@ -72,7 +74,7 @@ class Image:
         self._buffer_bytes = buffer_bytes
         self.segments.name = os.path.basename(path)
         self.cache = FrameCache(cache_bytes)
-        reader = Reader(self.segments, self.cache, loaded.dictionaries)
+        self._reader = reader = Reader(self.segments, self.cache, loaded.dictionaries)
         self._background, self._cleaning = Background(self._failed), Background(self._failed)
         self._writer: Writer | None = None
         self._checkpointer = Checkpointer(
@@ -93,6 +95,7 @@ class Image:
         memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
         self._duplicates = Duplicates(self.segments, loaded.catalogue, memory)
         self._hooking = Background(self._failed)
+        self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False
 
     # Life
@@ -144,7 +147,10 @@ class Image:
         if self._closed:
             return
         self._closed = True
+        self._until_closed.cancel()
         with trio.CancelScope(shield=True):
+            async with self._optimizing:
+                pass
             try:
                 if self._writer is not None:
                     await self._stop(self._writer)
@@ -196,6 +202,20 @@ class Image:
                     await self._release(writer)
             if gently and not self._cleaner.is_due():
                 return
+
+    async def _clean_aside(self, writer: Writer, worth: float, gently: bool) -> int:
+        """As `clean`, but who waits for it may be cancelled: it goes on then, and ends with the image."""
+        before, ended = self._cleaner.freed, trio.Event()
+
+        async def clean() -> None:
+            try:
+                await self._clean(writer, worth, gently=gently)
+            finally:
+                ended.set()
+
+        self._cleaning.start(clean)
+        await ended.wait()
+        return self._cleaner.freed - before
 
     async def _release(self, writer: Writer) -> None:
         """Free what is left out of this checkpoint: no superblock leads to it when both are written."""
@@ -258,6 +278,25 @@ class Image:
         await writer.flush()
         await self._clean(writer, worth)
         return self._cleaner.freed - before
+
+    async def optimize(self, options: Options, progress: Progress) -> OptimizeReport:
+        """Make it smaller, while it is in use; can be cancelled at any time.
+
+        Raises RefusedError while somebody else does that and when the image is closed, NoSpaceError, PoisonedError.
+        """
+        writer, superblock = self._writable(), self.superblock
+        if self._optimizing.locked():
+            raise RefusedError("image", "is being optimized already", "wait for the end of that")
+        async with self._optimizing:
+            workshop = Workshop(
+                self.segments, self._checkpointer, self._cleaner, self._duplicates, self._reader,
+                self.dictionaries, self.volumes.disks,
+                superblock.compression, superblock.extent_bytes // BLOCK, self.volumes.domain_of,
+                lambda: self._release(writer), partial(self._clean_aside, writer), lambda: file_bytes(self.path),
+            )  # fmt: skip
+            with trio.CancelScope() as self._until_closed:
+                return await optimize(workshop, writer, options, progress)
+        raise RefusedError("image", "was closed before its end")
 
     async def check(self, progress: Progress | None = None, rate: int | None = None) -> CheckReport:
         """Verify everything up to now, while the image is in use, at `rate` bytes a second at most."""

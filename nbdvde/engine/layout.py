@@ -507,7 +507,7 @@ LOST = 2
 """Map entry of a block that cannot be read any more, as the leaf that had its entry was damaged."""
 MAX_SLOTS = 1 << 24
 UNIT_SHIFT, SLOT_SHIFT = 16, 40
-BLOCK_MASK = (1 << UNIT_SHIFT) - 1
+BLOCK_MASK, UNIT_MASK = (1 << UNIT_SHIFT) - 1, (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1
 
 
 def pack_entry(slot: int, unit: int, block: int) -> int:

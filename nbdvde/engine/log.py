@@ -174,15 +174,36 @@ class LogWriter:
         self.counters.blocks_zero += len(written.blocks) - len(kept)
         duplicates = self._duplicates
         split = duplicates.split(volume, written, kept, load=write) if duplicates else nothing_shared(kept)
-        stored: list[int] = []
-        parts = list(self._parts(split, zero_ranges))
-        for number, part in enumerate(parts):
-            self._group(volume, written, split, part, stored, final=number == len(parts) - 1)
+        entries = self._transaction(volume, written, split, zero_ranges)
         self.counters.commits += 1
-        self.counters.blocks_shared += len(split.shared)
         self.counters.bytes_in += len(kept) * BLOCK
         self.counters.seal_ns += time.monotonic_ns() - begun
-        return Change(zero_ranges, kept, split.all_entries(stored))
+        return Change(zero_ranges, kept, entries)
+
+    def store_again(self, volume: int, written: Generation) -> Change:
+        """As `append`, of blocks that a volume holds already: nothing of it becomes a reference."""
+        self._refuse_if_poisoned()
+        self._writing = True
+        blocks = sorted(written.blocks)
+        split = self._duplicates.stored(volume, written, blocks) if self._duplicates else nothing_shared(blocks)
+        return Change((), blocks, self._transaction(volume, written, split, ()))
+
+    def refer(self, volume: int, split: Split) -> Change:
+        """As `append`, of references alone."""
+        self._refuse_if_poisoned()
+        self._writing = True
+        return Change((), split.shared, self._transaction(volume, Generation(), split, ()))
+
+    def _transaction(
+        self, volume: int, written: Generation, split: Split, zeroes: Sequence[tuple[int, int, bool]]
+    ) -> Sequence[int]:
+        """Seal and write the groups of a transaction; answers the map entries of its blocks in order."""
+        stored: list[int] = []
+        parts = list(self._parts(split, zeroes))
+        for number, part in enumerate(parts):
+            self._group(volume, written, split, part, stored, final=number == len(parts) - 1)
+        self.counters.blocks_shared += len(split.shared)
+        return split.all_entries(stored)
 
     def operate(self, operation: Operation) -> None:
         """Append a change of the catalogue as a transaction of its own, and make everything appended durable."""
@@ -280,6 +301,12 @@ class LogWriter:
         ahead = min(_ZEROES_AHEAD, log_room(state.segment) - end)
         self._zeroed = end + ahead
         return [_ZEROES[:ahead]]
+
+    def roll(self) -> None:
+        """Go on in the next ready segment, so that nothing is added to the open one any more."""
+        self._refuse_if_poisoned()
+        self._writing = True
+        self._roll()
 
     def _roll(self) -> None:
         """Link the open segment to the next ready one and go on there."""

@@ -6,7 +6,7 @@ the references of one level (24 bytes each) memory is bounded by the segments th
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,13 @@ def _joined(parts: Sequence[_Refs]) -> _Refs:
     )
 
 
+class Takes(Protocol):
+    """What is told of every map entry of an extent."""
+
+    def add(self, entries: Entries, low: Owners, high: Owners) -> None:
+        """Take in map entries of extents, with the owners of each. Raises DamageError."""
+
+
 class Usage:
     """For some log segments: which block of which unit is in use, and the lowest and highest owner that uses it."""
 
@@ -121,7 +128,7 @@ class Usage:
 
 
 def mark(
-    trees: Iterable[Tree], indexes: Iterable[UnitRef], read: ReadUnit, slots: int, usage: Usage | None = None
+    trees: Iterable[Tree], indexes: Iterable[UnitRef], read: ReadUnit, slots: int, usage: "Takes | None" = None
 ) -> list[int]:  # fmt: skip
     """References to the units (metadata) and blocks (log) of each slot below `slots`.
 
@@ -176,7 +183,7 @@ def _children(nodes: _Refs, read: ReadUnit, counts: npt.NDArray[np.int64]) -> _R
     return _Refs(refs[there], nodes.low.repeat(children)[there], nodes.high.repeat(children)[there])
 
 
-def _leaves(leaves: _Refs, read: ReadUnit, counts: npt.NDArray[np.int64], usage: Usage | None) -> None:
+def _leaves(leaves: _Refs, read: ReadUnit, counts: npt.NDArray[np.int64], usage: "Takes | None") -> None:
     entries = np.concatenate([np.frombuffer(parse_leaf(read(ref, Kind.LEAF)), np.uint64) for ref in leaves.units()])
     there = np.flatnonzero(entries > LOST)
     _count(counts, entries[there] >> np.uint64(SLOT_SHIFT))

@@ -1,7 +1,10 @@
 """Reading an image no faster than asked: what runs beside clients leaves them the device."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
+
+import trio
 
 from nbdvde.disk import Buffer
 from nbdvde.engine.storage import Storage
@@ -9,6 +12,26 @@ from nbdvde.engine.storage import Storage
 Progress = Callable[[int, int], None]
 _SLICE_S = 0.1
 """Longest wait without a call of the progress, which may end it all by an exception."""
+
+
+class Pace:
+    """A rate for work on the event loop, of bytes a second; None for no limit."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate = rate
+        self._due_s = -math.inf
+        """When the next step may begin."""
+
+    @property
+    def gentle(self) -> bool:
+        """Whether clients are to be left room: one core, too."""
+        return self._rate is not None
+
+    async def spend(self, count: int) -> None:
+        """After a step that read or wrote so many bytes: wait until the next one is due, and be cancelled here."""
+        now_s = trio.current_time()
+        self._due_s = max(self._due_s, now_s - _SLICE_S) + (count / self._rate if self._rate else 0)
+        await trio.sleep(max(0.0, self._due_s - now_s))
 
 
 class Paced(Storage):

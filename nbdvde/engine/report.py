@@ -1,4 +1,4 @@
-"""What `info` and `check` tell about an image; field names are part of the interface."""
+"""What `info`, `check` and `optimize` tell about an image; field names are part of the interface."""
 
 import msgspec
 
@@ -105,6 +105,23 @@ class CheckReport(msgspec.Struct, frozen=True):
     ok: bool
     errors: list[CheckError]
     units_verified: int
+
+
+class OptimizeReport(msgspec.Struct, frozen=True):
+    """What `optimize` did. Bytes are those of the file, unless it says otherwise."""
+
+    file_bytes_before: int
+    file_bytes_after: int
+    blocks_repacked: int
+    """Of 4 KiB, stored again in the order of their addresses."""
+    blocks_shared: int
+    """Of 4 KiB, that became references to equal ones."""
+    cleaned_bytes: int
+    """Freed by leaving out what nobody uses any more."""
+    segments_recompressed: int
+    recompressed_bytes: int
+    """Saved by that."""
+    seconds: float
 
 
 class RepairReport(CheckReport, frozen=True):

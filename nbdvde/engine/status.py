@@ -141,7 +141,7 @@ class _Stored:
 
     async def leaves(self, first: int, last: int) -> list[int]:
         """Numbers of the leaves in [first, last] that may have others, ascending."""
-        return await _leaves(self.volume, first, last)
+        return await leaves_in(self.volume, first, last)
 
     async def codes(self, start: int, stop: int) -> Codes:
         """The number of each of the blocks [start, stop) of one leaf."""
@@ -173,7 +173,7 @@ class _Changes:
 
     async def codes(self, start: int, stop: int) -> Codes:
         """As of `_Stored`. A hole and an allocated zero read the same."""
-        new, old = await _entries(self.volume, start, stop), await _entries(self.older, start, stop)
+        new, old = await entries_of(self.volume, start, stop), await entries_of(self.older, start, stop)
         new[new == ALLOCATED_ZERO] = old[old == ALLOCATED_ZERO] = HOLE
         codes: Codes = (new != old).astype(np.uint32)
         return codes
@@ -190,22 +190,22 @@ class _Depth:
 
     async def leaves(self, first: int, last: int) -> list[int]:
         """As of `_Stored`."""
-        return await _leaves(self.volume, first, last)
+        return await leaves_in(self.volume, first, last)
 
     async def codes(self, start: int, stop: int) -> Codes:
         """As of `_Stored`."""
-        entries = await _entries(self.volume, start, stop)
+        entries = await entries_of(self.volume, start, stop)
         same = entries != HOLE
         codes: Codes = same.astype(np.uint32)
         for older in self.older:
-            same &= entries == await _entries(older, start, stop)
+            same &= entries == await entries_of(older, start, stop)
             if not same.any():
                 break
             codes += same
         return codes
 
 
-async def _entries(volume: "Volume", start: int, stop: int) -> Entries:
+async def entries_of(volume: "Volume", start: int, stop: int) -> Entries:
     """A copy of the map entries of the blocks [start, stop) of one leaf."""
     leaf = await volume.leaf(start >> LEAF_SHIFT)
     low = start & (LEAF_BLOCKS - 1)
@@ -220,7 +220,7 @@ def _extend(extents: list[tuple[int, int]], blocks: int, code: int) -> None:
         extents.append((blocks * BLOCK, code))
 
 
-async def _leaves(volume: "Volume", first: int, last: int) -> list[int]:
+async def leaves_in(volume: "Volume", first: int, last: int) -> list[int]:
     """Numbers of the leaves in [first, last] that may be other than holes, ascending.
 
     `_LOOKED_AT` and one more at most; what is written from now on may be missing.
@@ -259,7 +259,7 @@ def _finding(lbamap: LbaMap, first: int, last: int, found: list[int]) -> Loads:
 async def _codes(volume: "Volume", context: str, start: int, stop: int) -> Codes:
     """The number of each of the blocks [start, stop) of one leaf."""
     numbers = CONTEXTS[context]
-    entries = await _entries(volume, start, stop)
+    entries = await entries_of(volume, start, stop)
     table = np.array([numbers.hole, numbers.allocated_zero, numbers.extent], np.uint32)
     codes = table[np.minimum(entries, 2).astype(np.intp)]
     if context == EXTENT:

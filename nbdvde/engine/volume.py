@@ -393,6 +393,15 @@ class Volume(Disk):
     def _tell(self, where: str, what: str) -> None:
         _log.warning("%s: %s: %s", self.segments.name, where, what)
 
+    async def unchanged(self, blocks: Sequence[int], entries: Sequence[int]) -> list[bool]:
+        """Whether the map still has these entries for the blocks; the commit lock is held. Raises DamageError."""
+        assert self.frozen is None, "no commit is under way"
+        await self._load_leaves({block >> LEAF_SHIFT for block in blocks if block < self.map.blocks})
+        return [
+            block < self.map.blocks and self.map.lookup(block) == entry
+            for block, entry in zip(blocks, entries, strict=True)
+        ]
+
     # Status
 
     @property

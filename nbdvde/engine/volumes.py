@@ -92,6 +92,10 @@ class Volumes:
         """Changes with every operation."""
         return self._catalogue.version
 
+    def domain_of(self, number: int) -> int:
+        """Dedup domain of a volume, 0 when it takes no part."""
+        return self._catalogue.members[number].domain
+
     def siblings(self, member: Member) -> list[str]:
         """Names of the snapshots of a disk, or of the other ones of a snapshot's disk, oldest first."""
         disk = self._catalogue.disk_of(member)

@@ -18,6 +18,7 @@ from nbdvde.engine.background import Background
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.layout import BLOCK, KIND_LOG, MIN_SEGMENT_BYTES, Operation
 from nbdvde.engine.log import Change, LogWriter
+from nbdvde.engine.revision import Revision
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError
@@ -150,6 +151,23 @@ class Writer:
                 if not short or length < self.log.shortest:
                     raise
 
+    async def roll(self) -> None:
+        """Have the log leave the open segment, if it holds anything and there is space. Raises PoisonedError."""
+        log = self.log
+        async with holding(self.commit_lock):
+            self.refuse_if_poisoned()
+            if not log.state.units:
+                return
+            with trio.CancelScope(shield=True):
+                with suppress(NoSpaceError):
+                    async with self._preparing:
+                        added = await allocate(self._segments, self._segments.segment_bytes, reserved=False)
+                        await workers.run(log.sync_storage)
+                        log.ready.append(added)
+                # What is admitted has to fit without the rest of the open one.
+                if log.ready and log.room() - log.usable(log.state) >= log.worst(self._admitted):
+                    await workers.run(log.roll)
+
     # Commits
 
     def mark(self) -> int:
@@ -207,6 +225,41 @@ class Writer:
             self.withdraw(BLOCK)
         self._notify()
         return True
+
+    async def revise(self, revision: Revision) -> int:
+        """Have blocks lie elsewhere, as far as nobody wrote them meanwhile; answers how many do. Not durable yet.
+
+        Raises DamageError (nothing has changed then), NoSpaceError, PoisonedError.
+        """
+        if not len(revision.blocks):
+            return 0
+        cost, volume = revision.cost, revision.volume
+        await self.admit(cost, freeing=not revision.pages)
+        try:
+            async with holding(self.commit_lock):
+                self.refuse_if_poisoned()
+                with trio.CancelScope(shield=True):
+                    chosen = await revision.still() if volume in self._volumes else []
+                    moved = await self._revise(revision, chosen) if chosen else 0
+        finally:
+            self.withdraw(cost)
+        self._notify()
+        return moved
+
+    async def _revise(self, revision: Revision, chosen: Sequence[int]) -> int:
+        log, volume = self.log, revision.volume
+        try:
+            if revision.pages:
+                change = await workers.run(log.store_again, volume.number, revision.stored(chosen))
+            elif split := revision.referring(chosen):
+                change = await workers.run(log.refer, volume.number, split)
+            else:
+                return 0
+            await volume.apply(change)
+        except BaseException as error:
+            log.poisoned = log.poisoned or f"moving blocks failed: {error!r}"
+            raise
+        return len(change.blocks)
 
     async def _operate(self, operation: Operation, apply: Callable[[], None]) -> None:
         self._begun += 1

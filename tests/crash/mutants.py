@@ -302,6 +302,62 @@ MUTANTS += [
 ]
 
 MUTANTS += [
+    mutant(
+        "what was recompressed is not looked at",
+        "recompress:Recompression._pack_one",
+        " and decoder.frames(packed, blocks) == frames",
+        "",
+        "recompressed wrongly",
+    ),
+    mutant(
+        "the open segment is recompressed",
+        "recompress:Recompression.run",
+        "state.segment.sequence < open_sequence",
+        "True",
+        "optimizing",
+    ),
+    mutant(
+        "recompression forgets an extent",
+        "recompress:_batches",
+        "batches[-1].append(extent)",
+        "extent.unit % 3 and batches[-1].append(extent)",
+        "recompressed",
+    ),
+]
+
+MUTANTS += [
+    mutant(
+        "what was written meanwhile is moved",
+        "volume:Volume.unchanged",
+        "and self.map.lookup(block) == entry",
+        "",
+        "written meanwhile",
+    ),
+    mutant(
+        "optimizing makes a reference into a victim",
+        "revision:Revision.referring",
+        "if self.may_refer_to(self.states[self.new[at] >> SLOT_SHIFT])",
+        "",
+        "reference into a victim",
+    ),
+    mutant(
+        "a reference into another segment of that slot",
+        "revision:Revision._is_seen",
+        "self.volume.segments.states.get(slot) is self.states[slot]",
+        "True",
+        "another segment",
+    ),
+    mutant("duplicates are stored again", "repack:Repacking.run", "== ONCE", "> 0", "shared by a snapshot"),
+    mutant(
+        "equal halves of fingerprints are enough",
+        "redundancy:Candidates.meet",
+        " & (self._seconds[at] == known.prints[:, 1])",
+        "",
+        "lowest of equals",
+    ),
+]
+
+MUTANTS += [
     mutant("a snapshot protects nothing", "lbamap:LbaMap.fork", "self.protected = sequence", "pass", "history"),
     mutant("a copy protects nothing", "lbamap:LbaMap.fork", "protected=sequence", "protected=0", "history"),
     mutant("shared blocks are counted down", "segments:Segments.uncount", "state.born < protected", "False", "history"),

@@ -6,6 +6,7 @@ FLUSH, none that was not yet submitted.
 """
 
 import errno
+import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, Fresh, KeyArea, KeyFile, MasterKey
+from nbdvde.engine.optimize import PASSES, Options
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError, RefusedError
 from tests.crash.recording import RecordingStorage
@@ -33,6 +35,8 @@ SNAPSHOT_SHIFT = 48
 """Blocks of snapshot N are numbered from N << 48 on, the disk's from 0; the last one says that it exists."""
 DICTIONARIES = 1 << 62
 """Dictionaries count as blocks from this one on."""
+_PIECES = 6
+"""Blocks that are written one by one."""
 ABSENT = b"no image"
 """The version before an image was created."""
 
@@ -210,6 +214,7 @@ class Session:
                 KEY if self.profile.encrypted else None,
                 buffer_bytes=self.profile.buffer_bytes,
                 checkpoint_bytes=256 << 10,
+                path=os.devnull,
             )
         except NoSpaceError:
             if not self._may_be_full:
@@ -253,6 +258,8 @@ class Session:
         self._disk = disk = image.disk()
         if kind == "write":
             await self._write(disk)
+        elif kind == "pieces":
+            await self._write_pieces(image, disk)
         elif kind == "zero":
             await self._zero(disk)
         elif kind == "trim":
@@ -266,6 +273,7 @@ class Session:
         else:
             job = {
                 "flush": self._flush, "checkpoint": self._checkpoint, "keys": self._change_keys, "clean": self._clean,
+                "optimize": self._optimize,
             }[kind]  # fmt: skip
             if self.profile.overlap and self._rng.random() < 0.5:
                 nursery.start_soon(job, image)
@@ -366,6 +374,16 @@ class Session:
     async def _clean(self, image: Image) -> None:
         await self._tolerating(image.clean)
 
+    async def _optimize(self, image: Image) -> None:
+        """Optimize in some way, and often cancel it half-way."""
+        options = Options(tuple(self._rng.sample(PASSES, self._rng.randint(1, len(PASSES)))), level=3)
+
+        async def optimize() -> None:
+            if not image._optimizing.locked():
+                await self._tolerating(lambda: image.optimize(options, lambda done, total: None))
+
+        await self._cancelling(optimize)
+
     def _range(self) -> tuple[int, int]:
         """A range, often aligned, often at a few hot places."""
         rng, size = self._rng, self.profile.size
@@ -392,6 +410,15 @@ class Session:
             chance = random.Random(self._rng.randrange(3))
             data = text(0, chance, length) if self.profile.words else chance.randbytes(length)
         await self._request([overwritten(self._pages, offset, data)], lambda: self._put(disk, offset, data))
+
+    async def _write_pieces(self, image: Image, disk: Volume) -> None:
+        """Write one of a few runs block by block, so that neither duplicates are found nor extents are long."""
+        first = self._rng.randrange(3) * _PIECES
+        data = random.Random(self._rng.randrange(2)).randbytes(_PIECES * BLOCK)
+        for at in self._rng.sample(range(_PIECES), _PIECES):
+            page, offset = data[at * BLOCK : (at + 1) * BLOCK], (first + at) * BLOCK
+            await self._request([overwritten(self._pages, offset, page)], partial(self._put, disk, offset, page))
+            await image._writable().commit()
 
     async def _put(self, disk: Volume, offset: int, data: bytes) -> None:
         view = memoryview(data)

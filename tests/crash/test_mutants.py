@@ -11,7 +11,15 @@ from tests.crash import test_damage, test_faults, test_keys, test_roots
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
-from tests.engine import test_cleaner, test_dictchange, test_duplicates, test_replay, test_volumes
+from tests.engine import (
+    test_cleaner,
+    test_dictchange,
+    test_duplicates,
+    test_moving,
+    test_optimize,
+    test_replay,
+    test_volumes,
+)
 
 
 def crash() -> None:
@@ -50,6 +58,20 @@ def cleaning() -> None:
     for seed in range(6):
         for name in ("cleaned", "cleaned and overwritten"):
             run_seed(seed, Effort(subsets=64), tally, name)
+
+
+def optimizing() -> None:
+    """As `crash`, only of images that are optimized."""
+    tally = Tally()
+    for seed in range(4):
+        for name in ("optimized", "optimized snapshots"):
+            run_seed(seed, Effort(subsets=16, torn=4), tally, name)
+
+
+def recompressed_wrongly() -> None:
+    """A compressor that makes something else of its input."""
+    with pytest.MonkeyPatch.context() as patch:
+        trio.run(test_optimize.test_only_what_gives_the_same_again_is_kept, patch)
 
 
 def nonces() -> None:
@@ -91,6 +113,14 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "cleaning": cleaning,
     "either superblock": either_superblock,
     "cleaned, older superblock": test_volumes.test_after_cleaning_either_superblock_leads_to_everything,
+    "optimizing": optimizing,
+    "recompressed": lambda: trio.run(test_optimize.test_segments_are_recompressed_once),
+    "recompressed wrongly": recompressed_wrongly,
+    "written meanwhile": lambda: trio.run(test_moving.test_what_was_written_meanwhile_stays),
+    "reference into a victim": lambda: trio.run(test_moving.test_no_reference_leads_into_a_victim),
+    "another segment": lambda: trio.run(test_moving.test_a_segment_that_is_another_one_now_is_left_alone),
+    "shared by a snapshot": lambda: trio.run(test_moving.test_what_a_snapshot_shares_stays_where_it_is),
+    "lowest of equals": test_moving.test_the_lowest_of_equal_blocks_is_taken,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),
     "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),

@@ -1,5 +1,6 @@
 """Cleaning: what is freed, and what is not touched."""
 
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -65,7 +66,7 @@ Living = Callable[..., AsyncIterator[Life]]
 async def living(level: int = 1, extent_bytes: int = 32 << 10, capacity: int = 0, seed: int = 1) -> AsyncIterator[Life]:
     storage = RecordingStorage()
     format_storage(storage, SIZE, KEY, level, extent_bytes=extent_bytes, segment_bytes=256 << 10, capacity=capacity)
-    image = await open_storage(storage, KEY, buffer_bytes=256 << 10)
+    image = await open_storage(storage, KEY, buffer_bytes=256 << 10, path=os.devnull)
     life = Life(storage, image, seed)
     yield life
     await image.close()

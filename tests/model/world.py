@@ -15,6 +15,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.optimize import PASSES, Options
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import RefusedError
 from tests.crash.oracle import master_of
@@ -67,7 +68,8 @@ class World:
     def run(self, operations: int, every: int = 100) -> None:
         """Do so many operations; all is compared after `every` of them, and at the end."""
         with deterministic(self._seed):
-            format_storage(self._storage, SIZES[1], KEY, 1, 16 << 10, "disk", SEGMENT_BYTES)
+            extent_bytes = (16 << 10, 64 << 10)[self._seed % 2]
+            format_storage(self._storage, SIZES[1], KEY, 1, extent_bytes, "disk", SEGMENT_BYTES)
             trio.run(self._main, operations, every)
 
     async def _main(self, operations: int, every: int) -> None:
@@ -96,7 +98,7 @@ class World:
             (60, self._write), (12, self._zero), (6, self._image.flush), (4, self._image.checkpoint),
             (4, self._snapshot), (3, self._delete), (2, self._rollback), (2, self._clone), (1, self._create),
             (2, self._resize), (1, self._reopen), (1, self._vanish), (3, self._clean),
-            (2, self._dictionary),
+            (2, self._dictionary), (2, self._optimize),
         ]  # fmt: skip
         weights, choices = zip(*actions, strict=True)
         await self._rng.choices(choices, weights)[0]()
@@ -209,6 +211,10 @@ class World:
 
     async def _clean(self) -> None:
         await self._image.clean()
+
+    async def _optimize(self) -> None:
+        passes = tuple(self._rng.sample(PASSES, self._rng.randint(1, len(PASSES))))
+        await self._image.optimize(Options(passes, level=self._rng.choice((3, 19))), lambda done, total: None)
 
     # Comparison
 
