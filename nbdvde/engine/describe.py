@@ -18,6 +18,12 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
     return os.stat(path).st_blocks * 512
 
 
+def described(statistics: dict[str, int]) -> dict[str, int | float]:
+    """The counters of an image (layout.STATISTICS), with what follows from them."""
+    taken, stored = statistics["bytes_in"], statistics["bytes_stored"]
+    return {**statistics, "bytes_saved": taken - stored, "ratio": round(taken / (stored or 1), 3)}
+
+
 def clear_info(superblock: Superblock, path: str, taken: int, key_slots: int) -> ImageInfo:
     """The part of an ImageInfo that the superblock tells."""
     return ImageInfo(

@@ -16,7 +16,7 @@ from nbdvde.engine.cache import FrameCache
 from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
 from nbdvde.engine.cleaner import WORTH, WORTH_IN_NEED, Cleaner
-from nbdvde.engine.describe import clear_info, file_bytes
+from nbdvde.engine.describe import clear_info, described, file_bytes
 from nbdvde.engine.dictchange import DictionaryChanges
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.dictionaries import Entry as DictionaryEntry
@@ -411,13 +411,8 @@ class Image:
         used = len(self.key_area.slots()) if self.encrypted else 0
         info = clear_info(self.superblock, self.path, file_bytes(self.path), used)
         disks = [self._described(disk) for disk in self.volumes.disks]
-        return msgspec.structs.replace(info, disks=disks, statistics=self._described_statistics())
+        return msgspec.structs.replace(info, disks=disks, statistics=described(self.statistics))
 
     def _described(self, disk: Volume) -> DiskInfo:
         snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]
         return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, snapshots)
-
-    def _described_statistics(self) -> dict[str, int | float]:
-        counters: dict[str, int | float] = {**self.statistics}
-        taken, stored = self.statistics["bytes_in"], self.statistics["bytes_stored"]
-        return counters | {"bytes_saved": taken - stored, "ratio": round(taken / (stored or 1), 3)}

@@ -1,6 +1,7 @@
 """Blocks that are stored again in order, and duplicates that become references, while clients write."""
 
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
@@ -14,7 +15,7 @@ from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import SLOT_SHIFT, UNIT_SHIFT, pack_entry
 from nbdvde.engine.lbamap import LEAF_BLOCKS
-from nbdvde.engine.optimize import DUPLICATES, REPACK, Options
+from nbdvde.engine.optimize import DUPLICATES, PASSES, RECOMPRESS, REPACK, Options
 from nbdvde.engine.redundancy import Candidates, Known
 from nbdvde.engine.repack import scattered
 from nbdvde.engine.report import OptimizeReport
@@ -27,6 +28,7 @@ from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
 from tests.engine.test_optimize import untold
+from tests.engine.trained import dictionary, text
 from tests.model.world import page
 
 SIZE = 8 << 20
@@ -146,6 +148,22 @@ async def test_who_takes_no_part_shares_nothing() -> None:
         await write(image, {block: block % 50 for block in range(100)})
         report = await optimized(image, REPACK, DUPLICATES)
         assert (report.blocks_repacked, report.blocks_shared) == (100, 0)
+
+
+async def test_extents_with_a_dictionary_stay_readable() -> None:
+    pages = {block: text(0, random.Random(block)) for block in range(300)}
+    async with opened() as image:
+        await image.register_dictionary(dictionary(0), 32)
+        for block, data in pages.items():
+            await image.disk().write(block * BLOCK, memoryview(data))
+            await image.flush()
+            if block == 150:
+                await optimized(image, RECOMPRESS)
+        report = await optimized(image, *PASSES)
+        assert report.blocks_repacked > 200
+        assert report.segments_recompressed
+        whole = b"".join(map(bytes, await image.disk().read(0, 300 * BLOCK)))
+        assert whole == b"".join(pages.values())
 
 
 # One step, with somebody else at work between the look and the commit
