@@ -168,6 +168,16 @@ class Redundancy:
         whole = b"".join(self._decoder.frames(plain, blocks))
         return [whole[start : start + BLOCK] for start in range(0, len(whole), BLOCK)], length
 
+    def _try_reading(self, units: Sequence[int], states: dict[int, State]) -> None:
+        """Find out whether extents (slot and unit) are damaged: the blocks that are to refer to them may not be."""
+        for key in units:
+            state = states[key >> SLOT_SHIFT - UNIT_SHIFT]
+            if self._segments.states.get(state.segment.slot) is state:
+                try:
+                    self._read(state, key & UNIT_MASK)
+                except DamageError:
+                    state.suspect = True
+
     # References
 
     async def _refer(
@@ -192,6 +202,9 @@ class Redundancy:
         await self._revise(writer, found)
 
     async def _revise(self, writer: Writer, revision: Revision) -> None:
+        units = sorted({entry >> UNIT_SHIFT for entry in revision.new})
+        with self._checkpointer.reading():
+            await workers.run(self._try_reading, units, revision.states)
         try:
             self.blocks += await writer.revise(revision)
         except DamageError:  # reading reports it

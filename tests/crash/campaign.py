@@ -103,20 +103,13 @@ PROFILES = {
         weights={"write": 10, "trim": 3, "checkpoint": 5, "snapshot": 1, "unsnapshot": 1, "rollback": 1},
     ),
     "optimized": Profile(
+        size=256 << 10,
         level=0,
         extent_bytes=64 << 10,
+        cancel=0.2,
         buffer_bytes=64 << 10,
-        steps=12,
-        weights={"pieces": 8, "write": 3, "zero": 1, "flush": 2, "optimize": 4},
-    ),
-    "optimized snapshots": Profile(
-        size=512 << 10,
-        level=0,
-        extent_bytes=64 << 10,
-        cancel=0.3,
-        buffer_bytes=64 << 10,
-        steps=12,
-        weights={"pieces": 8, "write": 3, "flush": 2, "optimize": 4, "snapshot": 2, "unsnapshot": 1, "rollback": 1},
+        steps=5,
+        weights={"pieces": 8, "flush": 1, "optimize": 5, "snapshot": 1, "unsnapshot": 1, "rollback": 1},
     ),
 }
 

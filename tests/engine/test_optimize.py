@@ -6,7 +6,7 @@ import trio
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine import optimize
 from nbdvde.engine.extent import Compressor
-from nbdvde.engine.layout import KIND_COMPACT
+from nbdvde.engine.layout import KIND_COMPACT, unpack_index
 from nbdvde.engine.optimize import RECOMPRESS, Options, options_of
 from nbdvde.engine.report import OptimizeReport
 from nbdvde.errors import RefusedError, UsageError
@@ -91,7 +91,8 @@ async def test_a_damaged_segment_stays_where_it_is() -> None:
         await life.image.checkpoint()
         first = min((s for s in life.image.segments.states.values() if s.live > 9), key=lambda s: s.segment.offset)
         saved = bytes(life.storage.image)
-        life.storage.image[first.segment.offset + 9 * BLOCK] ^= 1
+        assert first.index is not None
+        life.storage.image[first.segment.offset + unpack_index(first.index[-1])[0]] ^= 1
         assert (await optimized(life)).segments_recompressed > 1
         assert life.image.segments.states[first.segment.slot] is first
         life.storage.image[first.segment.offset : first.segment.end] = saved[first.segment.offset : first.segment.end]
