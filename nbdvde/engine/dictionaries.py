@@ -221,10 +221,9 @@ class Dictionaries:
         """Why the region cannot be read, if so: what extents need of it cannot, either."""
         self.volume = 0
         """Number of the volume that the region is; nothing in it is compressed with a dictionary."""
-        self.used: tuple[int, ...] = ()
-        """Numbers of those that new extents may be compressed with."""
         self._contents: dict[int, bytes] = {}
-        self._choices: dict[int, Choice] = {}
+        self._using: tuple[tuple[int, ...], dict[int, Choice]] = (), {}
+        """Both are replaced in one step: a thread that makes a choice meanwhile adds it to the old ones."""
 
     def load(self, table: Table, contents: Mapping[int, bytes]) -> list[Entry]:
         """Take over what was stored; answers the entries whose contents are not what was trained."""
@@ -246,8 +245,12 @@ class Dictionaries:
 
     def use(self, numbers: Iterable[int]) -> None:
         """Compress with none but these from now on."""
-        self.used = tuple(numbers)
-        self._choices.clear()
+        self._using = tuple(numbers), {}
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Numbers of those that new extents may be compressed with."""
+        return self._using[0]
 
     def content(self, number: int) -> bytes:
         """Raises DamageError."""
@@ -259,11 +262,12 @@ class Dictionaries:
 
     def choice(self, volume: int) -> "Choice | None":
         """What small extents of a volume are compressed with; None without dictionaries."""
-        if not self.used or volume == self.volume:
+        numbers, choices = self._using
+        if not numbers or volume == self.volume:
             return None
-        choice = self._choices.get(volume)
+        choice = choices.get(volume)
         if choice is None:
-            choice = self._choices[volume] = Choice(self.used)
+            choice = choices[volume] = Choice(numbers)
         return choice
 
 

@@ -61,7 +61,6 @@ def _named(segments: Segments, entry: TableEntry) -> Iterable[tuple[int, int]]:
         plain = state.sealer.open(unit, Kind.EXTENT, data[position : position + length], blocks=blocks)
         if number := dictionary_of(plain):
             yield unit, number
-    state.sealer.forget()
 
 
 def _small(index: npt.NDArray[np.uint64]) -> list[int]:

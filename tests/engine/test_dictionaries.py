@@ -202,6 +202,24 @@ def test_each_disk_chooses_for_itself_and_the_region_not_at_all() -> None:
     assert dictionaries.choice(1) is None
 
 
+def test_what_is_not_to_be_used_any_more_comes_into_no_later_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionaries = holding(WORDS, OTHERS)
+    second = dictionaries.used[1]
+
+    class Interrupted(Choice):
+        """While a thread makes one, the event loop takes a dictionary away."""
+
+        def __init__(self, numbers: tuple[int, ...]) -> None:
+            super().__init__(numbers)
+            dictionaries.use((second,)) if len(numbers) > 1 else None
+
+    monkeypatch.setattr("nbdvde.engine.dictionaries.Choice", Interrupted)
+    dictionaries.choice(1)
+    later = dictionaries.choice(1)
+    assert later is not None
+    assert later.candidates() == [second]
+
+
 def test_of_many_dictionaries_a_few_are_tried_at_a_time() -> None:
     choice = Choice(tuple(range(1, 11)))
     asked = {extent: numbers for extent in range(1, 100) if (numbers := choice.candidates())}
