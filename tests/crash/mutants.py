@@ -347,6 +347,13 @@ MUTANTS += [
         "True",
         "another segment",
     ),
+    mutant(
+        "optimizing refers to what is damaged",
+        "redundancy:Redundancy._try_reading",
+        "state.suspect = True",
+        "pass",
+        "refers to damage",
+    ),
     mutant("duplicates are stored again", "repack:Repacking.run", "== ONCE", "> 0", "shared by a snapshot"),
     mutant(
         "equal halves of fingerprints are enough",

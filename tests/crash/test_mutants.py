@@ -119,6 +119,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "reference into a victim": lambda: trio.run(test_moving.test_no_reference_leads_into_a_victim),
     "another segment": lambda: trio.run(test_moving.test_a_segment_that_is_another_one_now_is_left_alone),
     "shared by a snapshot": lambda: trio.run(test_moving.test_what_a_snapshot_shares_stays_where_it_is),
+    "refers to damage": lambda: trio.run(test_moving.test_what_is_damaged_is_not_referred_to),
     "lowest of equals": test_moving.test_the_lowest_of_equal_blocks_is_taken,
     "nonces": nonces,
     "damage": lambda: test_damage.test_no_flipped_bit_of_a_crashed_image_shows_wrong_data(True),

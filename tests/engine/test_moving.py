@@ -129,6 +129,24 @@ async def test_what_snapshots_hold_is_referred_to_and_not_replaced() -> None:
         assert (await optimized(image, DUPLICATES)).blocks_shared == 0
 
 
+async def test_what_is_damaged_is_not_referred_to() -> None:
+    numbers = {block: block for block in range(1, 41)}
+    async with opened() as image:
+        await image.disk().write(BLOCK, memoryview(b"".join(map(page, numbers))))
+        await image.flush()
+        await image._writable().roll()
+        await write(image, {block + 100: block for block in numbers})
+        await optimized(image, REPACK)
+        await image._writable().roll()
+        first = image.segments.states[(image.disk().map.lookup(1) or 0) >> SLOT_SHIFT]
+        assert isinstance(image.segments.storage, RecordingStorage)
+        data, at = image.segments.storage.image, first.segment.offset + first.used // 2
+        data[at] ^= 1
+        assert (await optimized(image, DUPLICATES)).blocks_shared == 0
+        data[at] ^= 1
+        assert await holds(image, numbers | {block + 100: block for block in numbers})
+
+
 async def test_domains_share_nothing() -> None:
     numbers = {block: block for block in range(1, 100)}
     async with opened() as image:

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine import optimize
