@@ -76,7 +76,9 @@ class Plan:
     next_sequence: int
     statistics: tuple[int, ...]
     meta: list[State]
-    """Allocated segments for leaves, nodes and indexes."""
+    """Allocated segments for leaves and nodes, and after them those for indexes and fingerprints."""
+    map_segments: int
+    """How many of them are for leaves and nodes. Those die soon, indexes only with the segments they belong to."""
     root: State
     """Allocated segment for the root."""
     garbage: list[UnitRef]
@@ -110,17 +112,22 @@ class Result:
     entries: list[TableEntry]
 
 
-def meta_sizes(
-    volumes: Iterable[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], segment_bytes: int
-) -> list[int]:
-    """Lengths of the segments that surely hold the leaves, nodes, indexes and fingerprints of a checkpoint."""
+def map_sizes(volumes: Iterable[VolumePlan], segment_bytes: int) -> list[int]:
+    """Lengths of the segments that surely hold the leaves and nodes of a checkpoint."""
+    return _sizes(sum(map(_pages, volumes)) * (_PAGE + _UNIT_OVERHEAD), _PAGE + _UNIT_OVERHEAD, segment_bytes)
+
+
+def index_sizes(indexes: dict[int, bytes], prints: dict[int, bytes], segment_bytes: int) -> list[int]:
+    """Lengths of the segments that surely hold the indexes and fingerprints of a checkpoint."""
     pairs = [len(index) + len(prints.get(slot, b"")) for slot, index in indexes.items()]
     units = [size + size // 128 + 2 * _UNIT_OVERHEAD for size in pairs]
-    pages = sum(_pages(volume) for volume in volumes)
-    total = sum(units) + pages * (_PAGE + _UNIT_OVERHEAD)
+    return _sizes(sum(units), max(units, default=0), segment_bytes)
+
+
+def _sizes(total: int, waste: int, segment_bytes: int) -> list[int]:
+    """Lengths of segments for so many bytes of units, of which the longest may not fit at the end of each."""
     if not total:
         return []
-    waste = max([*units, _PAGE + _UNIT_OVERHEAD])
     length = max(segment_bytes, -(-2 * waste // BLOCK) * BLOCK)
     whole, rest = divmod(total, length - waste)
     return [length] * whole + [min(length, -(-(rest + waste) // BLOCK) * BLOCK)]
@@ -224,16 +231,18 @@ class _MetaWriter:
 
 def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     """Write and sync the checkpoint, then the superblock. Blocks; raises OSError and what `sync` raises."""
-    writer = _MetaWriter(segments, plan.meta)
+    writer = _MetaWriter(segments, plan.meta[: plan.map_segments])
+    index_writer = _MetaWriter(segments, plan.meta[plan.map_segments :])
     garbage = _Garbage(segments)
     for ref in plan.garbage:
         garbage.add(ref, 0)
     volumes = {volume.number: _write_volume(segments, writer, volume, garbage) for volume in plan.volumes}
-    indexes = {slot: writer.index(data, plan.prints.get(slot, b"")) for slot, data in plan.indexes.items()}
+    indexes = {slot: index_writer.index(data, plan.prints.get(slot, b"")) for slot, data in plan.indexes.items()}
     for slot in indexes:
         for old in plan.entries[slot].refs:
             garbage.add(old, 0)
     writer.flush()
+    index_writer.flush()
     tails = [tail for state in plan.meta if state.units and (tail := segments.shrink(state, state.used))]
     entries = [
         _renewed(entry, indexes.get(slot, (entry.index, entry.prints)), garbage.units[slot])

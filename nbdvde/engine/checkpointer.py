@@ -11,8 +11,8 @@ import trio
 
 from nbdvde import workers
 from nbdvde.engine.catalogue import Catalogue
-from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, meta_sizes, root_bytes, write
-from nbdvde.engine.layout import KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
+from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, index_sizes, map_sizes, root_bytes, write
+from nbdvde.engine.layout import BLOCK, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
 from nbdvde.engine.segments import Segments, State, bare
 from nbdvde.engine.writer import Writer
@@ -21,6 +21,8 @@ from nbdvde.errors import NoSpaceError
 LOG_BYTES = 512 << 20
 """Log between checkpoints: replaying it takes about a second, rewriting the leaves costs 6 % of it at most."""
 DIRTY_LEAVES_MAX = 8192
+_RESERVE_PART = 16
+"""Changed leaves are as few that they take one part in so many of the reserve, where there is one."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,6 +39,8 @@ class Checkpointer:
         """While it is held, no segment is freed."""
         self._segments, self._mac_key, self._catalogue = segments, mac_key, catalogue
         self._statistics, self._forget, self._log_bytes = statistics, forget, log_bytes
+        fitting = segments.space.reserve_bytes // _RESERVE_PART // BLOCK
+        self._dirty_max = min(DIRTY_LEAVES_MAX, fitting or DIRTY_LEAVES_MAX)
         self._root: Segment = superblock.root
         self._count = 0
         self._logged = 0
@@ -56,9 +60,9 @@ class Checkpointer:
         if self.lock.locked():
             return False
         dirty = max((len(disk.map.dirty) for disk in self._catalogue.disks), default=0)
-        if writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= DIRTY_LEAVES_MAX:
+        if writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= self._dirty_max:
             return True
-        return sum(len(member.map.dirty) for member in self._catalogue.unwritten) >= DIRTY_LEAVES_MAX
+        return sum(len(member.map.dirty) for member in self._catalogue.unwritten) >= self._dirty_max
 
     def can_reclaim(self) -> bool:
         """Whether checkpoints would free the space of log segments."""
@@ -128,7 +132,7 @@ class Checkpointer:
         }
         prints = {slot: bytes(known) for slot in indexes if (known := states[slot].prints).strip(b"\0")}
         entries = {slot: s.entry() for slot, s in states.items()}
-        meta, root = self._place(volumes, indexes, prints, len(entries))
+        meta, map_segments, root = self._place(volumes, indexes, prints, len(entries))
         for volume in volumes:
             if not volume.map.shared.isdisjoint(volume.leaves):  # their units will have several owners
                 volume.map.protected = self._segments.next_sequence
@@ -137,13 +141,16 @@ class Checkpointer:
         return Plan(
             superblock, point, catalogue, self._catalogue.next_number,
             self._catalogue.dedup_mib, volumes, indexes, prints, entries, self._segments.next_sequence,
-            self._statistics(), meta, root, [], both,
+            self._statistics(), meta, map_segments, root, [], both,
         )  # fmt: skip
 
     def _place(
         self, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
-    ) -> tuple[list[State], State]:
-        """Segments for what a plan writes, its root apart. Raises NoSpaceError; nothing is changed then."""
+    ) -> tuple[list[State], int, State]:
+        """Segments for what a plan writes, how many of them are for maps, and one for its root.
+
+        Raises NoSpaceError; nothing is changed then.
+        """
         try:
             return self._place_in(self._segments.segment_bytes, volumes, indexes, prints, listed)
         except NoSpaceError:  # there may be room in smaller pieces
@@ -155,13 +162,13 @@ class Checkpointer:
 
     def _place_in(
         self, length: int, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
-    ) -> tuple[list[State], State]:
-        segments = self._segments
+    ) -> tuple[list[State], int, State]:
+        segments, sizes = self._segments, map_sizes(volumes, length)
         meta: list[State] = []
         try:
-            for size in meta_sizes(volumes, indexes, prints, length):
+            for size in sizes + index_sizes(indexes, prints, length):
                 meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
-            return meta, segments.new_root(self._root_bytes(listed + len(meta)), os.urandom(32))
+            return meta, len(sizes), segments.new_root(self._root_bytes(listed + len(meta)), os.urandom(32))
         except NoSpaceError:
             self._undo([], meta)
             raise
@@ -239,7 +246,7 @@ class Checkpointer:
             if segment.slot:
                 self._segments.remove(segment.slot)
             self._segments.release(segment)
-
+        self._segments.space.reclaimable = self._segments.reclaimable()
         self._truncate()
 
     def _truncate(self) -> None:

@@ -11,7 +11,8 @@ import os
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from operator import itemgetter
 
 import numpy as np
@@ -20,7 +21,7 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.checkpoint import Result
 from nbdvde.engine.checkpointer import NO_SPACE, Checkpointer
-from nbdvde.engine.compact import Kept, Used, survivors, without_dead
+from nbdvde.engine.compact import Kept, Survivor, Used, survivors, without_dead
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Compressor, Decoder
 from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, pack_index
@@ -33,13 +34,15 @@ WORTH, WORTH_IN_NEED = 0.25, 0.06
 """Part of a segment, or of a zone, that cleaning must gain, at leisure and when space is short."""
 _GARBAGE_MAX = 0.5
 """Garbage among what is stored from which on the cleaner begins by itself."""
-_SHORT = 32
+_SHORT = 128
 """So it does with a smaller part of the capacity left for writes than one in so many, reserve apart."""
 _RATE = 64 << 20
 """Bytes a second that it reads in the background."""
 _DEBT_S = 0.05
 _CELLS_MAX = 8 << 20
 """Blocks of victims that one mark looks at: 64 MiB of memory."""
+_BATCH = 32
+"""Extents that are encoded at a time, in all threads."""
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +55,8 @@ class Cleaner:
     ) -> None:  # fmt: skip
         self._segments, self._checkpointer, self._extent_blocks = segments, checkpointer, extent_blocks
         # Blocks that were blanked compress even in an image whose data does not.
-        self._compressor, self._decoder = Compressor(max(level, 1)), Decoder(dictionaries)
+        self._compressor = workers.PerThread(lambda: Compressor(max(level, 1)))
+        self._decoder = workers.PerThread(lambda: Decoder(dictionaries))
         self.lock = trio.Lock()
         """While it is held, no segment is replaced."""
         self._damaged: set[State] = set()
@@ -62,6 +66,8 @@ class Cleaner:
         """Where the next mark begins to look at what is dead."""
         self.freed = 0
         """Bytes that segments got shorter so far."""
+        self.replaced = 0
+        """Segments that were written anew so far, some of them only to be elsewhere."""
 
     def is_due(self) -> bool:
         """Whether so much is garbage, by the counts, or so little room is left, that a round is called for."""
@@ -108,9 +114,8 @@ class Cleaner:
             if left and state.holds_blocks and state.linked and state.live and state not in self._damaged:
                 zones[space.zone(state.segment.offset) or -slot].append(state)
         victims: list[State] = []
-        for gain, zone in sorted(
-            ((self._gain(zone), zone) for zone in zones.values()), key=itemgetter(0), reverse=True
-        ):
+        ranked = [(*self._gain(zone, worth), zone) for zone in zones.values()]
+        for _, gain, zone in sorted(ranked, key=itemgetter(0, 1), reverse=True):
             room -= sum(state.used - state.garbage + BLOCK for state in zone)
             cells -= sum(state.units for state in zone) * self._extent_blocks
             if gain < worth or (victims and (room < 0 or cells < 0)):
@@ -118,15 +123,16 @@ class Cleaner:
             victims += zone
         return victims
 
-    def _gain(self, zone: Sequence[State]) -> float:
-        """Part of a zone, its gaps included, that is free in one piece once its segments are cleaned; 0 if in vain."""
-        garbage = sum(state.garbage for state in zone)
+    def _gain(self, zone: Sequence[State], worth: float) -> tuple[bool, float]:
+        """What part of a zone, its gaps included, is free in one piece once it is cleaned; 0 if in vain.
+
+        Before that, whether garbage alone makes it worth it: moving what is all in use only joins gaps, if anything.
+        """
+        garbage, used = sum(state.garbage for state in zone), sum(state.used for state in zone)
         gaps = sum(self._segments.space.beside(state.segment.offset, state.segment.length) for state in zone)
         if garbage < BLOCK and not gaps:
-            return 0.0
-        return 1 - sum(state.used - state.garbage for state in zone) / (
-            sum(state.segment.length for state in zone) + gaps
-        )
+            return False, 0.0
+        return garbage >= worth * used, 1 - (used - garbage) / (sum(state.segment.length for state in zone) + gaps)
 
     async def _clean(self, writer: Writer, victims: Sequence[State], *, gently: bool) -> int:
         cut = await self._checkpointer.run(writer, STATE_OPEN)
@@ -215,6 +221,7 @@ class Cleaner:
                 return 0
             writer.log.poison(f"cleaning failed: {error.strerror}")
         if await self._checkpointer.replace(old, new):
+            self.replaced += 1
             return old.segment.length - new.segment.length
         return 0
 
@@ -225,14 +232,24 @@ class Cleaner:
 
     def _read(self, old: State, used: Used) -> list[Kept]:
         """What is in use of a segment, without the rest: 16 MiB at most."""
-        segments = self._segments
-        kept = []
-        for extent in survivors(segments.index(old), used):
-            sealed = segments.read(old.segment.offset + extent.position, extent.length)
-            plain = old.sealer.open(extent.unit, Kind.EXTENT, sealed, blocks=extent.blocks)
-            packed = without_dead(plain, extent.blocks, extent.used, self._decoder, self._compressor)
-            kept.append(Kept(extent.unit, extent.blocks, int(extent.used.sum()), packed))
+        kept: list[Kept] = []
+        for batch in _batches(survivors(self._segments.index(old), used)):
+            kept += workers.parallel(lambda part: self._packed(old, part), batch)
         return kept
+
+    def _packed(self, old: State, extents: Sequence[Survivor]) -> list[Kept]:
+        plains = [
+            old.sealer.open(extent.unit, Kind.EXTENT, self._sealed(old, extent), blocks=extent.blocks)
+            for extent in extents
+        ]
+        packed = without_dead(list(zip(plains, extents, strict=True)), self._decoder.get(), self._compressor.get())
+        return [
+            Kept(extent.unit, extent.blocks, int(extent.used.sum()), plain)
+            for extent, plain in zip(extents, packed, strict=True)
+        ]
+
+    def _sealed(self, old: State, extent: Survivor) -> bytes:
+        return self._segments.read(old.segment.offset + extent.position, extent.length)
 
     def _write(self, new: State, kept: Sequence[Kept]) -> None:
         """Seal and write the extents of a segment."""
@@ -252,3 +269,8 @@ class Cleaner:
         if self._debt >= _DEBT_S:
             await trio.sleep(self._debt)
             self._debt = 0.0
+
+
+def _batches(extents: Iterator[Survivor]) -> Iterator[list[Survivor]]:
+    while batch := list(islice(extents, _BATCH)):
+        yield batch

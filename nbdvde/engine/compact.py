@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nbdvde.disk import BLOCK
-from nbdvde.engine.extent import Compressor, Decoder
+from nbdvde.engine.extent import Compressor, Decoder, is_compressed, without_blocks
 from nbdvde.engine.layout import FRAME_BLOCKS, unpack_index
 from nbdvde.errors import DamageError
 
+_ZEROES = bytes(BLOCK)
 Used = npt.NDArray[np.bool_]
 """Rows for the units of a segment, columns for the blocks of an extent."""
 
@@ -45,18 +46,24 @@ def survivors(index: Sequence[int], used: Used) -> Iterator[Survivor]:
         yield Survivor(unit, position, length, blocks, used[unit, :blocks])
 
 
-def without_dead(plain: bytes, blocks: int, used: Used, decoder: Decoder, compressor: Compressor) -> bytes:
-    """The plaintext of an extent with zeroes for the blocks not in use; as it was when that is no shorter."""
-    if used.all():
-        return plain
-    frames = decoder.frames(plain, blocks)
-    kept = [_blanked(frame, used[at * FRAME_BLOCKS :]) for at, frame in enumerate(frames)]
-    [packed] = compressor.encode([kept])
-    if len(packed) >= len(plain) or decoder.frames(packed, blocks) != kept:
-        return plain
-    return packed
+def without_dead(extents: Sequence[tuple[bytes, Survivor]], decoder: Decoder, compressor: Compressor) -> list[bytes]:
+    """Plaintexts of extents with zeroes for the blocks not in use; as they were where that is no shorter."""
+    partly = [(plain, extent) for plain, extent in extents if is_compressed(plain) and not extent.used.all()]
+    frames = [_blanked(decoder.frames(plain, extent.blocks), extent.used) for plain, extent in partly]
+    packed = iter(compressor.encode(frames))
+    return [min(plain, _replacement(plain, extent, packed), key=len) for plain, extent in extents]
 
 
-def _blanked(frame: bytes, used: Used) -> bytes:
+def _replacement(plain: bytes, extent: Survivor, packed: Iterator[bytes]) -> bytes:
+    if extent.used.all():
+        return plain
+    return next(packed) if is_compressed(plain) else without_blocks(plain, extent.used.tolist())
+
+
+def _blanked(frames: Sequence[bytes], used: Used) -> list[bytes]:
+    return [_blanked_frame(frame, used[at * FRAME_BLOCKS :].tolist()) for at, frame in enumerate(frames)]
+
+
+def _blanked_frame(frame: bytes, used: Sequence[bool]) -> bytes:
     blocks = range(len(frame) // BLOCK)
-    return b"".join(frame[at * BLOCK : (at + 1) * BLOCK] if used[at] else bytes(BLOCK) for at in blocks)
+    return b"".join(frame[at * BLOCK : (at + 1) * BLOCK] if used[at] else _ZEROES for at in blocks)

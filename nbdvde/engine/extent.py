@@ -9,7 +9,7 @@ frames, only the blocks. Where `dictionary` is not 0 it names what the frames ar
 
 import struct
 from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 
 import zstandard
 
@@ -105,6 +105,44 @@ def _assemble(frames: Sequence[Buffer], packed: Sequence[Buffer], dictionary: in
 
 def _stored(frames: Sequence[Buffer]) -> bytes:
     return b"".join((_HEAD.pack(STORED, 0, 0), *frames))
+
+
+_ZSTD_HEAD = struct.Struct("<IBH")
+_ZSTD_MAGIC, _ONE_SEGMENT_SIZE_U16, _SIZE_BASE = 0xFD2FB528, 0x60, 256
+_RAW, _REPEATED, _LAST = 0 << 1, 1 << 1, 1
+"""RFC 8878, sections 3.1.1.1 and 3.1.1.2: frames and blocks of zstd."""
+
+
+def _zstd_block(kind: int) -> bytes:
+    return (kind | BLOCK << 3).to_bytes(3, "little")
+
+
+_ZERO_BLOCK = [_zstd_block(_REPEATED | last) + b"\0" for last in (0, _LAST)]
+_RAW_BLOCK = [_zstd_block(_RAW | last) for last in (0, _LAST)]
+
+
+def without_blocks(plain: bytes, used: Sequence[bool]) -> bytes:
+    """The plaintext of an extent that is not compressed, with zeroes instead of the blocks that are not used.
+
+    Its frames are written down without asking the compressor, which finds nothing in the others.
+    """
+    view = memoryview(plain)[_HEAD.size :]
+    frames = [
+        _without_blocks(view[at * BLOCK : (at + FRAME_BLOCKS) * BLOCK], used[at : at + FRAME_BLOCKS])
+        for at in range(0, len(used), FRAME_BLOCKS)
+    ]
+    ends = accumulate(sum(map(len, frame)) for frame in frames)
+    return b"".join((_HEAD.pack(ZSTD, 0, 0), struct.pack(f"<{len(frames)}I", *ends), *chain.from_iterable(frames)))
+
+
+def _without_blocks(frame: memoryview, used: Sequence[bool]) -> list[Buffer]:
+    if all(used):
+        return [frame]
+    pieces: list[Buffer] = [_ZSTD_HEAD.pack(_ZSTD_MAGIC, _ONE_SEGMENT_SIZE_U16, len(frame) - _SIZE_BASE)]
+    for at, is_used in enumerate(used):
+        is_last = at == len(used) - 1
+        pieces += (_RAW_BLOCK[is_last], frame[at * BLOCK : (at + 1) * BLOCK]) if is_used else (_ZERO_BLOCK[is_last],)
+    return pieces
 
 
 def _tables() -> list[tuple[Callable[[bytes, int], tuple[int, ...]], int]]:

@@ -51,6 +51,8 @@ CACHE_BYTES = 64 << 20
 BUFFER_BYTES = 32 << 20
 _ENOUGH = 4
 """Part of a segment that is worth another try."""
+_ROUNDS = 4
+"""Of cleaning that a write waits for at most: where space is tight, one joins gaps only for the next."""
 _LOOK_SEGMENTS = 4
 """Segments of log after which it is asked again whether to clean."""
 
@@ -70,7 +72,9 @@ class Image:
         self._loaded, self.path, self.read_only = loaded, path, read_only
         self.segments = loaded.segments
         if capacity := loaded.superblock.capacity:
-            buffer_bytes, checkpoint_bytes = min(buffer_bytes, capacity // 32), min(checkpoint_bytes, capacity // 8)
+            checkpoint_bytes = min(checkpoint_bytes, capacity // 8)
+            # What is buffered has space in segments that nothing else can use.
+            buffer_bytes = min(buffer_bytes, max(capacity // 128, min(4 << 20, capacity // 32)))
         self._buffer_bytes = buffer_bytes
         self.segments.name = os.path.basename(path)
         self.cache = FrameCache(cache_bytes)
@@ -234,9 +238,14 @@ class Image:
             async with self._cleaner.lock:  # a round that has begun keeps what it replaced
                 if self._checkpointer.can_reclaim() and not has_won():
                     await self._release(writer)
-                if not has_won():
+                for _ in range(_ROUNDS):
+                    if has_won():
+                        break
+                    replaced = self._cleaner.replaced
                     await self._cleaner.round(writer, WORTH_IN_NEED)
                     await self._release(writer)
+                    if self._cleaner.replaced == replaced:
+                        break
         return has_won()
 
     def _failed(self, error: Exception) -> None:

@@ -21,7 +21,7 @@ from nbdvde.engine.buffer import Generation
 from nbdvde.engine.dedup import PRINT_BYTES
 from nbdvde.engine.dictionaries import Choice, Dictionaries
 from nbdvde.engine.duplicates import Duplicates, Split, nothing_shared
-from nbdvde.engine.extent import Compressor, is_compressed
+from nbdvde.engine.extent import FRAME_BYTES, Compressor, is_compressed
 from nbdvde.engine.layout import (
     FRAME_BLOCKS,
     GROUP_BLOCKS_MAX,
@@ -128,7 +128,7 @@ class LogWriter:
         """(offset in the image, buffers) of what is only sealed, in order."""
         room = log_room(state.segment) // BLOCK
         # Whole extents, and so few that little is lost at the end of a segment, where it is long enough for that.
-        self._part_blocks = min(GROUP_BLOCKS_MAX, room // 8 // extent_blocks * extent_blocks or room // 2)
+        self._part_blocks = min(GROUP_BLOCKS_MAX, room // 4 // extent_blocks * extent_blocks or room // 2)
         self._waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
         self.shortest = 2 * self._waste + LINK_BYTES
         """Bytes of the shortest segment that is worth going on in."""
@@ -137,6 +137,8 @@ class LogWriter:
         self.counters = Counters()
         self.poisoned: str | None = None
         self._syncing = workers.Lock()
+        self._small = False
+        """Whether the last group was a small one."""
         self._zeroed = 0
         """Up to here the open segment was written with zeroes ahead of the log."""
 
@@ -199,9 +201,11 @@ class LogWriter:
     ) -> Sequence[int]:
         """Seal and write the groups of a transaction; answers the map entries of its blocks in order."""
         stored: list[int] = []
-        parts = list(self._parts(split, zeroes))
-        for number, part in enumerate(parts):
-            self._group(volume, written, split, part, stored, final=number == len(parts) - 1)
+        parts = deque(self._parts(split, zeroes))
+        while parts:
+            part, rest = self._fitting(parts.popleft())
+            parts.extendleft(rest)
+            self._group(volume, written, split, part, stored, final=not parts)
         self.counters.blocks_shared += len(split.shared)
         return split.all_entries(stored)
 
@@ -222,6 +226,22 @@ class LogWriter:
             return
         yield from (_Part(unique[start : start + size]) for start in range(0, len(unique), size))
         yield from (_Part(shared=(start, min(start + many, shared))) for start in range(0, shared, many))
+
+    def _fitting(self, part: _Part) -> tuple[_Part, Sequence[_Part]]:
+        """What of a part the end of the open segment can still take, and the rest; all of it when that is nothing.
+
+        Otherwise segments of 1 MiB would stay empty by a twentieth, random overwrites of 4 KiB.
+        """
+        room, blocks = log_room(self.state.segment) - self.state.used, part.blocks
+        if part.shared[1] or part.zeroes or self._worst_of(len(blocks)) <= room:
+            return part, ()
+        fitting = room // FRAME_BYTES * FRAME_BLOCKS
+        while fitting and self._worst_of(fitting) > room:
+            fitting -= FRAME_BLOCKS
+        return (_Part(blocks[:fitting]), (_Part(blocks[fitting:]),)) if fitting else (part, ())
+
+    def _worst_of(self, blocks: int) -> int:
+        return worst_group(blocks, -(-blocks // self._extent_blocks), 0)
 
     def _group(
         self, volume: int, written: Generation, split: Split, part: _Part, stored: list[int], *, final: bool,
@@ -290,13 +310,14 @@ class LogWriter:
         return [sealed for sealed, _ in results]
 
     def _zeroes_ahead(self, state: State, length: int) -> list[bytes]:
-        """Zeroes to write behind a small group, so that the next ones overwrite what the host has written already.
+        """Zeroes to write behind a second small group in a row, so that the next ones overwrite what the host has.
 
         Syncing the first write to allocated space changes the host's metadata as well: 238 µs against 118 for an
         overwrite (4 KiB, ext4).
         """
         end = state.used + length
-        if length > _SMALL_GROUP or end <= self._zeroed:
+        one_of_many, self._small = self._small and length <= _SMALL_GROUP, length <= _SMALL_GROUP
+        if not one_of_many or end <= self._zeroed:
             return []
         ahead = min(_ZEROES_AHEAD, log_room(state.segment) - end)
         self._zeroed = end + ahead

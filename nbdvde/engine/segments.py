@@ -36,6 +36,8 @@ Index: TypeAlias = "array[int]"
 """Entries of typecode 'Q', one for each unit: layout.pack_index, 0 for what is no extent."""
 _LOADED_BYTES_MAX = 48 << 20
 """What may be kept of closed segments: enough for 64 GiB in extents of 32 KiB."""
+_THIN = 8
+"""Of what is stored, one part in so many is garbage that cleaning may leave."""
 _CIPHER_BYTES = 3 << 10
 
 
@@ -194,6 +196,15 @@ class Segments:
         state.live, state.index_ref, state.prints_bytes = old.live, old.index_ref, old.prints_bytes
         self.states[state.segment.slot] = state
         return bare(old.segment)
+
+    def reclaimable(self) -> int:
+        """Bytes that cleaning would surely free: garbage thinly spread is not counted."""
+        stored = garbage = 0
+        for state in self.states.values():
+            if state.holds_blocks and state.linked:
+                stored += state.used
+                garbage += state.garbage
+        return max(0, garbage - stored // _THIN)
 
     def release(self, segment: Segment) -> None:
         """Its space and its slot can be used again."""

@@ -10,8 +10,10 @@ _ZONE = 4
 at 70 % fill write 3.1 times as much; with 2 it is 3.5, with 1 no gap takes a segment in the end."""
 _SCRATCH_PART = 5
 """Eighths of the reserve that a round of cleaning may write."""
+_LEAST = 8
+"""Whole segments that writes leave, and half of the reserve, although cleaning would win the rest of it back."""
 _WIDE_PART = 0.75
-"""Part of the reserve that writes leave in gaps that take any segment: the cleaner needs them."""
+"""Part of what writes leave that is in gaps that take any segment: the cleaner needs them."""
 
 
 class FreeSpace:
@@ -30,7 +32,10 @@ class FreeSpace:
         self._limit, self.reserve_bytes = limit or _NO_LIMIT, reserve
         self._start, self._wide = start, wide
         self._zone = max(wide, min(_ZONE * wide, reserve * _SCRATCH_PART // 8))
+        self._least = max(reserve // 2, _LEAST * wide)
         self._free = self._wide_free = 0
+        self.reclaimable = 0
+        """Bytes that cleaning would surely free, as far as it is known: writes may take as much of the reserve."""
         self.end = start
         """First byte past everything in use."""
 
@@ -64,20 +69,25 @@ class FreeSpace:
 
     @property
     def _for_checkpoints(self) -> int:
-        return self.reserve_bytes // 4
+        return self.reserve_bytes // 8
 
     def leaves_checkpoints(self, length: int) -> bool:
         """Whether checkpoints have room when the cleaner takes `length` bytes."""
         return self.room - length >= self._for_checkpoints
 
     @property
+    def kept(self) -> int:
+        """Bytes that writes have to leave."""
+        return max(self.reserve_bytes - self.reclaimable, min(self.reserve_bytes, self._least))
+
+    @property
     def in_reserve(self) -> bool:
-        """Whether only (a part of) the reserve is left."""
-        return self.room < self.reserve_bytes
+        """Whether only (a part of) what writes have to leave is left."""
+        return self.room < self.kept
 
     def is_short(self, parts: int) -> bool:
-        """Whether less than one in so many parts of the limit is left, reserve apart."""
-        return self._limit != _NO_LIMIT and (self.room - self.reserve_bytes) * parts < self._limit
+        """Whether less than one in so many parts of the limit is left for writes."""
+        return self._limit != _NO_LIMIT and (self.room - self.kept) * parts < self._limit
 
     def allocate(self, length: int, *, reserved: bool = True) -> int:
         """Offset of `length` bytes that are now in use: the tightest gap (O(log n)), or else the end.
@@ -101,8 +111,8 @@ class FreeSpace:
         gap = self._by_length[at][0] if at < len(self._by_length) else self._limit - self.end
         left = gap - length
         narrowed = (gap if gap >= self._wide else 0) - (left if left >= self._wide else 0)
-        wide_enough = self.wide_room - narrowed >= self.reserve_bytes * _WIDE_PART or not narrowed
-        return left >= 0 and wide_enough and self.room - length >= self.reserve_bytes
+        wide_enough = self.wide_room - narrowed >= self.kept * _WIDE_PART or not narrowed
+        return left >= 0 and wide_enough and self.room - length >= self.kept
 
     def beside(self, offset: int, length: int) -> int:
         """Bytes of the gap that follows a range in use and does not take any segment; 0 without a limit."""

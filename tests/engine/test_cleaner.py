@@ -4,6 +4,8 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -13,6 +15,7 @@ from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import KIND_COMPACT, KIND_LOG
 from nbdvde.engine.recovery import load
+from nbdvde.engine.segments import State
 from tests.crash.oracle import master_of, observe
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY, Pages, digest, overwritten, zeroed
@@ -175,3 +178,33 @@ async def test_garbage_starts_the_cleaner_by_itself() -> None:
         await life.image._cleaning.finish()
         assert life.image._cleaner.freed > 0
         assert await life.holds_everything()
+
+
+async def test_segments_are_written_to_their_end() -> None:
+    async with living() as life:
+        await life.image.flush()
+        for block in range(0, 1000, 40):  # a group does not fit any number of times
+            await life.write(block, 40)
+            await life.image.flush()
+        states = [s for s in life.image.segments.states.values() if s.kind == KIND_LOG and s.linked]
+        *closed, _ = sorted(states, key=lambda state: state.segment.sequence)
+        assert len(closed) > 10
+        assert all(state.segment.length - state.used < 36 << 10 for state in closed)
+        assert await life.holds_everything()
+
+
+async def test_zones_without_garbage_come_last() -> None:
+    async with living(capacity=64 << 20) as life:
+        space, cleaner = life.image.segments.space, life.image._cleaner
+        start = space.allocate(100 << 10)
+        space.free(start + (60 << 10), 20 << 10)  # the other 20 keep it a gap
+
+        def zone(garbage: int) -> list[State]:
+            segment = SimpleNamespace(offset=start, length=60 << 10)
+            return [cast(State, SimpleNamespace(segment=segment, used=60 << 10, garbage=garbage))]
+
+        assert cleaner._gain(zone(0), 0.1) == (False, 0.25)
+        assert cleaner._gain(zone(5 << 10), 0.1) == (False, 25 / 80)
+        assert cleaner._gain(zone(6 << 10), 0.1) == (True, 1 - 54 / 80)
+        space.free(start, 60 << 10)
+        space.free(start + (80 << 10), 20 << 10)

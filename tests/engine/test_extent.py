@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.disk import BLOCK
-from nbdvde.engine.extent import STORED, Compressor, Decoder, is_compressed
+from nbdvde.engine.extent import STORED, Compressor, Decoder, is_compressed, without_blocks
 from nbdvde.engine.layout import EXTENT_BLOCKS_MAX, FRAME_BLOCKS
 
 PAGES = [bytes(BLOCK), b"text " * 819 + b"\0", random.Random(1).randbytes(BLOCK), b"\xff" * BLOCK]
@@ -27,6 +27,16 @@ def test_extents_come_back(level: int, pages: list[list[bytes]]) -> None:
         assert b"".join(decoder.frames(plain, len(expected))) == b"".join(expected)
         for number, frame in enumerate(frames(expected)):
             assert decoder.frame(plain, len(expected), number) == frame
+
+
+@given(used=st.lists(st.booleans(), min_size=1, max_size=40))
+def test_blocks_are_left_out_of_what_is_stored(used: list[bool]) -> None:
+    pages = [random.Random(n).randbytes(BLOCK) for n in range(len(used))]
+    (stored,) = Compressor(0).encode([frames(pages)])
+    packed = without_blocks(stored, used)
+    expected = [page if is_used else bytes(BLOCK) for page, is_used in zip(pages, used, strict=True)]
+    assert b"".join(Decoder().frames(packed, len(used))) == b"".join(expected)
+    assert len(packed) <= sum(used) * BLOCK + 30 * len(used)
 
 
 def test_what_does_not_compress_is_stored() -> None:

@@ -11,7 +11,7 @@ from nbdvde.engine import volume
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
 from nbdvde.engine.check import check_storage
-from nbdvde.engine.checkpoint import VolumePlan, _MetaWriter, meta_sizes
+from nbdvde.engine.checkpoint import VolumePlan, _MetaWriter, map_sizes
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, Kind
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, uniform_leaf
@@ -150,7 +150,7 @@ async def test_without_checkpoints_allocated_zeroes_end(monkeypatch: pytest.Monk
         raise NoSpaceError("image", "is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("nbdvde.engine.checkpointer.meta_sizes", full)
+        patch.setattr("nbdvde.engine.checkpointer.map_sizes", full)
         with pytest.raises(NoSpaceError):
             await zero_one_by_one(disk)
         assert ZEROED_LEAVES_MAX // 2 < len(disk.map.dirty) <= ZEROED_LEAVES_MAX
@@ -165,9 +165,9 @@ def test_the_estimate_of_a_checkpoint_is_close() -> None:
     leaves = dict.fromkeys(range(TIB // LEAF), uniform_leaf(ALLOCATED_ZERO))
     leaves |= dict.fromkeys(range(1000), uniform_leaf(HOLE))
     plan = VolumePlan(1, LbaMap(2 * TIB // BLOCK), leaves, 0)
-    assert sum(meta_sizes([plan], {}, {}, 16 << 20)) < 16 << 20
+    assert sum(map_sizes([plan], 16 << 20)) < 16 << 20
     leaves |= {number: leaf[:] for number, leaf in list(leaves.items())[:4096]}
-    assert sum(meta_sizes([plan], {}, {}, 16 << 20)) > 16 << 20
+    assert sum(map_sizes([plan], 16 << 20)) > 16 << 20
 
 
 async def test_an_estimate_that_was_too_low_has_a_name() -> None:

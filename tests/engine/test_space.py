@@ -96,13 +96,29 @@ def test_writes_leave_the_reserve_in_gaps_that_take_any_segment() -> None:
     space.check()
 
 
+def test_of_what_cleaning_would_win_back_writes_take_half_the_reserve() -> None:
+    space = FreeSpace(0, 10_000, reserve=320, wide=10)
+    space.reserve(0, 9700)
+    assert space.in_reserve
+    assert not space.fits(1)
+    space.reclaimable = 20
+    assert (space.kept, space.in_reserve, space.fits(1)) == (300, False, False)
+    space.reclaimable = 100
+    assert (space.kept, space.fits(80), space.fits(81)) == (220, True, False)
+    space.reclaimable = 5000
+    assert space.kept == 160
+    narrow = FreeSpace(0, 10_000, reserve=320, wide=30)
+    narrow.reclaimable = 5000
+    assert narrow.kept == 240, "eight segments"
+
+
 def test_a_round_of_cleaning_leaves_room_for_checkpoints() -> None:
     space = FreeSpace(0, 1000, reserve=80, wide=10)
     assert space.scratch == 50, "whatever room there is, as writes may take that meanwhile"
     space.reserve(0, 960)
-    assert space.scratch == 20
-    assert space.leaves_checkpoints(20)
-    assert not space.leaves_checkpoints(21)
+    assert space.scratch == 30
+    assert space.leaves_checkpoints(30)
+    assert not space.leaves_checkpoints(31)
     assert FreeSpace(0).scratch > 1 << 40
 
 
