@@ -21,8 +21,9 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.checkpoint import Result
 from nbdvde.engine.checkpointer import NO_SPACE, Checkpointer
-from nbdvde.engine.compact import Kept, Survivor, Used, survivors, without_dead
+from nbdvde.engine.compact import Kept, Survivor, Used, kept_prints, survivors, without_dead
 from nbdvde.engine.dictionaries import Dictionaries
+from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.extent import Compressor, Decoder
 from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, pack_index
 from nbdvde.engine.mark import Tree, Usage, mark
@@ -50,10 +51,11 @@ class Cleaner:
     """Cleans segments of an open image, a round at a time."""
 
     def __init__(
-        self, segments: Segments, checkpointer: Checkpointer, level: int, extent_blocks: int,
+        self, segments: Segments, checkpointer: Checkpointer, duplicates: Duplicates, level: int, extent_blocks: int,
         dictionaries: Dictionaries | None = None,
     ) -> None:  # fmt: skip
-        self._segments, self._checkpointer, self._extent_blocks = segments, checkpointer, extent_blocks
+        self._segments, self._checkpointer, self._duplicates = segments, checkpointer, duplicates
+        self._extent_blocks = extent_blocks
         # Blocks that were blanked compress even in an image whose data does not.
         self._compressor = workers.PerThread(lambda: Compressor(max(level, 1)))
         self._decoder = workers.PerThread(lambda: Decoder(dictionaries))
@@ -98,7 +100,7 @@ class Cleaner:
             return await self._clean(writer, victims, gently=gently)
         finally:
             for victim in victims:
-                victim.victim = victim.kind == KIND_COMPACT
+                victim.victim = False
 
     @staticmethod
     def _is_worth_it(state: State, worth: float) -> bool:
@@ -186,23 +188,24 @@ class Cleaner:
         if not used.any():
             return 0  # the next checkpoint leaves it out
         try:
-            kept = await workers.run(self._read, old, used)
+            kept, prints = await workers.run(self._read, old, used)
         except DamageError as damage:
             return self._give_up(old, damage)
-        return await self._put(writer, old, kept, sum(extent.used for extent in kept))
+        return await self._put(writer, old, kept, prints, sum(extent.used for extent in kept))
 
     async def substitute(self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int) -> int:
-        """Put a segment with these extents in the place of another one; answers by how much it is shorter.
+        """Put a segment with these extents, all of another one, in its place; answers by how much it is shorter.
 
         Nothing happens (0) when the old one was replaced or left out meanwhile, or when there is no room. `blocks` are
         those in the extents that hold data. Recovery must not need the old one as log. Raises PoisonedError.
         """
         with trio.CancelScope(shield=True):
             async with self.lock:
-                saved = await self._put(writer, old, kept, blocks)
+                prints = await workers.run(self._segments.prints, old)
+                saved = await self._put(writer, old, kept, prints, blocks)
         return saved
 
-    async def _put(self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int) -> int:
+    async def _put(self, writer: Writer, old: State, kept: Sequence[Kept], prints: bytes, blocks: int) -> int:
         """Write the successor of a segment. The checkpoint that first leads to it makes it durable before."""
         segments = self._segments
         length = -(-sum(len(extent.plain) + TAG_BYTES for extent in kept) // BLOCK) * BLOCK
@@ -210,6 +213,7 @@ class Cleaner:
             return 0
         try:
             new = segments.successor(old, length, os.urandom(32))
+            new.prints += prints
         except NoSpaceError:
             return 0
         new.blocks = blocks
@@ -222,6 +226,7 @@ class Cleaner:
             writer.log.poison(f"cleaning failed: {error.strerror}")
         if await self._checkpointer.replace(old, new):
             self.replaced += 1
+            await workers.run(self._duplicates.hook_list, new)
             return old.segment.length - new.segment.length
         return 0
 
@@ -230,12 +235,13 @@ class Cleaner:
         _log.warning("%s: segment %d is not cleaned: %s", self._segments.name, state.segment.sequence, damage)
         return 0
 
-    def _read(self, old: State, used: Used) -> list[Kept]:
-        """What is in use of a segment, without the rest: 16 MiB at most."""
+    def _read(self, old: State, used: Used) -> tuple[list[Kept], bytes]:
+        """What is in use of a segment, without the rest: 16 MiB at most; and the fingerprints of that."""
         kept: list[Kept] = []
-        for batch in _batches(survivors(self._segments.index(old), used)):
+        index = self._segments.index(old)
+        for batch in _batches(survivors(index, used)):
             kept += workers.parallel(lambda part: self._packed(old, part), batch)
-        return kept
+        return kept, kept_prints(self._segments.prints(old), index, used)
 
     def _packed(self, old: State, extents: Sequence[Survivor]) -> list[Kept]:
         plains = [

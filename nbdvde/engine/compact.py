@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nbdvde.disk import BLOCK
+from nbdvde.engine.dedup import PRINT_BYTES, blocks_of
 from nbdvde.engine.extent import Compressor, Decoder, is_compressed, without_blocks
 from nbdvde.engine.layout import FRAME_BLOCKS, unpack_index
 from nbdvde.errors import DamageError
@@ -44,6 +45,16 @@ def survivors(index: Sequence[int], used: Used) -> Iterator[Survivor]:
         if used[unit, blocks:].any():
             raise DamageError("map", f"points past the end of unit {unit}", "run nbdvde check")
         yield Survivor(unit, position, length, blocks, used[unit, :blocks])
+
+
+def kept_prints(prints: bytes, index: Sequence[int], used: Used) -> bytes:
+    """Fingerprints of the extents in use, zeroes for blocks that are not: nothing may become a duplicate of those."""
+    table = np.frombuffer(prints, np.uint8).reshape(-1, PRINT_BYTES)
+    units, within = blocks_of(np.array(index, np.uint64))
+    units, within = units[: len(table)], within[: len(table)]
+    kept: npt.NDArray[np.uint8] = np.where(used[units, within][:, None], table[: len(units)], np.uint8(0))
+    in_use: Used = np.asarray(used.any(axis=1))
+    return kept[in_use[units]].tobytes()
 
 
 def without_dead(extents: Sequence[tuple[bytes, Survivor]], decoder: Decoder, compressor: Compressor) -> list[bytes]:

@@ -52,6 +52,13 @@ def parse_prints(data: bytes | bytearray) -> Prints:
     return np.frombuffer(data, np.uint64).reshape(-1, 2)
 
 
+def blocks_of(index: npt.NDArray[np.uint64]) -> tuple[Found, Found]:
+    """Unit, and number in it, of each block of a segment, in the order of its list, from the entries of its index."""
+    blocks = (index >> np.uint64(48)).astype(np.int64)
+    units = np.repeat(np.arange(len(index)), blocks)
+    return units, np.arange(len(units)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+
+
 def map_entries(places: Places, slots: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Map entries of places, whose containers lie in these slots."""
     units = places >> np.uint64(PLACE_UNIT_SHIFT) & np.uint64(0xFFFFFF)

@@ -1,8 +1,9 @@
 """Duplicates in what a commit writes: which blocks become references, and to what.
 
-Only runs are shared (`dedup.worth_sharing`). No reference leads into a segment that is being cleaned, was cleaned, or
-has nothing alive: a checkpoint may have left that one out already. One that has something alive stays, as no
-checkpoint is cut between this choice and the counting of the references: both happen under the commit lock.
+Only runs are shared (`dedup.worth_sharing`). No reference leads into a segment that is being cleaned, or has nothing
+alive: a checkpoint may have left that one out already. One that was cleaned has no fingerprints of what it lost. One
+that has something alive stays, as no checkpoint is cut between this choice and the counting of the references: both
+happen under the commit lock.
 """
 
 from collections.abc import Sequence
@@ -29,12 +30,12 @@ from nbdvde.engine.dedup import (
     Places,
     Prints,
     Slots,
+    blocks_of,
     map_entries,
     parse_prints,
     within_batch,
     worth_sharing,
 )
-from nbdvde.engine.layout import KIND_LOG, Kind
 from nbdvde.engine.lbamap import Entries
 from nbdvde.engine.segments import Segments, State
 from nbdvde.errors import DamageError
@@ -193,16 +194,16 @@ class Duplicates:
             self._enter_fresh()
         step = self._index.batch
         places = [self._find(prints[start : start + step], load) for start in range(0, len(prints), step)]
-        return self._only_referable(np.concatenate(places))
+        return np.concatenate(places)
 
     def _find(self, prints: Prints, load: bool) -> Places:
         with self._lock:
-            places = self._index.find(prints)
+            places = self._only_referable(self._index.find(prints))
             missing = np.flatnonzero(places == 0)
             chunks = self._index.chunks(prints[missing]) if load else np.zeros(0, np.uint32)
         if chunks.any() and self._load_chunks(chunks, _LOADS + len(prints) // _BLOCKS_A_LOAD):
             with self._lock:
-                places[missing] = self._index.find(prints[missing])
+                places[missing] = self._only_referable(self._index.find(prints[missing]))
         return places
 
     def _only_referable(self, places: Places) -> Places:
@@ -218,7 +219,7 @@ class Duplicates:
         return (
             state is not None
             and self._segments.states.get(state.segment.slot) is state
-            and state.kind == KIND_LOG
+            and state.holds_blocks
             and state.linked
             and not state.victim
             and not state.suspect
@@ -241,7 +242,7 @@ class Duplicates:
         number = self._number(state)
         if self._loaded.get((number, chunk), 0) >= self._index.generation - 1:
             return False
-        prints = self._list(state)
+        prints = parse_prints(self._segments.prints(state))
         beside = self._index.batch // 4
         start, stop = max(0, chunk * CHUNK_PRINTS - beside), (chunk + 1) * CHUNK_PRINTS + beside
         try:
@@ -257,18 +258,6 @@ class Duplicates:
                 self._loaded[number, known] = self._index.generation
         return True
 
-    def _list(self, state: State) -> Prints:
-        """The fingerprints of a segment, none when they are not to be had."""
-        if data := bytes(state.prints):
-            return parse_prints(data)
-        for ref in state.refs[1:]:
-            try:
-                data = self._segments.read_unit(ref, Kind.PRINTS)
-            except DamageError:  # as above; they are derived
-                continue
-            return parse_prints(data[: len(data) // PRINT_BYTES * PRINT_BYTES])
-        return parse_prints(b"")
-
     def listed(self, state: State) -> tuple[Entries, Prints]:
         """Map entries of all blocks of a closed segment, and their fingerprints, 0 where there is none.
 
@@ -276,7 +265,7 @@ class Duplicates:
         """
         places = _places_of(np.array(self._segments.index(state), np.uint64))
         prints = np.zeros((len(places), 2), np.uint64)
-        known = self._list(state)[: len(places)] if state.kind == KIND_LOG else prints
+        known = parse_prints(self._segments.prints(state))[: len(places)]
         prints[: len(known)] = known
         return map_entries(places, np.full(len(places), state.segment.slot, np.uint64)), prints
 
@@ -286,7 +275,7 @@ class Duplicates:
 
     def hook_list(self, state: State) -> None:
         """Have a stored list found by its fingerprints; blocks."""
-        prints = self._list(state)
+        prints = parse_prints(self._segments.prints(state))
         with self._lock:
             self._index.hook(prints, state.segment.slot)
 
@@ -349,9 +338,7 @@ def _places_in(container: int, first: int, extent_blocks: int, blocks: int) -> P
 
 def _places_of(index: npt.NDArray[np.uint64]) -> Places:
     """Places, without the container, of the blocks of a segment in order."""
-    blocks = (index >> np.uint64(48)).astype(np.int64)
-    units = np.repeat(np.arange(len(index)), blocks)
-    within = np.arange(len(units)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    units, within = blocks_of(index)
     return (units << PLACE_UNIT_SHIFT | within).astype(np.uint64)
 
 

@@ -87,17 +87,17 @@ class Image:
         )  # fmt: skip
         self.volumes = Volumes(loaded.catalogue, self.segments, reader, self._checkpointer, read_only=read_only)
         superblock = loaded.superblock
-        self._cleaner = Cleaner(
-            self.segments, self._checkpointer, superblock.compression, superblock.extent_bytes // BLOCK,
-            loaded.dictionaries,
-        )  # fmt: skip
-        self._dictionaries = DictionaryChanges(
-            loaded.dictionaries, self.segments, self.volumes, self._checkpointer, self._cleaner
-        )
         self._looked_at = 0
         """Bytes of log when it was last asked whether to clean."""
         memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
         self._duplicates = Duplicates(self.segments, loaded.catalogue, memory)
+        self._cleaner = Cleaner(
+            self.segments, self._checkpointer, self._duplicates, superblock.compression,
+            superblock.extent_bytes // BLOCK, loaded.dictionaries,
+        )  # fmt: skip
+        self._dictionaries = DictionaryChanges(
+            loaded.dictionaries, self.segments, self.volumes, self._checkpointer, self._cleaner
+        )
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False

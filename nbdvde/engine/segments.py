@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from nbdvde import workers
+from nbdvde.engine.dedup import PRINT_BYTES
 from nbdvde.engine.layout import (
     BLOCK,
     KIND_COMPACT,
@@ -75,7 +76,7 @@ class State:
         self.prints_bytes = 0
         """Sealed bytes of the fingerprints in the image, 0 for none."""
         self.victim = False
-        """Whether the cleaner takes it, or made it: no new reference may point into it."""
+        """Whether the cleaner takes it: no new reference may point into it."""
         self.suspect = False
         """Whether something in it was found damaged: what is written once more is stored once more."""
 
@@ -145,7 +146,7 @@ class Segments:
         state.linked = True
         state.used, state.units, state.live, state.index_ref = entry.used, entry.units, entry.live, entry.index
         state.indexed, state.prints_bytes = entry.units if entry.index else 0, entry.prints
-        state.blocks, state.victim = entry.blocks, entry.kind == KIND_COMPACT
+        state.blocks = entry.blocks
         if entry.kind == KIND_COMPACT:
             state.born = 0  # it is not known, and may be that of any segment
         if entry.index:
@@ -184,7 +185,7 @@ class Segments:
         segment = Segment(old.segment.slot, length, self.next_sequence, self.space.allocate(length), salt)
         self.next_sequence += 1
         state = State(segment, KIND_COMPACT, self.keyring.sealer(segment))
-        state.linked = state.victim = True
+        state.linked = True
         state.units, state.born = old.units, old.born
         return state
 
@@ -297,6 +298,20 @@ class Segments:
             return index
         assert ref is not None, "an index that is not in memory is in the image"
         return self.install_index(state, self.read_unit(ref, Kind.INDEX))
+
+    def prints(self, state: State) -> bytes:
+        """Fingerprints of the blocks of a segment, in the order of its units; none when they cannot be had; blocks."""
+        if state.prints:
+            return bytes(state.prints)
+        # Until a checkpoint has stored its index, what lies there is of the segment that it replaced.
+        stored = state.refs[1:] if state.indexed == state.units else ()
+        for ref in stored:
+            try:
+                data = self.read_unit(ref, Kind.PRINTS)
+            except DamageError:  # a checkpoint may just have moved it; and they are derived
+                continue
+            return data[: len(data) // PRINT_BYTES * PRINT_BYTES]
+        return b""
 
     def index_nowait(self, state: State) -> Index | None:
         """As `index`, or None when it has to be waited for."""

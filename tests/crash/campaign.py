@@ -80,6 +80,11 @@ PROFILES = {
         buffer_bytes=128 << 10,
         weights={"write": 12, "trim": 4, "flush": 5, "checkpoint": 6},
     ),
+    "cleaned duplicates": Profile(
+        repeated=0.8,
+        steps=40,
+        weights={"write": 12, "zero": 2, "trim": 2, "flush": 3, "clean": 3},
+    ),
     "duplicates in snapshots": Profile(
         repeated=0.8,
         steps=40,

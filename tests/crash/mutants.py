@@ -298,7 +298,23 @@ MUTANTS += [
         "length, old.segment.sequence, self.space.allocate(length), old.segment.salt)",
         "nonces",
     ),
-    mutant("the neighbours of dead blocks are blanked", "compact:_blanked", "if used[at]", "if used.all()", "cleaning"),
+    mutant(
+        "the neighbours of dead blocks are blanked", "compact:_blanked_frame", "if used[at]", "if all(used)", "cleaning"
+    ),
+    mutant(
+        "the neighbours of dead blocks that were stored are blanked",
+        "extent:_without_blocks",
+        "if is_used else",
+        "if False else",
+        "cleaning",
+    ),
+    mutant(
+        "a segment is replaced while a checkpoint is written",
+        "checkpointer:Checkpointer.replace",
+        "async with self.lock:",
+        "if True:",
+        "replacing",
+    ),
 ]
 
 MUTANTS += [
@@ -422,6 +438,20 @@ MUTANTS += [
         "not state.suspect",
         "True",
         "damaged duplicates",
+    ),
+    mutant(
+        "a duplicate leads to what the cleaner left out",
+        "compact:kept_prints",
+        "np.where(used[units, within][:, None], table[: len(units)], np.uint8(0))",
+        "table[: len(units)]",
+        "cleaned duplicates",
+    ),
+    mutant(
+        "fingerprints are those of the segment before",
+        "compact:kept_prints",
+        "[in_use[units]]",
+        "",
+        "cleaned duplicates",
     ),
     mutant(
         "a duplicate is not counted", "changes:_count", "for entry in entries:", "for entry in set(entries):", "repeats"

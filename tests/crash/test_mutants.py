@@ -127,6 +127,10 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
     "duplicates": lambda: trio.run(test_duplicates.test_no_reference_leads_into_a_victim),
     "damaged duplicates": lambda: trio.run(test_duplicates.test_what_was_found_damaged_is_stored_once_more, "read"),
+    "cleaned duplicates": lambda: trio.run(
+        test_duplicates.test_what_a_cleaned_segment_kept_is_found_and_nothing_else, "at once"
+    ),
+    "replacing": lambda: trio.run(test_cleaner.test_no_segment_is_replaced_while_a_checkpoint_is_written),
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),

@@ -2,16 +2,22 @@
 
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
+from unittest import mock
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from nbdvde.disk import BLOCK
+from nbdvde.engine import checkpointer as module
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
+from nbdvde.engine.checkpoint import Result, write
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import KIND_COMPACT, KIND_LOG
 from nbdvde.engine.recovery import load
@@ -166,6 +172,41 @@ async def test_counts_that_are_too_high_are_made_exact() -> None:
         await life.image.checkpoint()
         loaded = load(FrozenStorage(bytes(life.storage.image)), master_of, replay=False)
         assert sum(state.live for state in loaded.segments.states.values() if state.holds_blocks) == 20
+
+
+async def test_no_segment_is_replaced_while_a_checkpoint_is_written() -> None:
+    """That one lists the old segment, which it would free too early."""
+    going_on = threading.Event()
+    when_replaced: list[bool] = []
+
+    def slow_write(*args: Any) -> Result:
+        going_on.wait(10)
+        return write(*args)
+
+    async with living() as life, trio.open_nursery() as nursery:
+        checkpointer = life.image._checkpointer
+        replace = checkpointer.replace
+
+        async def replace_meanwhile(old: State, new: State) -> bool:
+            with mock.patch.object(checkpointer, "replace", replace), mock.patch.object(module, "write", slow_write):
+                going_on.clear()
+                nursery.start_soon(life.image.checkpoint)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(replace, old, new)
+                await wait_all_tasks_blocked()
+                when_replaced.append(life.image.segments.states[old.segment.slot] is old)
+                going_on.set()
+                async with checkpointer.lock:
+                    return True
+
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await life.scatter(300)
+        with mock.patch.object(checkpointer, "replace", replace_meanwhile):
+            await life.image.clean()
+        assert len(when_replaced) > 3
+        assert all(when_replaced)
+        assert await life.holds_everything()
 
 
 async def test_garbage_starts_the_cleaner_by_itself() -> None:

@@ -9,7 +9,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
-from nbdvde.engine.layout import KIND_LOG, SLOT_SHIFT, unpack_index
+from nbdvde.engine.layout import KIND_COMPACT, SLOT_SHIFT, unpack_index
 from nbdvde.engine.segments import State
 from nbdvde.errors import DamageError, RefusedError
 from tests.crash.oracle import master_of
@@ -225,18 +225,58 @@ async def test_no_reference_leads_into_a_victim() -> None:
     await image.close()
 
 
-async def test_no_reference_leads_into_a_compacted_segment() -> None:
-    harness = Harness()
+async def cleaned(harness: Harness, data: bytes) -> Image:
+    """An image with the middle of some data, which was cleaned of the rest."""
     image = await harness.open()
-    data = data_of(12, 400)
     await put(image, 0, data)
-    for state in log_states(image, 0, 400):
-        state.kind = 3
+    middle = len(data) // BLOCK // 4
+    await image.disk().trim(0, middle * BLOCK)
+    await image.disk().trim(len(data) - middle * BLOCK, middle * BLOCK)
+    await put(image, 5000, data_of(30, 300))  # the log moves on
+    assert await image.clean()
+    assert {state.kind for state in log_states(image, middle, 2 * middle)} == {KIND_COMPACT}
+    return image
+
+
+@pytest.mark.parametrize("when", ["at once", "after a checkpoint", "after opening again", "after a crash"])
+async def test_what_a_cleaned_segment_kept_is_found_and_nothing_else(when: str) -> None:
+    harness = Harness()
+    data = data_of(12, 401)
+    image = await cleaned(harness, data)
+    if when == "after a checkpoint":
+        await image.checkpoint()
+    if when == "after opening again":
+        await image.close()
+        image = await harness.open()
+    if when == "after a crash":
+        crashed = harness.crash()
+        await image.close()
+        harness, image = crashed, await crashed.open()
     await put(image, 1000, data)
-    assert shared(image) == 0
-    for state in log_states(image, 0, 400):
-        state.kind = KIND_LOG
+    assert await get(image, 1000, 401) == data
+    assert shared(image) == 201
+    assert await get(image, 100, 201) == data[100 * BLOCK : 301 * BLOCK]
+    assert entries(image, 1100, 201) == entries(image, 100, 201)
+    await put(image, 2000, data)
+    assert shared(image) == 201 + 401
     await image.close()
+    harness.check()
+
+
+async def test_what_is_referred_to_since_is_not_cleaned_away() -> None:
+    harness = Harness()
+    data = data_of(12, 400)
+    image = await cleaned(harness, data)
+    await put(image, 1000, data)
+    await image.disk().trim(0, 1150 * BLOCK)
+    await put(image, 6000, data_of(31, 300))
+    assert await image.clean(0.1)
+    assert await get(image, 1150, 250) == data[150 * BLOCK :]
+    await put(image, 2000, data)
+    assert await get(image, 2000, 400) == data
+    assert entries(image, 2150, 250) == entries(image, 1150, 250)
+    await image.close()
+    harness.check()
 
 
 async def test_no_reference_revives_a_dead_segment() -> None:
