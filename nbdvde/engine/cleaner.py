@@ -33,6 +33,8 @@ from nbdvde.errors import DamageError, NoSpaceError
 
 WORTH, WORTH_IN_NEED = 0.25, 0.06
 """Part of a segment, or of a zone, that cleaning must gain, at leisure and when space is short."""
+NOTHING = 2.0
+"""No segment is worth as much: all is counted, and none cleaned."""
 _GARBAGE_MAX = 0.5
 """Garbage among what is stored from which on the cleaner begins by itself."""
 _SHORT = 128

@@ -15,7 +15,7 @@ from nbdvde.engine.background import Background
 from nbdvde.engine.cache import FrameCache
 from nbdvde.engine.check import Progress, begin_check
 from nbdvde.engine.checkpointer import LOG_BYTES, Checkpointer
-from nbdvde.engine.cleaner import WORTH, WORTH_IN_NEED, Cleaner
+from nbdvde.engine.cleaner import NOTHING, WORTH, WORTH_IN_NEED, Cleaner
 from nbdvde.engine.describe import clear_info, described, file_bytes
 from nbdvde.engine.dictchange import DictionaryChanges
 from nbdvde.engine.dictionaries import Dictionaries
@@ -89,6 +89,8 @@ class Image:
         superblock = loaded.superblock
         self._looked_at = 0
         """Bytes of log when it was last asked whether to clean."""
+        self._given_up = 0
+        """Of `volumes.given_up`, what was counted anew."""
         memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
         self._duplicates = Duplicates(self.segments, loaded.catalogue, memory)
         self._cleaner = Cleaner(
@@ -190,11 +192,25 @@ class Image:
             return
         if self._checkpointer.is_due(writer):
             self._background.start(lambda: self._checkpointer.run_if_due(writer))
+        if self._cleaning:
+            return
+        if self.volumes.given_up > self._given_up:
+            self._given_up = self.volumes.given_up
+            self._cleaning.start(lambda: self._count_anew(writer))
+            return
         written = writer.log.counters.bytes_stored
-        if written - self._looked_at >= _LOOK_SEGMENTS * self.segments.segment_bytes and not self._cleaning:
+        if written - self._looked_at >= _LOOK_SEGMENTS * self.segments.segment_bytes:
             self._looked_at = written
             if self._cleaner.is_due():
                 self._cleaning.start(lambda: self._clean(writer, WORTH, gently=True))
+
+    async def _count_anew(self, writer: Writer) -> None:
+        """What was given up is counted as in use: find out what nobody else uses, and clean if that is called for."""
+        async with self._cleaner.lock:
+            await self._cleaner.round(writer, NOTHING)
+            await self._release(writer)
+        if self._cleaner.is_due():
+            await self._clean(writer, WORTH, gently=True)
 
     async def _clean(self, writer: Writer, worth: float, *, gently: bool = False) -> None:
         """Clean as long as there is something to gain, `gently` only as long as it is called for, and free it."""
@@ -238,14 +254,14 @@ class Image:
             async with self._cleaner.lock:  # a round that has begun keeps what it replaced
                 if self._checkpointer.can_reclaim() and not has_won():
                     await self._release(writer)
+                idle = 0
                 for _ in range(_ROUNDS):
-                    if has_won():
+                    if has_won() or idle == 2:  # once more: a mark shows what the counts did not
                         break
                     replaced = self._cleaner.replaced
                     await self._cleaner.round(writer, WORTH_IN_NEED)
                     await self._release(writer)
-                    if self._cleaner.replaced == replaced:
-                        break
+                    idle = 0 if self._cleaner.replaced > replaced else idle + 1
         return has_won()
 
     def _failed(self, error: Exception) -> None:

@@ -141,7 +141,7 @@ class Segment:
         return self.offset + self.length
 
 
-_TABLE_ENTRY = struct.Struct(f"<{_SEGMENT.size - 8}sI4x{UnitRef.SIZE}sIIIB3s")
+_TABLE_ENTRY = struct.Struct(f"<{_SEGMENT.size - 8}sII{UnitRef.SIZE}sIIIB3s")
 """The zeroes at the end of a segment have something else in them."""
 KIND_LOG, KIND_META, KIND_COMPACT = 1, 2, 3
 """A compact segment holds the extents of a log segment that were still in use when it took its slot."""
@@ -164,21 +164,23 @@ class TableEntry:
     """Sealed bytes of the fingerprints, the unit directly behind the index; 0 for none."""
     blocks: int = 0
     """Blocks in its extents, those nobody uses any more included; 0 in images of older versions."""
+    born: int = 0
+    """Of a compact segment: sequence of the log segment that first had its slot; 0 for not known, and of others."""
 
     SIZE = _TABLE_ENTRY.size
 
     def pack(self) -> bytes:
         index = self.index.pack() if self.index else NO_REF
         return _TABLE_ENTRY.pack(
-            self.segment.pack(), self.blocks, index, self.used, self.units, self.live, self.kind,
-            self.prints.to_bytes(3, "little"),
+            self.segment.pack(), self.blocks, self.born if self.born < 1 << 32 else 0, index, self.used, self.units,
+            self.live, self.kind, self.prints.to_bytes(3, "little"),
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        blocks, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)[1:]
+        blocks, born, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)[1:]
         segment, behind = Segment.unpack(data, offset), int.from_bytes(prints, "little")
-        return cls(segment, UnitRef.unpack(index), used, units, live, kind, behind, blocks)
+        return cls(segment, UnitRef.unpack(index), used, units, live, kind, behind, blocks, born)
 
     @property
     def refs(self) -> tuple[UnitRef, ...]:

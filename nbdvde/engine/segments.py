@@ -97,8 +97,9 @@ class State:
 
     def entry(self) -> TableEntry:
         return TableEntry(
-            self.segment, self.index_ref, self.used, self.units, self.live, self.kind, self.prints_bytes, self.blocks
-        )
+            self.segment, self.index_ref, self.used, self.units, self.live, self.kind, self.prints_bytes, self.blocks,
+            self.born if self.kind == KIND_COMPACT else 0,
+        )  # fmt: skip
 
 
 class Segments:
@@ -148,7 +149,7 @@ class Segments:
         state.indexed, state.prints_bytes = entry.units if entry.index else 0, entry.prints
         state.blocks = entry.blocks
         if entry.kind == KIND_COMPACT:
-            state.born = 0  # it is not known, and may be that of any segment
+            state.born = entry.born  # 0 if it is not known, as it may be that of any segment
         if entry.index:
             state.index = None
         self.states[segment.slot] = state

@@ -36,6 +36,8 @@ class Volumes:
         self._open: dict[int, Volume] = {}
         """Snapshots that somebody looked at."""
         self._changing = trio.Lock()
+        self.given_up = 0
+        """How many times a snapshot, a disk or what was in a disk was given up."""
         self.disks = [self._volume(member) for member in catalogue.disks]
         self._regions = {tag: self._volume(member) for tag, member in catalogue.regions.items()}
         self.written = [*self.disks, *self._regions.values()]
@@ -171,7 +173,8 @@ class Volumes:
                 raise UsageError(f"disk {label}", "is no snapshot", f"name one as {label}{SEPARATOR}NAME")
             disk = self._disk(self._catalogue.members[member.parent])
             async with disk.exclusive():
-                await self._operate(Operation(Action.ROLLBACK, disk.number, member.number), partial(self._follow, disk))
+                operation = Operation(Action.ROLLBACK, disk.number, member.number)
+                await self._operate(operation, partial(self._roll_back, disk))
 
     async def resize(self, name: str, size: int, *, discard: bool = False) -> None:
         """Make a disk longer, or shorter, when nobody may be using it: with `discard` even if that cuts data off."""
@@ -215,9 +218,14 @@ class Volumes:
             self.disks.append(volume)
 
     def _drop(self, member: Member) -> None:
+        self.given_up += 1
         self._open.pop(member.number, None)
         for volumes in (self.disks, self.written):
             volumes[:] = [volume for volume in volumes if volume.number != member.number]
+
+    def _roll_back(self, disk: Volume) -> None:
+        self.given_up += 1
+        self._follow(disk)
 
     def _follow(self, disk: Volume) -> None:
         member = self._catalogue.members[disk.number]

@@ -390,6 +390,11 @@ MUTANTS += [
         "segments:Segments.successor", "old.units, old.born", "old.units, segment.sequence",
         "shared and cleaned",
     ),
+    mutant(
+        "after opening, a cleaned segment was born late",
+        "segments:Segments.adopt", "state.born = entry.born", "state.born = segment.sequence",
+        "born",
+    ),
     mutant("a leaf is shared unnoticed", "lbamap:LbaMap.fork", "self.shared |= unwritten", "pass", "history"),
     mutant("an operation is not synced", "log:LogWriter.operate", "self.sync()", "pass", "history"),
     mutant(

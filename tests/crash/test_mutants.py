@@ -131,6 +131,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
         test_duplicates.test_what_a_cleaned_segment_kept_is_found_and_nothing_else, "at once"
     ),
     "replacing": lambda: trio.run(test_cleaner.test_no_segment_is_replaced_while_a_checkpoint_is_written),
+    "born": lambda: trio.run(test_cleaner.test_when_a_cleaned_segment_was_born_is_known_after_opening),
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),

@@ -174,6 +174,31 @@ async def test_counts_that_are_too_high_are_made_exact() -> None:
         assert sum(state.live for state in loaded.segments.states.values() if state.holds_blocks) == 20
 
 
+@pytest.mark.parametrize("how", ["delete", "rollback"])
+async def test_what_only_a_snapshot_needed_is_freed_by_itself(how: str) -> None:
+    async with living() as life:
+        image = life.image
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await image.volumes.snapshot("disk", "before")
+        pages = life.pages
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await image.flush()
+        await image.checkpoint()
+        size = image.segments.space.used_bytes
+        if how == "delete":
+            await image.volumes.delete("disk@before")
+        else:
+            await image.volumes.rollback("disk@before")
+            life.pages = pages
+        await image._cleaning.finish()
+        assert image.segments.space.used_bytes < size * 0.7
+        assert await life.holds_everything()
+        if how == "rollback":
+            await image.volumes.delete("disk@before")
+
+
 async def test_no_segment_is_replaced_while_a_checkpoint_is_written() -> None:
     """That one lists the old segment, which it would free too early."""
     going_on = threading.Event()
@@ -207,6 +232,21 @@ async def test_no_segment_is_replaced_while_a_checkpoint_is_written() -> None:
         assert len(when_replaced) > 3
         assert all(when_replaced)
         assert await life.holds_everything()
+
+
+async def test_when_a_cleaned_segment_was_born_is_known_after_opening() -> None:
+    """Or what is overwritten in it would be counted as in use until the next mark."""
+    async with living() as life:
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        await life.scatter(300)
+        await life.image.clean()
+        await life.image.checkpoint()
+        loaded = load(FrozenStorage(bytes(life.storage.image)), master_of, replay=False)
+        born = {slot: state.born for slot, state in life.image.segments.states.items() if state.kind == KIND_COMPACT}
+        assert len(born) > 3
+        assert born.items() <= {slot: state.born for slot, state in loaded.segments.states.items()}.items()
+        assert 0 not in born.values()
 
 
 async def test_garbage_starts_the_cleaner_by_itself() -> None:
