@@ -23,6 +23,9 @@ from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import RefusedError, UsageError
 
+_FREEING = (Action.DELETE, Action.ROLLBACK)
+"""What must be possible in a full image."""
+
 
 class Volumes:
     """Disks by name, snapshots by DISK@NAME. All may raise UsageError, RefusedError, NoSpaceError, PoisonedError."""
@@ -204,7 +207,7 @@ class Volumes:
             self._catalogue.apply(operation, self._segments.next_sequence)
             done()
 
-        return await self._writer.operate(operation, apply, ready)
+        return await self._writer.operate(operation, apply, ready, freeing=operation.action in _FREEING)
 
     def _appear(self, number: int) -> None:
         member = self._catalogue.members[number]

@@ -206,14 +206,15 @@ class Writer:
         await self._keep_up()
 
     async def operate(
-        self, operation: Operation, apply: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None
-    ) -> bool:
+        self, operation: Operation, apply: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None,
+        *, freeing: bool = False,
+    ) -> bool:  # fmt: skip
         """Commit what was written before, log an operation on the catalogue, and `apply` it; durable then.
 
         `ready` may answer, with the commit lock held, that it cannot be done now. Then nothing is, and the answer is
         False. Raises NoSpaceError (nothing has changed then) and PoisonedError.
         """
-        await self.admit(BLOCK)
+        await self.admit(BLOCK, freeing=freeing)
         try:
             async with holding(self.commit_lock):
                 await self._commit(sync=False)

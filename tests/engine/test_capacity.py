@@ -1,7 +1,7 @@
 """A limited file: filled, trimmed and filled again, it neither leaks nor loses anything."""
 
 import random
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,27 @@ async def test_a_full_image_is_opened_trimmed_and_written_again(tmp_path: Path) 
         for offset in range(CAPACITY, CAPACITY + CAPACITY // 4, PIECE):
             taken[offset] = rng.randbytes(PIECE)
             await image.disk().write(offset, memoryview(taken[offset]))
+        assert await reads(image, taken)
+    assert nbdvde.check_image(path).ok
+
+
+@pytest.mark.parametrize("how", ["delete", "rollback"])
+async def test_of_a_full_image_can_be_given_up(tmp_path: Path, how: str) -> None:
+    path, rng = tmp_path / "image.vde", random.Random(4)
+    made(path)
+    async with nbdvde.open_image(path, key=None) as image:
+        for offset in range(0, CAPACITY // 3, PIECE):
+            await image.disk().write(offset, memoryview(rng.randbytes(PIECE)))
+        await image.volumes.snapshot("disk", "before")
+        await fill(image, rng)
+        with suppress(NoSpaceError):
+            for offset in range(0, CAPACITY, BLOCK):  # into the last corner
+                await image.disk().write(offset, memoryview(rng.randbytes(BLOCK)))
+        await (image.volumes.delete if how == "delete" else image.volumes.rollback)("disk@before")
+        await image.flush()
+        taken = {offset: rng.randbytes(PIECE) for offset in range(0, CAPACITY // 6, PIECE)}
+        for offset, data in taken.items():
+            await image.disk().write(offset, memoryview(data))
         assert await reads(image, taken)
     assert nbdvde.check_image(path).ok
 
