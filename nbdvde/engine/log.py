@@ -228,10 +228,7 @@ class LogWriter:
         yield from (_Part(shared=(start, min(start + many, shared))) for start in range(0, shared, many))
 
     def _fitting(self, part: _Part) -> tuple[_Part, Sequence[_Part]]:
-        """What of a part the end of the open segment can still take, and the rest; all of it when that is nothing.
-
-        Otherwise segments of 1 MiB would stay empty by a twentieth, random overwrites of 4 KiB.
-        """
+        """What of a part the end of the open segment can still take, and the rest; all of it when that is nothing."""
         room, blocks = log_room(self.state.segment) - self.state.used, part.blocks
         if part.shared[1] or part.zeroes or self._worst_of(len(blocks)) <= room:
             return part, ()
