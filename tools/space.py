@@ -1,6 +1,6 @@
 """What cleaning costs, and that a full image neither leaks nor loses anything.
 
-    python -m tools.space amplify [--capacity 256M] [--fill 50] [--fill 70] [--turns 10] [--skewed]
+    python -m tools.space amplify [--capacity 1G] [--fill 50] [--fill 70] [--turns 10] [--skewed]
     python -m tools.space cycle [--capacity 1G] [--turns 10]
 
 `amplify` overwrites a disk of so many percent of the capacity at random, 4 KiB at a time, and tells how many bytes go
@@ -131,13 +131,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the image lies")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+        capacity = asked.capacity or 1 << 30
         if asked.what == "cycle":
-            trio.run(cycle, Path(name), asked.capacity or 1 << 30, asked.turns)
+            trio.run(cycle, Path(name), capacity, asked.turns)
             return
 
         async def levels() -> None:
             for fill in asked.fill or (50, 70):
-                await amplify(Path(name), asked.capacity or 256 << 20, fill, asked.turns, skewed=asked.skewed)
+                await amplify(Path(name), capacity, fill, asked.turns, skewed=asked.skewed)
 
         trio.run(levels)
 
