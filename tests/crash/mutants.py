@@ -121,6 +121,7 @@ MUTANTS = [
         "writer:Writer._prepare",
         "await workers.run(log.sync_storage)",
         "pass",
+        "going on",
     ),
     mutant("half a transaction is applied", "replay:Replay.transactions", "if group.record.final:", "if True:"),
     mutant(

@@ -132,6 +132,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     ),
     "replacing": lambda: trio.run(test_cleaner.test_no_segment_is_replaced_while_a_checkpoint_is_written),
     "born": lambda: trio.run(test_cleaner.test_when_a_cleaned_segment_was_born_is_known_after_opening),
+    "going on": lambda: trio.run(test_cleaner.test_the_log_goes_on_in_durable_space_only),
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),
@@ -149,7 +150,6 @@ DETECTORS: dict[str, Callable[[], None]] = {
 SEEDS = {
     "a failed sync is forgotten": (0, "failed sync", Effort(subsets=64)),
     "a failed write is forgotten": (0, "failed write", Effort(subsets=64)),
-    "a link to a segment that is not durable": (0, "capacity", Effort(subsets=256)),
     "a snapshot protects nothing": (5, "old snapshots", Effort(subsets=32, torn=4)),
     "dead segments go before the checkpoint is durable": (0, "overwritten", Effort(subsets=64)),
     "the log point is that of the checkpoint before": (0, "checkpoints", Effort(subsets=64)),

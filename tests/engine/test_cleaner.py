@@ -249,6 +249,32 @@ async def test_when_a_cleaned_segment_was_born_is_known_after_opening() -> None:
         assert 0 not in born.values()
 
 
+async def test_the_log_goes_on_in_durable_space_only() -> None:
+    async with living() as life:
+        assert life.image._writer is not None
+        storage, log = life.storage, life.image._writer.log
+        sync, roll = storage.sync, log._roll
+        durable, rolls = storage.size(), 0
+
+        def synced() -> None:
+            nonlocal durable
+            size = storage.size()
+            sync()
+            durable = size
+
+        def rolled() -> None:
+            nonlocal rolls
+            assert log.ready[0].segment.end <= durable
+            rolls += 1
+            roll()
+
+        with mock.patch.object(storage, "sync", synced), mock.patch.object(log, "_roll", rolled):
+            for block in range(0, 1024, 16):
+                await life.write(block, 16)
+            await life.image.flush()
+        assert rolls > 10
+
+
 async def test_garbage_starts_the_cleaner_by_itself() -> None:
     async with living() as life:
         for turn in range(12):
