@@ -97,6 +97,10 @@ class UnreadableError(DamageError):
     """The device cannot read stored data: it may be there all the same, and another try may succeed."""
 
 
+class TruncatedError(DamageError):
+    """The file ends too early. What is missing may come back; until then nothing must take its place."""
+
+
 class NoSpaceError(NbdvdeError):
     """The host file system or the image's capacity is full."""
 

@@ -1,10 +1,11 @@
 """Copying a raw file or a block device into a disk, and a disk out to one. Holes stay holes."""
 
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +28,7 @@ async def copy_in(path: Path, disk: Disk, progress: Progress) -> None:
     """
     if disk.read_only:
         raise RefusedError(f"disk {disk.name}", "cannot be written", "import into another one")
-    with _opened(path, os.O_RDONLY) as file:
+    with opened(path, os.O_RDONLY) as file:
         size = await workers.run(os.lseek, file, 0, os.SEEK_END)
         if size > disk.size:
             raise RefusedError(str(path), f"has {size} bytes, disk {disk.name} {disk.size}", "make a larger disk")
@@ -52,14 +53,24 @@ async def copy_out(disk: Disk, path: Path, progress: Progress, *, overwrite: boo
 
     A new file that could not be finished is removed.
     """
+    async with target(path, overwrite=overwrite) as file:
+        await workers.run(_prepare, file, disk.size)
+        await _write_out(disk, file, progress)
+
+
+@asynccontextmanager
+async def target(path: Path, *, overwrite: bool) -> AsyncIterator[int]:
+    """A new file that others cannot read, or with `overwrite` what is there, not changed yet; durable at the end.
+
+    A new file goes again when anything goes wrong. Raises RefusedError, also for an image that is in use, ImageError,
+    NoSpaceError.
+    """
     new = not await workers.run(os.path.lexists, path)
     if not new and not overwrite:
         raise RefusedError(str(path), "exists already", "choose another name, or use --force")
-    flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0)
     try:
-        with _opened(path, flags) as file:
-            await workers.run(_prepare, file, disk.size)
-            await _write_out(disk, file, progress)
+        with opened(path, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0)) as file:
+            yield file
             await workers.run(os.fsync, file)
     except BaseException:
         if new:
@@ -84,8 +95,8 @@ async def _write_out(disk: Disk, file: int, progress: Progress) -> None:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor; its errors tell of the path."""
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor, with a lock that no image in use grants; its errors tell of the path."""
     try:
         file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
@@ -93,6 +104,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
     try:
         if not (stat.S_ISREG(mode := os.fstat(file).st_mode) or stat.S_ISBLK(mode)):
             raise ImageError(str(path), "is neither a file nor a block device", "copy through nbdcopy")
+        _lock(path, file, flags)
         yield file
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -100,6 +112,14 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         raise ImageError(str(path), reason(error)) from None
     finally:
         os.close(file)
+
+
+def _lock(path: Path, file: int, flags: int) -> None:
+    """Keep off an image in use, be it the very one that is copied: `access.open_file` locks those as well."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if flags & os.O_ACCMODE else fcntl.LOCK_SH))
+    except BlockingIOError:
+        raise RefusedError(str(path), "is the image itself, or in use", "choose another file") from None
 
 
 def _next_data(file: int, at: int, size: int) -> tuple[int, int]:

@@ -94,6 +94,22 @@ async def test_a_link_is_not_followed_to_what_is_there(tmp_path: Path) -> None:
         await copy_out(MemoryDisk(BLOCK), tmp_path / "out", ignore)
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("name", ["image", "hard", "soft"])
+async def test_an_image_is_not_copied_onto_itself(tmp_path: Path, name: str, read_only: bool) -> None:
+    nbdvde.create_image(tmp_path / "image", SIZE, secret=None)
+    (tmp_path / "hard").hardlink_to(tmp_path / "image")
+    (tmp_path / "soft").symlink_to("image")
+    async with nbdvde.open_image(tmp_path / "image", read_only=read_only) as image:
+        before = (tmp_path / "image").read_bytes()
+        with pytest.raises(RefusedError, match="the image itself"):
+            await copy_out(image.disk(), tmp_path / name, ignore, overwrite=True)
+        if not read_only:
+            with pytest.raises(RefusedError, match="the image itself"):
+                await copy_in(tmp_path / name, image.disk(), ignore)
+        assert (tmp_path / "image").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["nothing", ".", "fifo", "loop"])
 async def test_what_is_no_file(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo")

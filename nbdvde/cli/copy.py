@@ -17,6 +17,7 @@ from nbdvde.errors import ImageError, RefusedError, UsageError
 from nbdvde.exports import Export, Exports
 from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.server import Server
+from nbdvde.transfer import opened, target
 
 RAW = "raw"
 
@@ -29,18 +30,23 @@ def import_file(image: ImageByPath, file: Path, disk: str | None, file_format: s
     _check(file_format)
 
     async def run(target: Disk) -> None:
-        described = await _qemu_img("info", "--output=json", "-f", file_format, _name(file))
-        size = int(json.loads(described)["virtual-size"])
-        if size > target.size:
-            raise RefusedError(str(file), f"has {size} bytes, disk {target.name} {target.size}", "make a larger disk")
-        await target.zero(0, target.size)
-        async with _serving(target) as uri:
-            await _qemu_img(
-                "convert", *_progress(), "-n", "--target-is-zero", "-f", file_format, "-O", RAW, _name(file), uri
-            )
-        await target.flush()
+        with opened(file, os.O_RDONLY):
+            await _convert_in(file, file_format, target)
 
     image.use(disk, run)
+
+
+async def _convert_in(file: Path, file_format: str, disk: Disk) -> None:
+    described = await _qemu_img("info", "--output=json", "-f", file_format, _name(file))
+    size = int(json.loads(described)["virtual-size"])
+    if size > disk.size:
+        raise RefusedError(str(file), f"has {size} bytes, disk {disk.name} {disk.size}", "make a larger disk")
+    await disk.zero(0, disk.size)
+    async with _serving(disk) as uri:
+        await _qemu_img(
+            "convert", *_progress(), "-n", "--target-is-zero", "-f", file_format, "-O", RAW, _name(file), uri
+        )
+    await disk.flush()
 
 
 def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: str, *, overwrite: bool) -> None:
@@ -49,11 +55,9 @@ def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: s
         image.copy_out(file, disk, overwrite=overwrite)
         return
     _check(file_format)
-    if os.path.lexists(file) and not overwrite:
-        raise RefusedError(str(file), "exists already", "choose another name, or use --force")
 
     async def run(source: Disk) -> None:
-        async with _serving(source) as uri:
+        async with target(file, overwrite=overwrite), _serving(source) as uri:
             await _qemu_img("convert", *_progress(), "-f", RAW, "-O", file_format, uri, _name(file))
 
     image.use(disk, run, read_only=True)

@@ -45,7 +45,7 @@ from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError, ImageError, KeyFailure, UnreadableError
+from nbdvde.errors import DamageError, ImageError, KeyFailure, TruncatedError, UnreadableError
 
 HEIGHT_MAX = height_for(MAX_DISK_BYTES // BLOCK + 1)
 _ZEROED_LEAVES = 4 * ZEROED_LEAVES_MAX
@@ -225,7 +225,7 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring, *, wh
     segments.next_sequence = max(segments.next_sequence, root.next_sequence, superblock.root.sequence + 1)
     catalogue = Catalogue(map(_member, root.volumes), root.next_volume, root.dedup_mib)
     if whole:
-        _check_length(storage, space.end)
+        check_length(storage, space.end)
     segments.finish_adopting()
     return Loaded(
         storage, superblock, keyring, segments, catalogue, root.statistics[: len(STATISTICS)],
@@ -233,11 +233,11 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring, *, wh
     )  # fmt: skip
 
 
-def _check_length(storage: Storage, end: int) -> None:
-    """Raise DamageError when the file ends before a byte that is in use."""
+def check_length(storage: Storage, end: int) -> None:
+    """Raise TruncatedError when the file ends before a byte that is in use."""
     if end > storage.size():
         why = f"is truncated: {storage.size()} of {end} bytes or more are left"
-        raise DamageError("image", why, "restore the rest")
+        raise TruncatedError("image", why, "restore the rest, or save what is left with nbdvde check --salvage NEW")
 
 
 def _check_settings(superblock: Superblock) -> None:
@@ -253,7 +253,7 @@ def _read_root(storage: Storage, superblock: Superblock, keyring: Keyring) -> tu
     segment, sealer = superblock.root, keyring.sealer(superblock.root)
     if superblock.root_length > segment.length:
         raise DamageError("superblock", "has a root that is longer than its segment", "run nbdvde check")
-    _check_length(storage, segment.end)
+    check_length(storage, segment.end)
     first = sealer.open(0, Kind.ROOT, read(storage, segment.offset, superblock.root_length))
     root = Root.unpack(inflate(first))
     if superblock.root_length + sum(root.tables) > segment.length:

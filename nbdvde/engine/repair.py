@@ -23,10 +23,10 @@ from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Action, Op
 from nbdvde.engine.lbamap import FANOUT
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.reading import read_copy
-from nbdvde.engine.recovery import Loaded, load, load_remains
+from nbdvde.engine.recovery import Loaded, check_length, load, load_remains
 from nbdvde.engine.report import CheckError, CheckReport, RepairReport
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError
+from nbdvde.errors import DamageError, TruncatedError
 
 _PIECE = 1 << 20
 _COUNT_ONLY = 2.0
@@ -59,7 +59,8 @@ async def salvage_image(
 async def repair(storage: Storage, master_of: MasterOf, path: str, progress: Progress | None = None) -> RepairReport:
     """Make again in place what follows from something else, and verify everything once more. Closes the storage.
 
-    No byte of a disk is given up. Raises ImageError, KeyFailure, DamageError, NoSpaceError.
+    No byte of a disk is given up. Raises ImageError, KeyFailure, NoSpaceError, and without a change TruncatedError, or
+    DamageError where only `salvage` helps.
     """
     with _closing(storage):
         loaded, checker, before = _examine(storage, master_of, progress, salvage=False)
@@ -110,9 +111,22 @@ def _examine(
     storage: Storage, master_of: MasterOf, progress: Progress | None, *, salvage: bool
 ) -> tuple[Loaded, Checker, CheckReport]:
     loaded = load_remains(storage, master_of, salvage=salvage)
+    if not salvage:
+        _check_whole(loaded, storage, master_of)
     checker = Checker(loaded, loaded if loaded.flaws else load(storage, master_of, replay=False))
     checker.anchors()
     return loaded, checker, checker.run(progress)
+
+
+def _check_whole(loaded: Loaded, storage: Storage, master_of: MasterOf) -> None:
+    """Raise TruncatedError also where a sound state was found without what is missing."""
+    check_length(storage, loaded.segments.space.end)
+    try:
+        load(storage, master_of, replay=False)
+    except TruncatedError:
+        raise
+    except DamageError:
+        return
 
 
 def _mend(loaded: Loaded, checker: Checker, volumes: Iterable[int]) -> None:

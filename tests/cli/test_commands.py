@@ -21,6 +21,7 @@ from nbdvde.engine.access import EXTENT_BYTES
 from nbdvde.engine.keys import KeyFile, Passphrase
 from nbdvde.engine.recovery import load
 from tests.cli.conftest import CHEAP, KEY, SIZE, Command, Result, add_cheaply, serving, write_key
+from tests.interop.harness import need
 
 
 def ok(command: Command, *words: object) -> Any:
@@ -206,6 +207,19 @@ def _extent(image: Path) -> int:
     return max(at for at in range(0, len(data), 4096) if any(data[at : at + 4096]) and at < len(data) // 2) + 100
 
 
+def test_what_is_truncated_is_not_repaired(command: Command, image: Path, key_file: Path) -> None:
+    before = image.read_bytes()
+    Path("raw").write_bytes(os.urandom(SIZE))
+    assert command("import", image, "raw", "--key-file", key_file).code == 0
+    whole = image.read_bytes()
+    os.truncate(image, (len(before) + len(whole)) // 2)
+    cut = image.read_bytes()
+    found = command("check", image, "--key-file", key_file)
+    assert (found.code, "is truncated" in found.out) == (6, True)
+    command("check", image, "--repair", "--key-file", key_file).fails(6, str(image), "truncated", "--salvage NEW")
+    assert image.read_bytes() == cut
+
+
 def test_salvage(command: Command, image: Path, key_file: Path) -> None:
     _filled(image, KeyFile(KEY))
     key = ["--key-file", key_file]
@@ -335,3 +349,16 @@ def test_import_and_export(command: Command, image: Path, key_file: Path, tmp_pa
             assert client.recv(18 + 10, socket.MSG_WAITALL)
             command("import", image, "in").fails(5, "1 client uses it", "(disconnect them first)")
     assert (tmp_path / "served").read_bytes() == (b"more" * 5000).ljust(SIZE, b"\0")
+
+
+@pytest.mark.parametrize("file_format", ["raw", "qcow2"])
+def test_an_image_is_not_copied_onto_itself(command: Command, plain_image: Path, file_format: str) -> None:
+    if file_format != "raw":
+        need("qemu-img")
+    Path("raw").write_bytes(os.urandom(SIZE))
+    assert command("import", plain_image, "raw").code == 0
+    options = ("--format", file_format)
+    command("export", plain_image, plain_image, "--force", *options).fails(9, "the image itself")
+    command("import", plain_image, plain_image, *options).fails(9, "the image itself")
+    assert command("export", plain_image, "back").code == 0
+    assert Path("back").read_bytes() == Path("raw").read_bytes()

@@ -360,6 +360,18 @@ async def test_the_end_of_the_file_is_missing(stopped: Target, part: float) -> N
         await check_saved(image, stopped)
 
 
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 1 - 2**-12])
+async def test_what_is_truncated_is_not_repaired_in_place(stopped: Target, crashed: Target, part: float) -> None:
+    """What is missing may come back, and must find what it was cut from."""
+    for target in (stopped, crashed):
+        used = recovery.load(FrozenStorage(target.image), master_of).segments.space.end
+        storage = RecordingStorage(target.image[: int(used * part)])
+        cut = bytes(storage.image)
+        with pytest.raises(DamageError, match="salvage"):
+            await repair.repair(storage, master_of, "image")
+        assert bytes(storage.image) == cut
+
+
 async def test_a_bad_sector(stopped: Target) -> None:
     class Unreadable(FrozenStorage):
         def read(self, offset: int, length: int) -> bytes:
