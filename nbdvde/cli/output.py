@@ -107,12 +107,20 @@ def info(image: ImageInfo) -> None:
         ("uuid", image.uuid),
         ("encryption", image.encryption),
         ("keys", str(image.key_slots)),
+        ("created", _time(image.created_ns)),
+        ("stopped", "cleanly" if image.clean else "not yet, or not cleanly"),
         ("compression", image.compression),
+        ("extent", size(image.extent_bytes)),
         ("capacity", "unlimited" if image.capacity is None else size(image.capacity)),
         ("file", size(image.file_bytes)),
     ]
+    if image.stored_bytes:
+        facts.append(("data", f"{size(sum(d.logical_bytes for d in image.disks))} in {size(image.stored_bytes)}"))
+    if image.dedup_memory:
+        on = any(disk.dedup_with for disk in image.disks)
+        facts.append(("dedup", f"on, with {size(image.dedup_memory)} of memory" if on else "off"))
     for disk in image.disks:
-        used = f", {size(disk.logical_bytes)} in {size(disk.stored_bytes)}" if disk.stored_bytes else ""
+        used = f", {size(disk.logical_bytes)} of data" if image.stored_bytes else ""
         facts.append((f"disk {disk.name}", size(disk.size) + used))
         if disk.snapshots:
             newest = disk.snapshots[-1]
@@ -222,8 +230,11 @@ def _placed(error: CheckError) -> str:
 
 def disks(image: ImageInfo) -> None:
     """The disks of an image, as text."""
-    rows = [("name", "size", "data", "snapshots")]
-    rows += [(disk.name, size(disk.size), size(disk.logical_bytes), str(len(disk.snapshots))) for disk in image.disks]
+    rows = [("name", "size", "data", "snapshots", "dedup with")]
+    rows += [
+        (disk.name, size(disk.size), size(disk.logical_bytes), str(len(disk.snapshots)), disk.dedup_with or "-")
+        for disk in image.disks
+    ]
     _aligned(rows)
 
 

@@ -4,7 +4,7 @@ import os
 import uuid
 
 from nbdvde.engine.extent import LEVELS
-from nbdvde.engine.layout import ENCRYPTION_NONE, Superblock
+from nbdvde.engine.layout import ENCRYPTION_NONE, STATE_CLEAN, Superblock
 from nbdvde.engine.report import DiskInfo, ImageInfo
 
 
@@ -30,5 +30,6 @@ def clear_info(superblock: Superblock, path: str, taken: int, key_slots: int) ->
         superblock.version, path, str(uuid.UUID(bytes=superblock.uuid)),
         "none" if superblock.encryption == ENCRYPTION_NONE else "aes-256-gcm",
         compression_name(superblock.compression), superblock.capacity or None, taken,
-        [DiskInfo(name, size) for name, size in superblock.disks], key_slots,
+        [DiskInfo(name, size) for name, size in superblock.disks], superblock.extent_bytes, superblock.created_ns,
+        superblock.state == STATE_CLEAN, key_slots,
     )  # fmt: skip

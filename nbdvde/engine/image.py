@@ -91,8 +91,8 @@ class Image:
         """Bytes of log when it was last asked whether to clean."""
         self._given_up = 0
         """Of `volumes.given_up`, what was counted anew."""
-        memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
-        self._duplicates = Duplicates(self.segments, loaded.catalogue, memory)
+        self._dedup_memory = dedup_memory or loaded.catalogue.dedup_mib << 20 or DEDUP_MEMORY
+        self._duplicates = Duplicates(self.segments, loaded.catalogue, self._dedup_memory)
         self._cleaner = Cleaner(
             self.segments, self._checkpointer, self._duplicates, superblock.compression,
             superblock.extent_bytes // BLOCK, loaded.dictionaries,
@@ -435,9 +435,15 @@ class Image:
         """What there is to know of the image."""
         used = len(self.key_area.slots()) if self.encrypted else 0
         info = clear_info(self.superblock, self.path, file_bytes(self.path), used)
-        disks = [self._described(disk) for disk in self.volumes.disks]
-        return msgspec.structs.replace(info, disks=disks, statistics=described(self.statistics))
+        stored = self.stored_bytes
+        alone = stored if len(self.volumes.disks) == 1 else None
+        disks = [self._described(disk, alone) for disk in self.volumes.disks]
+        return msgspec.structs.replace(
+            info, disks=disks, stored_bytes=stored, dedup_memory=self._dedup_memory,
+            statistics=described(self.statistics),
+        )  # fmt: skip
 
-    def _described(self, disk: Volume) -> DiskInfo:
+    def _described(self, disk: Volume, stored: int | None) -> DiskInfo:
         snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]
-        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, self.stored_bytes, snapshots)
+        sharing = self.volumes.shares_with(disk)
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, stored, snapshots, sharing)

@@ -20,10 +20,12 @@ class DiskInfo(msgspec.Struct, frozen=True):
     size: int
     logical_bytes: int = 0
     """Bytes that hold data, as a client sees them."""
-    stored_bytes: int = 0
-    """Bytes they take in the file."""
+    stored_bytes: int | None = 0
+    """Bytes that it and its snapshots take in the file; None beside other disks, which may share them: see `df`."""
     snapshots: list[SnapshotInfo] = []
     """Oldest first."""
+    dedup_with: str | None = None
+    """The oldest disk that it shares what it stores with, itself if no other; None when it takes no part."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True):
@@ -40,8 +42,18 @@ class ImageInfo(msgspec.Struct, frozen=True):
     file_bytes: int
     """Bytes that the file takes on the host."""
     disks: list[DiskInfo]
+    extent_bytes: int
+    """Most that is sealed as one unit."""
+    created_ns: int
+    """Nanoseconds since 1970."""
+    clean: bool
+    """Whether it was stopped in order; not so while it is served for writing."""
     key_slots: int = 0
     """Number of slots in use."""
+    stored_bytes: int = 0
+    """Bytes that all disks take in the file."""
+    dedup_memory: int = 0
+    """Bytes for finding duplicates."""
     statistics: dict[str, int | float] = {}
 
 

@@ -101,6 +101,11 @@ class Volumes:
         """Dedup domain of a volume, 0 when it takes no part."""
         return self._catalogue.members[number].domain
 
+    def shares_with(self, disk: Volume) -> str | None:
+        """Name of the oldest disk of its dedup domain, if it is of one."""
+        domain = self.domain_of(disk.number)
+        return next(other.name for other in self._catalogue.disks if other.domain == domain) if domain else None
+
     def siblings(self, member: Member) -> list[str]:
         """Names of the snapshots of a disk, or of the other ones of a snapshot's disk, oldest first."""
         disk = self._catalogue.disk_of(member)

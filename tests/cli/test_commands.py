@@ -109,9 +109,12 @@ def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> 
     info = ok(command, "info", image)
     assert set(info) == {
         "format", "path", "uuid", "encryption", "compression", "capacity", "file_bytes", "disks", "key_slots",
-        "statistics",
+        "statistics", "extent_bytes", "created_ns", "clean", "stored_bytes", "dedup_memory",
     }  # fmt: skip
-    assert info["disks"] == [{"name": "disk", "size": SIZE, "logical_bytes": 0, "stored_bytes": 0, "snapshots": []}]
+    unknown = {"logical_bytes": 0, "stored_bytes": 0, "snapshots": [], "dedup_with": None}
+    assert info["disks"] == [{"name": "disk", "size": SIZE, **unknown}]
+    assert (info["extent_bytes"], info["clean"], info["dedup_memory"]) == (EXTENT_BYTES, True, 0)
+    assert abs(info["created_ns"] - image.stat().st_ctime_ns) < 60e9
     assert (info["path"], info["format"], info["capacity"]) == (str(image), 1, None)
 
 
@@ -120,8 +123,25 @@ async def test_info_with_the_key_tells_how_full_it_is(image: Path, key_file: Pat
         await opened.disk().write(0, memoryview(os.urandom(65536)))
     found = await trio.to_thread.run_sync(ImageByPath(image, key_file=key_file).info)
     assert found.disks[0].logical_bytes == 65536
-    assert found.disks[0].stored_bytes >= 65536
+    assert found.disks[0].stored_bytes == found.stored_bytes >= 65536
     assert found.statistics
+
+
+def test_what_several_disks_store_is_told_once(command: Command, plain_image: Path) -> None:
+    Path("raw").write_bytes(os.urandom(SIZE))
+    assert command("import", plain_image, "raw").code == 0
+    (alone,) = (info := ok(command, "info", plain_image))["disks"]
+    assert (alone["stored_bytes"], alone["dedup_with"]) == (info["stored_bytes"], "disk")
+    for options in (("trial", "32M"), ("same", "32M", "--dedup-with", "disk")):
+        assert command("disk", "create", plain_image, *options).code == 0
+    info = ok(command, "info", plain_image)
+    assert (info["stored_bytes"] > SIZE, info["dedup_memory"]) == (True, 256 << 20)
+    assert [(disk["stored_bytes"], disk["dedup_with"]) for disk in info["disks"]] == [
+        (None, "disk"), (None, "trial"), (None, "disk"),
+    ]  # fmt: skip
+    lines = command("info", plain_image).out.splitlines()
+    assert {"disk trial   32M, 0 of data", "disk disk    1M, 1M of data", "stopped      cleanly"} < set(lines)
+    assert "dedup        on, with 256M of memory" in lines
 
 
 def test_name_that_is_no_text(command: Command, plain_image: Path) -> None:

@@ -138,7 +138,7 @@ def test_what_changed(command: Command, target: Path) -> None:
 def test_lists_as_text(command: Command, target: Path) -> None:
     command("snapshot", "create", target, "disk@a")
     disks = [line.split() for line in command("disk", "list", target).out.splitlines()]
-    assert disks == [["name", "size", "data", "snapshots"], ["disk", "1M", "0", "1"]]
+    assert disks == [["name", "size", "data", "snapshots", "dedup", "with"], ["disk", "1M", "0", "1", "disk"]]
     head, row = (line.split() for line in command("snapshot", "list", target).out.splitlines())
     assert (head, row[0], row[-1]) == (["name", "created", "size"], "disk@a", "1M")
     (line,) = (line for line in command("info", target).out.splitlines() if line.startswith("snapshots"))
