@@ -97,6 +97,10 @@ class Disk(abc.ABC):
         With `alone` nobody else is being served just now, so that it may hold up the event loop for a moment (< 1 ms).
         """
 
+    def bind(self, context: str) -> str:
+        """A context as `status` takes it, meaning later what it means now."""
+        return context
+
     @abc.abstractmethod
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         """(length, number) of consecutive extents from `offset`, equal neighbours merged, at most `max_extents`.

@@ -89,7 +89,7 @@ class Session:
         self._transport, self._disk, self._shared = transport, disk, shared
         self._parser = RequestParser(negotiated, buffer, limits.batch)
         self._replies = replies_of(negotiated)
-        self._contexts = negotiated.contexts
+        self._contexts = [disk.bind(context) for context in negotiated.contexts]
         self._out: list[Buffer] = []
         self._surveys = trio.Semaphore(limits.client_surveys)
         self._pending = self._queued = self._received = 0

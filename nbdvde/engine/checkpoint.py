@@ -53,6 +53,8 @@ class VolumePlan:
     leaves: dict[int, Leaf]
     protected: int
     """Units in segments of a lower sequence may be in use by another volume, too."""
+    shares: bool = False
+    """Whether units that are written now may have other volumes as owners, too: `protected` covers them then."""
 
 
 @dataclass(slots=True)
@@ -172,9 +174,12 @@ class _MetaWriter:
             return None
         return self._once(id(leaf), Kind.LEAF, memoryview(leaf).cast("B"))
 
-    def node(self, level: int, index: int, data: bytes) -> UnitRef:
-        """Write a node; volumes that have the same in this place share a unit."""
-        return self._once((level, index, data), Kind.NODE, data)
+    def node(self, owner: int, level: int, index: int, data: bytes) -> UnitRef:
+        """Write a node; those of one owner that have the same in this place share a unit.
+
+        Volumes that do not expect it must not come to share one: each would count down what it leads to.
+        """
+        return self._once((owner, level, index, data), Kind.NODE, data)
 
     def _once(self, key: Hashable, kind: int, data: Buffer) -> UnitRef:
         if key in self._units:
@@ -324,7 +329,8 @@ def _write_level(
             node.set(child, ref)
         garbage.add(old, volume.protected)
         data = bytes(node.data)
-        above[index] = None if node.is_empty() else writer.node(level, index, data)
+        owner = 0 if volume.shares else volume.number
+        above[index] = None if node.is_empty() else writer.node(owner, level, index, data)
         result.nodes[level, index] = writer.equal.setdefault(data, node)
     return above
 

@@ -135,7 +135,7 @@ class Checkpointer:
         meta, map_segments, root = self._place(volumes, indexes, prints, len(entries))
         for volume in volumes:
             if not volume.map.shared.isdisjoint(volume.leaves):  # their units will have several owners
-                volume.map.protected = self._segments.next_sequence
+                volume.map.protected, volume.shares = self._segments.next_sequence, True
         catalogue = [member.entry() for member in self._catalogue]
         superblock = replace(self.superblock, state=state, incompatible=self.superblock.incompatible | features)
         return Plan(

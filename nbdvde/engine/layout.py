@@ -173,13 +173,14 @@ class TableEntry:
         index = self.index.pack() if self.index else NO_REF
         return _TABLE_ENTRY.pack(
             self.segment.pack(), self.blocks, self.born if self.born < 1 << 32 else 0, index, self.used, self.units,
-            self.live, self.kind, self.prints.to_bytes(3, "little"),
+            min(self.live, _LIVE_MAX), self.kind, self.prints.to_bytes(3, "little"),
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
         blocks, born, index, used, units, live, kind, prints = _fields(_TABLE_ENTRY, data, offset)[1:]
         segment, behind = Segment.unpack(data, offset), int.from_bytes(prints, "little")
+        live = UNCOUNTED if live == _LIVE_MAX else live
         return cls(segment, UnitRef.unpack(index), used, units, live, kind, behind, blocks, born)
 
     @property
@@ -508,6 +509,11 @@ LOST_SLOT = 0
 LOST = 2
 """Map entry of a block that cannot be read any more, as the leaf that had its entry was damaged."""
 MAX_SLOTS = 1 << 24
+MAX_VOLUMES = 1 << 16
+"""Disks and snapshots: with 160 bytes for each, the catalogue stays below what a metadata unit holds."""
+_LIVE_MAX = (1 << 32) - 1
+UNCOUNTED = 1 << 62
+"""Stands for references that are too many to be stored: they never get to 0 by being counted down."""
 UNIT_SHIFT, SLOT_SHIFT = 16, 40
 BLOCK_MASK, UNIT_MASK = (1 << UNIT_SHIFT) - 1, (1 << (SLOT_SHIFT - UNIT_SHIFT)) - 1
 

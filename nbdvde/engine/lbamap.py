@@ -117,6 +117,8 @@ class LbaMap:
         self.protected = protected
         """What segments of a lower sequence hold may be in use by another volume, too: it is not counted down."""
         self._nodes: dict[tuple[int, int], Node] = {}
+        self.pending = False
+        """Whether a checkpoint is writing this map, and will say so by `thaw` or `unfreeze`."""
         self._forks: list[LbaMap] = []
         """Maps that were forked off while a checkpoint was writing this one."""
 
@@ -135,7 +137,8 @@ class LbaMap:
         other.shared = unwritten
         self.shared |= unwritten
         other._nodes = dict(self._nodes)
-        if self.frozen:
+        if self.pending:
+            other.pending = True
             self._forks.append(other)
         return other
 
@@ -150,7 +153,7 @@ class LbaMap:
 
         A taller tree begins with a node in memory only, above the root: for the sake of leaf 0 it will be written.
         """
-        assert not self.frozen, "no checkpoint is being written"
+        assert not self.pending, "no checkpoint is being written"
         self.blocks = blocks
         while self.height < height_for(blocks):
             self.height += 1
@@ -349,14 +352,14 @@ class LbaMap:
     def freeze(self) -> dict[int, Leaf]:
         """The dirty leaves, which from now on are replaced, not changed. Call `thaw` when they are written."""
         assert not self.frozen, "one checkpoint at a time"
-        self.frozen = set(self.dirty)
+        self.frozen, self.pending = set(self.dirty), True
         taken = {number: self.leaves[number] for number in sorted(self.dirty)}
         self.dirty = set()
         return taken
 
     def thaw(self, root: UnitRef | None, nodes: dict[tuple[int, int], Node]) -> None:
         """The frozen leaves are in the image, under these new nodes; so they are for the forks made meanwhile."""
-        self.frozen = set()
+        self.frozen, self.pending = set(), False
         self.root = root
         self._nodes.update(nodes)
         for fork in self._forks:
@@ -366,7 +369,7 @@ class LbaMap:
     def unfreeze(self, taken: Collection[int]) -> None:
         """The checkpoint failed: what it took is dirty again."""
         self.dirty.update(taken)
-        self.frozen = set()
+        self.frozen, self.pending = set(), False
         for fork in self._forks:
             fork.unfreeze(taken)
         self._forks = []

@@ -159,9 +159,9 @@ class LogWriter:
         """Bytes of a segment that groups can surely take."""
         return max(0, log_room(state.segment) - state.used - self._waste)
 
-    def worst(self, payload: int) -> int:
-        """Bytes that so many bytes of whole blocks take at most in the log, with what two transactions add."""
-        groups = payload // (self._part_blocks * BLOCK) + 4
+    def worst(self, payload: int, transactions: int) -> int:
+        """Bytes that so many bytes of whole blocks take at most in the log, in so many transactions."""
+        groups = payload // (self._part_blocks * BLOCK) + 2 * transactions
         return payload + payload // 64 + groups * 2 * BLOCK
 
     def append(self, volume: int, written: Generation, *, write: bool = True) -> Change:

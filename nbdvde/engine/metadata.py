@@ -10,6 +10,7 @@ UNIT_MAX = 16 << 20
 
 def deflate(data: bytes) -> bytes:
     """`data` as one zstd frame at level 1."""
+    assert len(data) <= UNIT_MAX, "it can be read again"
     return zstandard.ZstdCompressor(level=1, write_checksum=False).compress(data)
 
 

@@ -17,7 +17,7 @@ from nbdvde import workers
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, BLOCK, Status
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.changes import Load, Loads
-from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, UNIT_SHIFT
+from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, UNIT_SHIFT
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Missing
 from nbdvde.engine.loader import drive
 from nbdvde.engine.segments import Segments
@@ -31,6 +31,8 @@ EXTENT = "x-nbdvde:extent"
 COMPRESSED, ZERO, BUFFERED = 1, 2, 4
 DIRTY_BITMAP = "qemu:dirty-bitmap:"
 """Followed by the name of a snapshot: 1 for what changed since (QEMU, docs/interop/nbd.rst)."""
+_BOUND = "#"
+"""Between the name of a snapshot and its number, in what `bound` answers; no name has it."""
 _DEPTH_MAX = 16
 """Snapshots that `qemu:allocation-depth` looks at: what is older than that many has the same depth."""
 _LOOKED_AT = 1 << 12
@@ -87,6 +89,13 @@ class NoHistory:
         return None
 
 
+def bound(history: History, context: str) -> str:
+    """A context that stays with the snapshot that has the name now, whatever is called so later."""
+    name = context.removeprefix(DIRTY_BITMAP)
+    other = history.volume(name) if name != context else None
+    return f"{context}{_BOUND}{other.number}" if other else context
+
+
 async def status_of(
     volume: "Volume", context: str, offset: int, length: int, max_extents: int
 ) -> list[tuple[int, int]]:
@@ -113,14 +122,14 @@ async def status_of(
 
 
 async def _view(volume: "Volume", context: str) -> "_Stored | _Changes | _Depth":
-    names = volume.history.names()
     if context.startswith(DIRTY_BITMAP):
-        other = volume.history.volume(context.removeprefix(DIRTY_BITMAP))
-        if other is None:
+        name, _, bound = context.removeprefix(DIRTY_BITMAP).partition(_BOUND)
+        other = volume.history.volume(name)
+        if other is None or (bound and other.number != int(bound)):
             raise RefusedError(f"context {context}", "its snapshot was deleted", "connect again")
         await volume.settle()
         return _Changes(volume, other)
-    if context == ALLOCATION_DEPTH and names:
+    if context == ALLOCATION_DEPTH and (names := volume.history.names()):
         await volume.settle()
         older = (volume.history.volume(name) for name in reversed(names[-_DEPTH_MAX:]))
         return _Depth(volume, [other for other in older if other is not None])
@@ -275,7 +284,7 @@ async def _codes(volume: "Volume", context: str, start: int, stop: int) -> Codes
 
 
 async def _mark_compressed(segments: Segments, entries: Entries, codes: Codes) -> None:
-    stored = entries > ALLOCATED_ZERO
+    stored = entries > LOST
     units = entries >> np.uint64(UNIT_SHIFT)
     for key in np.unique(units[stored]).tolist():
         state = segments.find(key >> 24)

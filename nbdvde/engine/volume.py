@@ -19,7 +19,7 @@ from nbdvde.engine.pieces import cut, flatten, page_of, unaligned_parts
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
-from nbdvde.engine.status import CONTEXTS, DIRTY_BITMAP, History, NoHistory, status_of
+from nbdvde.engine.status import CONTEXTS, DIRTY_BITMAP, History, NoHistory, bound, status_of
 from nbdvde.errors import RefusedError, UnreadableError
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Volume(Disk):
 
     async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
         first, stop = offset >> _SHIFT, ((offset + len(data) - 1) >> _SHIFT) + 1
-        claim = await self._claim(first, stop)
+        claim = await self._claim_inside(first, stop)
         try:
             edges = await self._edges(offset, len(data), first, stop)
             await self._writable().admit((stop - first) * BLOCK)
@@ -256,6 +256,14 @@ class Volume(Disk):
             edges[block] = b"".join(map(page_of, pieces))
         return edges
 
+    async def _claim_inside(self, first: int, stop: int) -> Claim:
+        """Claim a range of the disk, which may have become shorter meanwhile."""
+        claim = await self._claim(first, stop)
+        if stop > self.map.blocks:
+            self._lock.release(claim)
+            raise RefusedError(f"disk {self.name}", "has become shorter than that", "connect again")
+        return claim
+
     async def _claim(self, first: int, stop: int) -> Claim:
         granted = trio.Event()
         claim = self._lock.claim(first, stop, granted.set)
@@ -289,7 +297,7 @@ class Volume(Disk):
         for start, end in _zero_pieces(first, stop, allocate=allocate):
             if start > first:
                 await self._writable().settle()
-            claim = await self._claim(start, end)
+            claim = await self._claim_inside(start, end)
             try:
                 await self._zero_claimed(start, end, allocate)
             finally:
@@ -357,7 +365,7 @@ class Volume(Disk):
     async def prepare_resize(self) -> bool:
         """Have what `LbaMap.resize` needs, with the commit lock held; False while a checkpoint is being written."""
         await self._load_leaves((0,))
-        if self.map.frozen:
+        if self.map.pending:
             return False
         self.map.touch(0)
         return True
@@ -412,6 +420,9 @@ class Volume(Disk):
             contexts = (*CONTEXTS, *(DIRTY_BITMAP + name for name in self.history.names()))
             self._contexts = self.history.version, contexts
         return contexts
+
+    def bind(self, context: str) -> str:
+        return bound(self.history, context)
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
         with self._reading():

@@ -15,7 +15,7 @@ import trio
 from nbdvde.disk import BLOCK, Status
 from nbdvde.engine.catalogue import SEPARATOR, Catalogue, Member
 from nbdvde.engine.checkpointer import Checkpointer
-from nbdvde.engine.layout import MAX_DISK_BYTES, NAME, Action, Operation
+from nbdvde.engine.layout import MAX_DISK_BYTES, MAX_VOLUMES, NAME, Action, Operation
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.region import Form
 from nbdvde.engine.segments import Segments
@@ -200,6 +200,8 @@ class Volumes:
                         pass
 
     async def _make(self, operation: Operation) -> None:
+        if len(self._catalogue.members) >= MAX_VOLUMES:
+            raise RefusedError("image", f"has {MAX_VOLUMES} disks and snapshots, and no room for more", "delete some")
         await self._operate(operation, partial(self._appear, operation.number))
 
     async def _operate(
@@ -284,6 +286,8 @@ def check_size(size: int) -> None:
 async def _holds_data(disk: Volume, size: int) -> bool:
     """Whether anything but holes lies behind the first `size` bytes."""
     offset = -(-size // BLOCK) * BLOCK
+    if size < offset and any(map(any, map(bytes, await disk.read(size, min(offset, disk.size) - size)))):
+        return True
     while offset < disk.size:
         for length, status in await disk.status("base:allocation", offset, disk.size - offset, 64):
             if not status & Status.HOLE:

@@ -97,7 +97,11 @@ class Writer:
         return (total <= self._buffer_bytes or not self._admitted) and self._has_space(total, freeing=freeing)
 
     def _has_space(self, total: int, *, freeing: bool) -> bool:
-        return self.log.worst(total) <= self.log.room() and (freeing or not self._segments.space.in_reserve)
+        return self._worst(total) <= self.log.room() and (freeing or not self._segments.space.in_reserve)
+
+    def _worst(self, payload: int) -> int:
+        """Bytes of log that buffered data takes at most: in a commit under way and the next one, of each disk."""
+        return self.log.worst(payload, 2 * max(1, len(self._volumes)))
 
     async def _make_room(self, payload: int, *, freeing: bool) -> None:
         if not self._has_space(self._admitted + payload, freeing=freeing):
@@ -132,7 +136,7 @@ class Writer:
             async with self._preparing:
                 added: list[State] = []
                 try:
-                    while log.worst(payload) > log.room() + sum(map(log.usable, added)):
+                    while self._worst(payload) > log.room() + sum(map(log.usable, added)):
                         added.append(await self._allocate(freeing=freeing, short=short))
                 finally:
                     if added:
@@ -165,7 +169,7 @@ class Writer:
                         await workers.run(log.sync_storage)
                         log.ready.append(added)
                 # What is admitted has to fit without the rest of the open one.
-                if log.ready and log.room() - log.usable(log.state) >= log.worst(self._admitted):
+                if log.ready and log.room() - log.usable(log.state) >= self._worst(self._admitted):
                     await workers.run(log.roll)
 
     # Commits

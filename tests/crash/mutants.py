@@ -210,7 +210,7 @@ MUTANTS += [
     mutant(
         "space is taken only when it is needed",
         "writer:Writer._has_space",
-        "self.log.worst(total) <= self.log.room() and",
+        "self._worst(total) <= self.log.room() and",
         "",
         "no space",
     ),
@@ -382,6 +382,14 @@ MUTANTS += [
 ]
 
 MUTANTS += [
+    mutant(
+        "disks share a node unawares", "checkpoint:_write_level", "0 if volume.shares else volume.number", "0",
+        "equal maps",
+    ),
+    mutant(
+        "a map gets higher while it is written", "volume:Volume.prepare_resize", "self.map.pending", "self.map.frozen",
+        "growing",
+    ),
     mutant("a snapshot protects nothing", "lbamap:LbaMap.fork", "self.protected = sequence", "pass", "history"),
     mutant("a copy protects nothing", "lbamap:LbaMap.fork", "protected=sequence", "protected=0", "history"),
     mutant("shared blocks are counted down", "segments:Segments.uncount", "state.born < protected", "False", "history"),

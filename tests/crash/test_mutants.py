@@ -15,6 +15,7 @@ from tests.engine import (
     test_cleaner,
     test_dictchange,
     test_duplicates,
+    test_interleavings,
     test_moving,
     test_optimize,
     test_replay,
@@ -99,6 +100,13 @@ def with_image(test: Callable[[Path], Awaitable[None]]) -> Callable[[], None]:
     return detector
 
 
+def growing() -> None:
+    """A disk grows while a checkpoint is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        grows = test_interleavings.test_a_disk_that_grows_while_a_checkpoint_is_written
+        trio.run(lambda: grows(patch, "disk", written=False, crashed=True))
+
+
 def keys() -> None:
     """Crashes while key slots are changed."""
     test_keys.test_after_a_crash_the_old_keys_open_the_image_or_the_new_ones()
@@ -133,6 +141,8 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "replacing": lambda: trio.run(test_cleaner.test_no_segment_is_replaced_while_a_checkpoint_is_written),
     "born": lambda: trio.run(test_cleaner.test_when_a_cleaned_segment_was_born_is_known_after_opening),
     "going on": lambda: trio.run(test_cleaner.test_the_log_goes_on_in_durable_space_only),
+    "equal maps": lambda: trio.run(test_interleavings.test_disks_with_equal_maps_share_no_node_unawares),
+    "growing": growing,
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),
