@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nbdvde.engine import keys
 from nbdvde.engine.catalogue import Member
 from nbdvde.engine.extent import Decoder
+from nbdvde.engine.known import Known, Walk
 from nbdvde.engine.layout import (
     ALLOCATED_ZERO,
     BLOCK,
@@ -101,7 +102,7 @@ class Checker:
         """Blocks with an extent behind them by volume, as far as its map can be read."""
         self.without_prints: list[State] = []
         """Segments of which the fingerprints cannot be read."""
-        self._usage = _Usage(loaded.segments)
+        self._usage, self._known = _Usage(loaded.segments), Known(several=len(loaded.catalogue.members) > 1)
         self._decoder = Decoder(loaded.dictionaries)
 
     def run(self, progress: Progress | None) -> CheckReport:
@@ -141,25 +142,28 @@ class Checker:
                 self._report(f"key area at byte {offset}", error.why)
 
     def _map(self, volume: Member) -> None:
-        mapped = 0
-        for leaves in _batches(self.leaves(volume)):
+        walk, errors = Walk(self._known, volume.map.leaves), len(self.errors)
+        for leaves in _batches(self.leaves(volume, walk)):
+            for number, entries in leaves:
+                walk.count(number, int(np.count_nonzero(entries > LOST)))
             entries = np.concatenate([entries[entries > ALLOCATED_ZERO] for _, entries in leaves])
-            mapped += int(np.count_nonzero(entries > LOST))
             if not self._usage.add(entries):
                 self._report_foreign(volume, leaves)
-        self.mapped[volume.number] = mapped
+        self.mapped[volume.number] = mapped = walk.mapped
+        if len(self.errors) == errors:
+            walk.keep()
         torn = any(number == volume.number for number, _, _ in self.torn)
         if mapped != volume.map.mapped and not torn:
             name = self._loaded.catalogue.label(volume)
             self._report("catalogue", f"counts {volume.map.mapped} mapped blocks, the map has {mapped}", name)
 
-    def leaves(self, volume: Member) -> Iterator[tuple[int, Entries]]:
-        """Every leaf: those that replay changed from memory, the others from the image."""
+    def leaves(self, volume: Member, walk: Walk | None = None) -> Iterator[tuple[int, Entries]]:
+        """Every leaf: those that replay changed from memory, the others from the image but for what a walk skips."""
         lbamap = volume.map
         height, root = lbamap.stored()
         for number, leaf in lbamap.leaves.items():
             yield number, np.frombuffer(leaf, np.uint64)
-        for number, ref in self._leaf_refs(volume, height, 0, root, set()):
+        for number, ref in self._leaf_refs(volume, height, 0, root, set(), walk):
             if number in lbamap.leaves:
                 continue
             try:
@@ -171,10 +175,10 @@ class Checker:
             yield number, np.frombuffer(data, np.uint64)
 
     def _leaf_refs(
-        self, volume: Member, level: int, index: int, ref: UnitRef | None, seen: set[tuple[int, int]]
+        self, volume: Member, level: int, index: int, ref: UnitRef | None, seen: set[tuple[int, int]], walk: Walk | None
     ) -> Iterator[tuple[int, UnitRef]]:  # fmt: skip
         """(number, where it lies) of every leaf below a node; `seen` has the nodes met before."""
-        if ref is None:
+        if ref is None or (walk and walk.skips(ref, level, index)):
             return
         try:
             self._segments.find(ref.slot)
@@ -190,7 +194,7 @@ class Checker:
             return
         self.units += 1
         for child in range(FANOUT):
-            yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen)
+            yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen, walk)
 
     def _report_torn(self, volume: Member, level: int, index: int, error: DamageError) -> None:
         """Say what lies below a leaf or node, the first time that it is met."""

@@ -15,6 +15,8 @@ from nbdvde.engine import checkpoint, volumes
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.layout import UnitRef
+from nbdvde.engine.segments import Segments
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import RefusedError
 from tests.crash.oracle import master_of
@@ -79,7 +81,8 @@ async def resized(image: Image, disk: str, held: Held, checkpoint: Callable[[], 
         await image.disk(disk).write(0, page(4))
         await image.flush()
         nursery.start_soon(image.volumes.resize, disk, 1 << 32)
-        await trio.testing.wait_all_tasks_blocked()
+        while image.disk(disk).size == MIB and not image._checkpointer.lock.statistics().tasks_waiting:
+            await trio.lowlevel.checkpoint()
         held.go.set()
 
 
@@ -240,3 +243,24 @@ async def test_the_status_of_lost_blocks() -> None:
     image.disk().map.lose(0, np.arange(512) == 0)
     assert await image.disk().status("x-nbdvde:extent", 0, 2 * BLOCK, 9) == [(BLOCK, 0), (BLOCK, 2)]
     await image.close()
+
+
+async def test_a_check_looks_once_at_what_snapshots_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, image = await fresh(64 * MIB, segment_bytes=256 << 10)
+    for leaf in range(32):
+        await image.disk().write(leaf * 2 * MIB, page(leaf))
+    for number in range(50):
+        await image.volumes.snapshot("disk", f"s{number}")
+    await image.disk().write(0, page(99))
+    await image.close()
+    units = 0
+    read = Segments.read_unit
+
+    def counted(segments: Segments, ref: UnitRef, kind: int) -> bytes:
+        nonlocal units
+        units += 1
+        return read(segments, ref, kind)
+
+    monkeypatch.setattr(Segments, "read_unit", counted)
+    assert errors(storage) == []
+    assert units < 200
