@@ -151,6 +151,8 @@ def _load_any_root(
         if loaded.sequence < newest.log.sequence:
             loaded.partial = True
             loaded.tell("root of the newest checkpoint", f"{damage.why}; what was written before it is missing")
+        elif isinstance(damage, TruncatedError):
+            loaded.tell(damage.what, damage.why)
         loaded.segments.next_sequence = max(loaded.segments.next_sequence, newest.root.sequence + 1)
         # As in `_load_older_root`: the next superblock takes the place of the one that leads to less.
         sequence = newest.sequence + (superblock is not newest)
