@@ -1,10 +1,12 @@
 """What clients may take from a server, and what all of them take now."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
+from nbdvde.errors import NbdvdeError
 from nbdvde.metrics import Metrics
 from nbdvde.protocol.connection import Batch
 from nbdvde.protocol.handshake import HandshakeLimits
@@ -171,6 +173,8 @@ class Shared:
         self.memory = Budget(limits.server_bytes_in_flight)
         self.surveys = trio.Semaphore(limits.surveys)
         self.complaints = Complaints()
+        self.failed: Callable[[NbdvdeError], None] | None = None
+        """Who is told of requests that failed, instead of the log."""
         self.buffers = BufferPool(
             limits.receive_buffers, limits.receive_buffer_bytes, limits.small_receive_buffer_bytes
         )

@@ -5,12 +5,12 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
 
-from nbdvde.errors import reason
+from nbdvde.errors import NbdvdeError, reason
 from nbdvde.exports import LOCAL, VSOCK, Export, Exports, Peer, Visitor
 from nbdvde.limits import Limits, Shared
 from nbdvde.listeners import Listener, TcpAddress, VsockAddress
@@ -73,11 +73,13 @@ class Server:
         limits: Limits | None = None,
         metrics: Metrics | None = None,
         tls: ssl.SSLContext | None = None,
+        failed: Callable[[NbdvdeError], None] | None = None,
     ) -> None:
-        """With `tls` every client has to use it."""
+        """With `tls` every client has to use it. `failed` is told of requests that fail, instead of the log."""
         self.metrics = metrics or Metrics()
         self._exports, self._tls = exports, tls
         self._shared = Shared(limits or Limits(), self.metrics)
+        self._shared.failed = failed
         self._connections: dict[int, Connection] = {}
         self._at: Counter[object] = Counter()
         """Connections from each address."""

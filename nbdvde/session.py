@@ -298,6 +298,9 @@ class Session:
         expected = isinstance(error, NbdvdeError)
         errno = error.nbd_errno if isinstance(error, NbdvdeError) else NbdErrno.EIO
         self._replies.error(self._out, *origin, errno, os.strerror(errno).lower() if expected else "internal error")
+        if self._shared.failed is not None and isinstance(error, NbdvdeError):
+            self._shared.failed(error)
+            return
         ending = self._shared.complaints.ending(type(error), trio.current_time())
         if ending is not None:
             if expected:

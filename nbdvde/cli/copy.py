@@ -13,7 +13,7 @@ import trio
 
 from nbdvde.cli.images import ImageByPath
 from nbdvde.disk import Disk
-from nbdvde.errors import ImageError, RefusedError, UsageError
+from nbdvde.errors import ImageError, NbdvdeError, NoSpaceError, RefusedError, UsageError
 from nbdvde.exports import Export, Exports
 from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.server import Server
@@ -77,13 +77,17 @@ def _name(file: Path) -> str:
 
 @asynccontextmanager
 async def _serving(disk: Disk) -> AsyncIterator[str]:
-    """The disk on a socket that nobody else can reach."""
+    """The disk on a socket that nobody else can reach. What fails of it comes before what its client says of that."""
+    failures: list[NbdvdeError] = []
     with TemporaryDirectory(prefix="nbdvde-") as folder:
         listener = await open_listener(UnixAddress(Path(folder) / "nbd.sock"))
-        server = Server(Exports([Export("disk", disk)], default="disk"))
+        server = Server(Exports([Export("disk", disk)], default="disk"), failed=failures.append)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run, [listener])
-            yield f"nbd+unix:///?socket={folder}/nbd.sock"
+            try:
+                yield f"nbd+unix:///?socket={folder}/nbd.sock"
+            except NbdvdeError as error:
+                raise next(iter(failures), error) from None
             server.stop()
 
 
@@ -92,10 +96,13 @@ def _progress() -> Sequence[str]:
 
 
 async def _qemu_img(*arguments: str) -> str:
-    """What it says. Raises ImageError with what it has to complain about."""
+    """What it says. Raises ImageError with what it has to complain about, or NoSpaceError."""
     shown = {"stdout": sys.stderr} if "-p" in arguments else {"capture_stdout": True}
-    done = await trio.run_process(["qemu-img", *arguments], capture_stderr=True, check=False, **shown)
+    english = {**os.environ, "LC_ALL": "C"}
+    done = await trio.run_process(["qemu-img", *arguments], capture_stderr=True, check=False, env=english, **shown)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
+        if any("No space left" in line or "quota exceeded" in line for line in lines):
+            raise NoSpaceError("qemu-img", "no space left on the host", "free some")
         raise ImageError("qemu-img", lines[-1].removeprefix("qemu-img: "), "see its manual for the formats it knows")
     return (done.stdout or b"").decode()

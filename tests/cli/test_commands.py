@@ -382,3 +382,22 @@ def test_an_image_is_not_copied_onto_itself(command: Command, plain_image: Path,
     command("import", plain_image, plain_image, *options).fails(9, "the image itself")
     assert command("export", plain_image, "back").code == 0
     assert Path("back").read_bytes() == Path("raw").read_bytes()
+
+
+def test_a_file_of_another_format_is_for_its_owner_and_whole_or_gone(
+    command: Command, plain_image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("qemu-img")
+    Path("raw").write_bytes(os.urandom(SIZE))
+    assert command("import", plain_image, "raw").code == 0
+    assert command("export", plain_image, "whole", "--format", "qcow2") == Result(0, "", "")
+    assert Path("whole").stat().st_mode & 0o777 == 0o600
+    with plain_image.open("r+b") as file:
+        file.seek(SIZE // 2)
+        file.write(bytes(4096))
+    command("export", plain_image, "part", "--format", "qcow2").fails(6, "authentication")
+    Path("qemu-img").write_text("#!/bin/sh\necho 'qemu-img: error: No space left on device' >&2; exit 1\n")
+    Path("qemu-img").chmod(0o700)
+    monkeypatch.setenv("PATH", ".", prepend=os.pathsep)
+    command("export", plain_image, "part", "--format", "qcow2").fails(7, "no space left", "free some")
+    assert not Path("part").exists()
