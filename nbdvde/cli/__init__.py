@@ -2,18 +2,37 @@
 
 import io
 import os
+import signal
 import sys
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 
 def main() -> None:
     """Entry point of the `nbdvde` command."""
-    from nbdvde.cli.run import run
+    try:
+        _listen_to_signals()
+        from nbdvde.cli.run import run
 
-    # Python leaves them out when they are closed, and then prints one to the other.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
+        _open_streams()
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # before there is anything that could be undone
+        os.write(2, b"nbdvde: interrupted\n")
+        sys.exit(INTERRUPTED)
+
+
+def _listen_to_signals() -> None:
+    """Have what ends a command end it as Ctrl-C does, so that no half file is left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+
+
+def _open_streams() -> None:
+    """Python leaves out what is closed, and prints one to the other. Of results nothing may be lost unnoticed."""
+    sys.stdout = sys.stdout or open(os.devnull)  # noqa: SIM115 - open to the end of the process, and not for writing
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may not fit the terminal's encoding
-
-    sys.exit(run(sys.argv[1:]))

@@ -12,9 +12,10 @@ import msgspec
 from typer.testing import CliRunner
 
 from nbdvde.admin import service
+from nbdvde.cli import INTERRUPTED
 from nbdvde.cli.app import app
 from nbdvde.cli.output import size
-from nbdvde.cli.run import CLOSED, INTERRUPTED
+from nbdvde.cli.run import CLOSED
 from nbdvde.config import Options
 from nbdvde.engine.image import BUFFER_BYTES, CACHE_BYTES
 from nbdvde.errors import ExitCode

@@ -1,18 +1,17 @@
 """Run one command, and turn whatever ends it into one line and an exit code."""
 
 import errno
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
 
 import typer
 
-from nbdvde.cli import output
+from nbdvde.cli import INTERRUPTED, output
 from nbdvde.cli.app import app
 from nbdvde.errors import ExitCode, ImageError, NbdvdeError, NoSpaceError, UsageError, reason
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell has it."""
 CLOSED = 141
 """Exit code when nobody reads the output any more, as a shell has it after SIGPIPE."""
 
@@ -59,6 +58,8 @@ def _meet(error: BaseException, whole: BaseException) -> int:
         case KeyboardInterrupt():
             output.note("interrupted")
             return INTERRUPTED
+        case io.UnsupportedOperation():
+            raise ImageError("standard output", "is closed", "send it to /dev/null if nobody wants it") from None
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             raise NoSpaceError(str(error.filename or "host"), "no space left", "free some") from None
         case OSError(filename=str() as path):

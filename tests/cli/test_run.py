@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -127,11 +128,49 @@ def test_full_output(plain_image: Path) -> None:
         assert real("info", plain_image.with_name("missing"), stderr=full.fileno()).returncode == 3
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_output(plain_image: Path, closed: str) -> None:
-    words = ["bash", "-c", f'"$0" -m nbdvde info "$1" {closed}', sys.executable, str(plain_image)]
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize(
+    ("words", "closed", "code"),
+    [("info", ">&-", 3), ("--help", ">&-", 3), ("info", "2>&-", 0), ("info", "<&- >&- 2>&-", 3), ("flush", ">&-", 2)],
+)
+def test_closed_output(plain_image: Path, words: str, closed: str, code: int) -> None:
+    """What somebody asked for and cannot be told is an error."""
+    line = ["bash", "-c", f'"$0" -m nbdvde {words} "$1" {closed}', sys.executable, str(plain_image)]
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(code != 0 and "2>&-" not in closed))
+    if code == 3 and done.stderr:
+        assert done.stderr.startswith("nbdvde: standard output: is closed (")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_command_in_order(plain_image: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """While it waits for a file to copy to, and even while modules are imported."""
+    program = (
+        "import os, signal, sys\nfrom nbdvde import cli, transfer\n"
+        "async def stop(*_):\n    os.write(1, b'half a file'); signal.pause(); await transfer.trio.sleep_forever()\n"
+        "transfer._write_out = stop\nsys.argv[1:] = ['export', sys.argv[1], sys.argv[2]]\ncli.main()\n"
+    )
+    words = [sys.executable, "-c", program, str(plain_image), str(tmp_path / "out")]
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(11) == "half a file"
+        assert (tmp_path / "out").exists()
+        process.send_signal(number)
+        assert (process.wait(30), process.communicate()[1]) == (130, "nbdvde: interrupted\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_while_modules_are_imported() -> None:
+    program = (
+        "import signal, sys\nfrom nbdvde import cli\n"
+        "class Finder:\n    def find_spec(self, *_):\n        signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\ncli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "nbdvde: interrupted\n")
 
 
 def test_server_goes_on_when_nobody_reads_its_uris(tmp_path: Path) -> None:
