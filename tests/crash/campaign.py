@@ -97,6 +97,18 @@ PROFILES = {
         largest=12 << 10,
         weights={"write": 10, "zero": 2, "flush": 6, "checkpoint": 2, "dictionary": 6, "clean": 2},
     ),
+    "failing dictionaries": Profile(
+        fault="write",
+        words=True,
+        repeated=0.3,
+        steps=16,
+        largest=12 << 10,
+        weights={"write": 10, "flush": 6, "checkpoint": 2, "dictionary": 6, "clean": 2},
+    ),
+    "failing snapshots": Profile(
+        fault="sync",
+        weights={"write": 10, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2, "clean": 2},
+    ),
     "snapshots": Profile(
         weights={"write": 10, "zero": 2, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2}
     ),

@@ -264,6 +264,8 @@ class Session:
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
+        elif kind in ("dictionary", "snapshot", "unsnapshot", "rollback") and _has_failed(image):
+            return  # what came of the last of these is not known
         elif kind == "dictionary":
             await self._dictionary(image)
         elif kind in ("snapshot", "unsnapshot", "rollback"):
@@ -299,7 +301,7 @@ class Session:
             self._accepted = len(self.versions) - 1
             self._durable(self._accepted)
         else:
-            del self.versions[-1], self.snapshots[-1]
+            self._take_back(image)
 
     async def _dictionary(self, image: Image) -> None:
         """Register, replace or remove a dictionary; that is durable when it returns, and read like a block."""
@@ -324,6 +326,11 @@ class Session:
             self._accepted = len(self.versions) - 1
             self._durable(self._accepted)
         else:
+            self._take_back(image)
+
+    def _take_back(self, image: Image) -> None:
+        """Nothing came of the last version, unless the device failed meanwhile: then it may be found after a crash."""
+        if not _has_failed(image):
             del self.versions[-1], self.snapshots[-1]
 
     async def _flush(self, image: Image) -> None:
@@ -481,3 +488,8 @@ def zero_parts(offset: int, length: int, size: int) -> list[tuple[int, int]]:
     if first >= stop:
         return [(offset, end)]
     return [(low, high) for low, high in ((offset, first), (stop, end), (first, stop)) if low < high]
+
+
+def _has_failed(image: Image) -> bool:
+    """Whether the device failed, so that the image takes no more changes."""
+    return image._writer is None or image._writer.log.poisoned is not None
