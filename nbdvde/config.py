@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from nbdvde.engine.pace import check_rate
 from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
 _ENVIRONMENT = "NBDVDE_"
-_SIZE = re.compile(r"([0-9]{1,19})([KMGTP]?)")
+_SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?(?:([KMGTP])(?:iB)?)?", re.ASCII | re.IGNORECASE)
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
 _MIN_CAPACITY = 64 << 20
 
@@ -34,12 +35,19 @@ FileName = Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\0]*$")]
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `10G` (units K M G T P, powers of 1024). Raises UsageError."""
+    """Bytes of a size such as `10G` (units K M G T P, powers of 1024). Raises UsageError.
+
+    Of a fraction, as in the `1.3G` that we print, come as many whole sectors as it holds.
+    """
     match = _SIZE.fullmatch(text)
     if not match:
-        raise UsageError(f"size {text!r}", "is not a whole number with an optional K, M, G, T or P", "like 10G")
-    number, unit = match.groups()
-    return int(number) << 10 * " KMGTP".index(unit or " ")
+        raise UsageError(f"size {text!r}", "is not a number with an optional K, M, G, T or P", "like 10G or 1.5G")
+    number, decimals, unit = match.groups()
+    shift = 10 * " KMGTP".index((unit or " ").upper())
+    if decimals is None:
+        return int(number) << shift
+    size: int = (int(number + decimals) << shift) // 10 ** len(decimals)
+    return size - size % _SECTOR
 
 
 def parse_disk_size(text: str) -> int:
@@ -61,10 +69,8 @@ def parse_extent_size(text: str) -> int:
 
 
 def parse_rate(text: str) -> int:
-    """Bytes a second, 1 or more. Raises UsageError."""
-    if rate := parse_size(text):
-        return rate
-    raise UsageError("rate 0", "is none", "like 64M")
+    """Bytes a second. Raises UsageError."""
+    return check_rate(parse_size(text))
 
 
 def parse_dedup_memory(text: str) -> int:

@@ -43,6 +43,10 @@ class ExitCode(enum.IntEnum):
     """cluster without quorum"""
 
 
+_SHOWN = 256
+"""Characters of a name or path that an error shows: enough to recognize it, and to find the rest of the line."""
+
+
 class NbdvdeError(Exception):
     """What went wrong, why, and what to do about it; `str()` is the one line a person reads."""
 
@@ -56,7 +60,8 @@ class NbdvdeError(Exception):
     @property
     def message(self) -> str:
         """What went wrong and why, without the advice."""
-        return f"{self.what}: {self.why}" if self.why else self.what
+        what = self.what if len(self.what) <= _SHOWN else f"{self.what[: _SHOWN // 2]}…{self.what[-_SHOWN // 2 :]}"
+        return f"{what}: {self.why}" if self.why else what
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -48,13 +48,20 @@ def written(directory: Path, text: str) -> Path:
         ("3M", 3 << 20),
         ("2T", 2 << 40),
         ("1P", 1 << 50),
+        ("1g", 1 << 30),
+        ("1GiB", 1 << 30),
+        ("1.5G", 3 << 29),
+        ("1.3M", 1363148 - 1363148 % 512),
+        ("0.5k", 512),
     ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5G", "10 G", "10GB", "0x10", "1E", "٣", "1\n", "9" * 20])
+@pytest.mark.parametrize(
+    "text", ["", "K", "-1", "1.", ".5G", "1.5.1G", "1iB", "10 G", "10GB", "0x10", "1E", "٣", "1\n", "9" * 20]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_size(text)

@@ -1,5 +1,6 @@
 """What the control socket can do with a running server and its image."""
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -46,6 +47,7 @@ from nbdvde.engine.access import fresh, naming
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.optimize import options_of
+from nbdvde.engine.pace import check_rate
 from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.engine.volumes import check_size
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
@@ -90,6 +92,7 @@ PATHS = {
     "/v1/keys/change": ("POST", "change_key"),
 }
 """Path to method and name of the handler in `Service`."""
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -146,6 +149,7 @@ class Service:
 
     async def stop(self, body: bytes, emit: Emit) -> Done:
         """Begin a clean stop; once more, do not wait for clients any longer."""
+        _log.info("stop asked for through the control socket")
         self._serving.stop()
         return Done()
 
@@ -192,13 +196,13 @@ class Service:
 
     async def scrub(self, body: bytes, emit: Emit) -> CheckLine:
         """Verify everything, at so many bytes a second at most: lines of progress, then the report."""
-        rate = _checked_rate(_parse(body, ScrubRequest).rate)
+        rate = check_rate(_parse(body, ScrubRequest).rate)
         return CheckLine(report=await check(self._the_image(), emit, rate))
 
     async def optimize(self, body: bytes, emit: Emit) -> OptimizeLine:
         """Make the image smaller, at so many bytes a second at most: lines of progress, then the report."""
         asked, image = _parse(body, OptimizeRequest), self._the_image()
-        options = options_of(asked.passes, asked.level, _checked_rate(asked.rate), asked.memory)
+        options = options_of(asked.passes, asked.level, check_rate(asked.rate), asked.memory)
         with naming(image.path):
             return OptimizeLine(report=await _watched(emit, lambda meter: image.optimize(options, meter)))
 
@@ -206,6 +210,7 @@ class Service:
         """Copy a raw file into a disk: lines of progress, then `done`."""
         asked, disk = self._copying(body)
         async with self._host.unused(disk, hint="disconnect them first"):
+            _log.info("%s: disk %s is overwritten with %s", self._the_image().path, disk.name, asked.file)
             await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
         return CopyLine(done=True)
 
@@ -262,7 +267,9 @@ class Service:
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self._the_image(), _parse(body, VolumeRequest)
         with naming(image.path):
-            return await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
+            done = await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
+        _log.info("%s: %s %s%s", image.path, action, done.name, " by force" if request.force else "")
+        return done
 
     async def dictionaries(self, body: bytes, emit: Emit) -> DictionaryReport:
         """The compression dictionaries."""
@@ -344,12 +351,6 @@ def _parse(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError("request", str(error)) from None
-
-
-def _checked_rate(rate: int) -> int:
-    if rate < 1:
-        raise UsageError(f"rate {rate}", "is not a number of bytes a second", "1 or more")
-    return rate
 
 
 class _StoppedError(Exception):

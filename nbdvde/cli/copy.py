@@ -24,6 +24,7 @@ RAW = "raw"
 
 def import_file(image: ImageByPath, file: Path, disk: str | None, file_format: str) -> None:
     """Make a disk hold what a file of some format holds, and zeroes behind that. Raises NbdvdeError."""
+    _check_name(file)
     if file_format == RAW:
         image.copy_in(file, disk)
         return
@@ -51,6 +52,7 @@ async def _convert_in(file: Path, file_format: str, disk: Disk) -> None:
 
 def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: str, *, overwrite: bool) -> None:
     """Write a disk to a file of some format. Raises NbdvdeError."""
+    _check_name(file)
     if file_format == RAW:
         image.copy_out(file, disk, overwrite=overwrite)
         return
@@ -61,6 +63,11 @@ def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: s
             await _qemu_img("convert", *_progress(), "-f", RAW, "-O", file_format, uri, _name(file))
 
     image.use(disk, run, read_only=True)
+
+
+def _check_name(file: Path) -> None:
+    if str(file) == "-":
+        raise UsageError("file -", "would be a file of that name", "name a file; nbdcopy copies from and to a pipe")
 
 
 def _check(file_format: str) -> None:

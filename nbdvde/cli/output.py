@@ -216,9 +216,13 @@ def report(path: os.PathLike[str], checked: CheckReport) -> None:
     for error in checked.errors:
         line(_placed(error))
     count = len(checked.errors)
-    found = "1 error" if count == 1 else f"{count} errors"
-    found = "sound" if checked.ok else found
-    line(f"{os.fspath(path)}: {found}, {checked.units_verified} units verified")
+    found = "sound" if checked.ok else counted(count, "error")
+    line(f"{os.fspath(path)}: {found}, {counted(checked.units_verified, 'unit')} verified")
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _placed(error: CheckError) -> str:

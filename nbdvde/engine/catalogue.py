@@ -98,7 +98,7 @@ class Catalogue:
         if at and disk is not None:
             raise UsageError(f"snapshot {label}", "does not exist", f"{disk_name} has {_listed(self.snapshots(disk))}")
         names = [member.name for member in self.disks]
-        raise UsageError(f"disk {disk_name}", "does not exist in this image", f"it has {_listed(names)}")
+        raise UsageError(f"disk {disk_name or repr('')}", "does not exist in this image", f"it has {_listed(names)}")
 
     def _add(self, member: Member) -> None:
         self.version += 1

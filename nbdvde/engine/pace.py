@@ -8,10 +8,20 @@ import trio
 
 from nbdvde.disk import Buffer
 from nbdvde.engine.storage import Storage
+from nbdvde.errors import UsageError
 
 Progress = Callable[[int, int], None]
+MIN_RATE = 64 << 10
+"""Bytes a second that somebody may ask for. With less than an extent, work seems to have come to a standstill."""
 _SLICE_S = 0.1
 """Longest wait without a call of the progress, which may end it all by an exception."""
+
+
+def check_rate(rate: int) -> int:
+    """The rate, if it is one. Raises UsageError."""
+    if rate < MIN_RATE:
+        raise UsageError(f"rate {rate}", "is less than 64K a second", "like 64M")
+    return rate
 
 
 class Pace:

@@ -168,7 +168,8 @@ class Volumes:
         async with self._changing:
             member = self._catalogue.find(label)
             if snapshots := self._catalogue.snapshots(member):
-                raise RefusedError(f"disk {label}", f"has {len(snapshots)} snapshots", "delete those first")
+                held = f"{len(snapshots)} snapshots" if len(snapshots) > 1 else "a snapshot"
+                raise RefusedError(f"disk {label}", f"has {held}", "delete what it has first")
             if not member.parent and len(self.disks) == 1:
                 raise RefusedError(f"disk {label}", "is the only one of its image", "delete the image instead")
             await self._operate(Operation(Action.DELETE, member.number), partial(self._drop, member))
@@ -273,8 +274,9 @@ class _Snapshots:
 
 def check_name(name: str) -> None:
     """Raise UsageError unless a disk or snapshot can be called so."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"name '{name}'", "is not 1 to 64 of A-Z a-z 0-9 . _ -", "choose another")
+    if not NAME.fullmatch(name) or not name[0].isalnum():
+        why = "is not 1 to 64 of A-Z a-z 0-9 . _ - with a letter or digit first"
+        raise UsageError(f"name '{name}'", why, "choose another")
 
 
 def check_size(size: int) -> None:

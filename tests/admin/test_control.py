@@ -259,7 +259,7 @@ class SlowImage:
         self.step, self.ended = threading.Event(), threading.Event()
 
     async def check(self, progress: Callable[[int, int], None], rate: int | None) -> CheckReport:
-        assert rate in (None, 12345)
+        assert rate in (None, 65537)
         return await trio.to_thread.run_sync(self._check, progress)
 
     def _check(self, progress: Callable[[int, int], None]) -> CheckReport:
@@ -272,7 +272,7 @@ class SlowImage:
             self.ended.set()
 
 
-@pytest.mark.parametrize("rate", [None, 12345])
+@pytest.mark.parametrize("rate", [None, 65537])
 async def test_check_tells_of_progress_and_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int | None
 ) -> None:

@@ -9,7 +9,14 @@ import pytest
 import nbdvde
 from nbdvde.admin import difference as differences
 from nbdvde.admin.difference import Ranges, difference
-from nbdvde.admin.messages import DictionaryReport, DictionaryRequest, DiffRequest, VolumeInfo, VolumeRequest
+from nbdvde.admin.messages import (
+    CopyRequest,
+    DictionaryReport,
+    DictionaryRequest,
+    DiffRequest,
+    VolumeInfo,
+    VolumeRequest,
+)
 from nbdvde.engine.image import Image
 from nbdvde.errors import InUseError, RefusedError, UsageError
 from nbdvde.hosting import ExportSpec
@@ -114,3 +121,19 @@ async def test_dictionaries(path: Path) -> None:
             with pytest.raises(UsageError, match="request"):
                 await control.ask(control.client._call, "POST", "/v1/dictionaries/train", DictionaryReport, body)
         assert (await control.ask(control.client.dictionaries)).dictionaries == []
+
+
+async def test_changes_are_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (path.parent / "raw").write_bytes(b"x" * BLOCK)
+    async with nbdvde.open_image(path) as image, serving(path.parent, image) as control:
+        change = control.client.change_volume
+        await control.ask(change, "snapshots/create", VolumeRequest("disk@a"))
+        await control.ask(change, "snapshots/rollback", VolumeRequest("disk@a", force=True))
+        copied = CopyRequest(str(path.parent / "raw"), "disk")
+        await control.ask(control.client.copy, "import", copied, lambda done, total: None)
+    assert [record.getMessage() for record in caplog.records if record.name == "nbdvde.admin.service"] == [
+        f"{path}: snapshots/create disk@a",
+        f"{path}: snapshots/rollback disk@a by force",
+        f"{path}: disk disk is overwritten with {path.parent / 'raw'}",
+    ]

@@ -189,6 +189,7 @@ def test_check_tells_of_damage(command: Command, plain_image: Path) -> None:
     assert result.out.splitlines()[-1].startswith(f"{plain_image}: 1 error, ")
     assert command("scrub", plain_image) == result
     command("scrub", plain_image, "--rate", 0).fails(2, "rate 0")
+    command("scrub", plain_image, "--rate", "63K").fails(2, "less than 64K")
 
 
 def _damaged(path: Path, *offsets: int) -> None:

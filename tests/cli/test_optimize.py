@@ -69,7 +69,7 @@ def test_text_and_bad_input(command: Command, wasteful: Path) -> None:
 def _begun(path: Path) -> Iterator[subprocess.Popen[str]]:
     """The command at a rate that it will not come to an end with, once it works at the image."""
     untouched = path.stat().st_mtime_ns
-    words = [sys.executable, "-m", "nbdvde", "optimize", str(path), "--level", "3", "--rate", "1"]
+    words = [sys.executable, "-m", "nbdvde", "optimize", str(path), "--level", "3", "--rate", "64K"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         while path.stat().st_mtime_ns == untouched and process.poll() is None:
             time.sleep(0.01)

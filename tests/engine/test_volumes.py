@@ -181,7 +181,7 @@ Wrong = Callable[[Image], object]
         (lambda i: i.volumes.snapshot("none", "b"), UsageError, "disk none: does not exist in this image .it has disk"),
         (lambda i: i.volumes.clone("disk@b", "c"), UsageError, "snapshot disk@b: does not exist .disk has a"),
         (lambda i: i.volumes.clone("disk@a", "disk"), RefusedError, "exists already"),
-        (lambda i: i.volumes.delete("disk"), RefusedError, "has 1 snapshots"),
+        (lambda i: i.volumes.delete("disk"), RefusedError, "has a snapshot"),
         (lambda i: i.volumes.rollback("disk"), UsageError, "is no snapshot"),
         (lambda i: i.volumes.resize("disk@a", 512), UsageError, "cannot be changed"),
     ],
