@@ -135,9 +135,8 @@ def info(image: ImageInfo) -> None:
 
 def space(found: SpaceReport) -> None:
     """What `df` tells, as text."""
-    capacity = "unlimited" if found.capacity is None else size(found.capacity)
     facts = [
-        ("capacity", f"{capacity}, {found.fill:.1%} full"),
+        ("capacity", "unlimited" if found.capacity is None else f"{size(found.capacity)}, {found.fill:.1%} full"),
         ("file", size(found.file_bytes)),
         ("logical", size(found.logical_bytes)),
         ("written", size(found.written_bytes)),
@@ -149,7 +148,7 @@ def space(found: SpaceReport) -> None:
         ("overhead", size(found.overhead_bytes)),
     ]
     for disk in found.disks:
-        parts = f"{size(disk.unique_bytes)} unique, {size(disk.shared_bytes)} shared"
+        parts = f"{size(disk.exclusive_bytes)} exclusive, {size(disk.shared_bytes)} shared"
         name = disk.name if " " in disk.name else f"disk {disk.name}"
         facts.append((name, f"{size(disk.size)}, {size(disk.logical_bytes)} of data: {parts}"))
     _aligned(facts)

@@ -96,5 +96,5 @@ def _add(sums: _Sums, segments: Segments, entry: TableEntry, usage: Usage) -> No
 def _disk(volume: VolumeEntry, volumes: Sequence[VolumeEntry], sums: _Sums) -> DiskUsage:
     parent = next((other.name + SEPARATOR for other in volumes if other.volume == volume.parent), "")
     parent = "region " if volume.region else parent
-    unique = sums.exclusive.get(volume.volume, 0) * BLOCK
-    return DiskUsage(parent + volume.name, volume.size, volume.mapped * BLOCK, unique, volume.mapped * BLOCK - unique)
+    logical, exclusive = volume.mapped * BLOCK, sums.exclusive.get(volume.volume, 0) * BLOCK
+    return DiskUsage(parent + volume.name, volume.size, logical, exclusive, logical - exclusive)

@@ -65,7 +65,7 @@ class DiskUsage(msgspec.Struct, frozen=True):
     size: int
     logical_bytes: int
     """Bytes that hold data, as a client sees them."""
-    unique_bytes: int
+    exclusive_bytes: int
     """Of different blocks that nothing else uses: what deleting it frees."""
     shared_bytes: int
     """The rest: blocks that others use too, and repetitions."""

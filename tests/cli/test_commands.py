@@ -78,9 +78,12 @@ def test_df_of_an_image_at_rest_and_served(command: Command, tmp_path: Path) -> 
     assert (found["capacity"], found["reserved_bytes"]) == (64 << 20, 4 << 20)
     assert found["logical_bytes"] == found["unique_bytes"] == found["written_bytes"] == 1 << 20
     assert found["disks"] == [
-        {"name": "disk", "size": 1 << 30, "logical_bytes": 1 << 20, "unique_bytes": 1 << 20, "shared_bytes": 0}
+        {"name": "disk", "size": 1 << 30, "logical_bytes": 1 << 20, "exclusive_bytes": 1 << 20, "shared_bytes": 0}
     ]
-    assert "1M unique, 0 shared" in command("df", "new.vde").out
+    text = command("df", "new.vde").out
+    assert ("1M exclusive, 0 shared" in text, "64M, 1.6% full" in text) == (True, True)
+    assert command("create", "free.vde", "1G", "--encryption", "none").code == 0
+    assert command("df", "free.vde").out.splitlines()[0].split() == ["capacity", "unlimited"]
     with serving("new.vde", "--listen", "unix:sock", cwd=tmp_path):
         served = ok(command, "df", "new.vde")
     assert served["disks"] == found["disks"]
