@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from nbdvde.admin import dictionarychange, volumechange
+from nbdvde.admin.difference import Range
 from nbdvde.admin.keychange import Action
 from nbdvde.admin.messages import (
     AddExport,
@@ -157,11 +158,13 @@ class ControlClient:
         """See `Service.df`."""
         return self._call("POST", "/v1/df", SpaceReport)
 
-    def diff(self, request: DiffRequest) -> Iterator[tuple[int, int]]:
-        """See `difference.difference`."""
+    def diff(self, request: DiffRequest, cut: Callable[[Range], None]) -> Iterator[Range]:
+        """See `difference.difference`; `cut` hears what that answers."""
         for line in self._lines("POST", "/v1/snapshots/diff", msgspec.json.encode(request)):
             answer = self._decode(line, DiffLine)
             yield from answer.changes
+            if answer.cut:
+                cut(answer.cut)
             if answer.done:
                 return
         raise self.lost(EOFError("the answer broke off"))

@@ -11,8 +11,10 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.status import DIRTY_BITMAP
 from nbdvde.errors import UsageError
 
-Ranges: TypeAlias = list[tuple[int, int]]
-"""(offset, length) in bytes, ascending."""
+Range: TypeAlias = tuple[int, int]
+"""(offset, length) in bytes."""
+Ranges: TypeAlias = list[Range]
+"""Ascending."""
 EXTENTS = 1024
 """Looked at between two parts of an answer."""
 
@@ -22,8 +24,10 @@ async def difference(
     request: DiffRequest,
     tell: Callable[[Ranges], Awaitable[None]],
     reading: Callable[[Disk], AbstractContextManager[None]],
-) -> None:
+) -> Range | None:
     """Tell, part by part, the ranges in which `until` holds something else than `since`. Raises NbdvdeError.
+
+    Answers what `since` has beyond the end of `until`.
 
     Neither is changed or deleted while it is being read, which `reading` sees to.
     """
@@ -35,9 +39,10 @@ async def difference(
         raise UsageError(f"'{until}'", f"is neither disk {disk} nor a snapshot of it", "compare a disk with its own")
     older, newer = image.disk(request.since), image.disk(until)
     if older is newer:
-        return
+        return None
     with reading(older), reading(newer):
         await _walk(newer, DIRTY_BITMAP + name, tell)
+        return (newer.size, older.size - newer.size) if older.size > newer.size else None
 
 
 async def _walk(newer: Disk, context: str, tell: Callable[[Ranges], Awaitable[None]]) -> None:

@@ -320,6 +320,8 @@ class DiffLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
     changes: list[tuple[int, int]] = []
     """(offset, length) in bytes of what differs, ascending."""
+    cut: tuple[int, int] | None = None
+    """(offset, length) of what the snapshot has beyond the end of the other, in the last line."""
     done: bool = False
 
 

@@ -261,8 +261,8 @@ class Service:
         async def tell(found: Ranges) -> None:
             await emit(DiffLine(found))
 
-        await difference(self._the_image(), _parse(body, DiffRequest), tell, self._host.reading)
-        return DiffLine(done=True)
+        cut = await difference(self._the_image(), _parse(body, DiffRequest), tell, self._host.reading)
+        return DiffLine(cut=cut, done=True)
 
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self._the_image(), _parse(body, VolumeRequest)

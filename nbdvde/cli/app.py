@@ -219,7 +219,7 @@ def check(
     if salvage and repair:
         raise UsageError("--salvage", "does not go with --repair", "save the data first")
     if salvage:
-        return _told(salvage, target.salvage(salvage), json=json)
+        return _told(image, target.salvage(salvage), json=json, new=salvage)
     return _told(image, target.repair() if repair else target.check(), json=json)
 
 
@@ -267,8 +267,8 @@ def optimize(
     output.json(report) if json else output.optimized(report)
 
 
-def _told(image: Path, report: "CheckReport", *, json: bool) -> int:
-    output.json(report) if json else output.report(image, report)
+def _told(image: Path, report: "CheckReport", *, json: bool, new: Path | None = None) -> int:
+    output.json(report) if json else output.report(image, report, new)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
 
 
@@ -284,7 +284,8 @@ def import_(
     """Make a disk hold what a file or block device holds, and zeroes behind that. What was on it is lost."""
     from nbdvde.cli.copy import import_file
 
-    import_file(_image(image, key_file, control), file, disk, format_)
+    with output.unless_interrupted("what was on the disk may be overwritten in part: import again"):
+        import_file(_image(image, key_file, control), file, disk, format_)
 
 
 @app.command()

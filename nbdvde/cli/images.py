@@ -14,7 +14,7 @@ import nbdvde
 from nbdvde import keysource
 from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.client import ControlClient, connect, control_path
-from nbdvde.admin.difference import Ranges, difference
+from nbdvde.admin.difference import Range, Ranges, difference
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import (
     CopyRequest,
@@ -114,16 +114,20 @@ class ImageByPath:
         """As `info`, but never less: a key that is needed is asked for."""
         return self._served.info() if self._served else self._opened_info()
 
-    def diff(self, request: DiffRequest) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what changed since a snapshot."""
+    def diff(self, request: DiffRequest, cut: Callable[[Range], None]) -> Iterator[Range]:
+        """What changed since a snapshot; in the end `cut` hears what that has beyond the end of the disk, if so."""
         if self._served:
-            return self._served.diff(request)
+            return self._served.diff(request, cut)
         found: Ranges = []
 
         async def tell(part: Ranges) -> None:
             found.extend(part)
 
-        self._with_image(lambda image: difference(image, request, tell, lambda _disk: nullcontext()), read_only=True)
+        beyond = self._with_image(
+            lambda image: difference(image, request, tell, lambda _disk: nullcontext()), read_only=True
+        )
+        if beyond:
+            cut(beyond)
         return iter(found)
 
     def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:

@@ -4,8 +4,8 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING, TextIO
@@ -49,6 +49,17 @@ def note(text: str) -> None:
         print(f"nbdvde: {clean(text)}", file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
+
+
+@contextmanager
+def unless_interrupted(consequence: str) -> Iterator[None]:
+    """Tell what follows from it when somebody ends the work inside."""
+    try:
+        yield
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        if isinstance(error, KeyboardInterrupt) or error.subgroup(KeyboardInterrupt):
+            note(consequence)
+        raise
 
 
 def silence(stream: TextIO) -> None:
@@ -208,15 +219,16 @@ def reloaded(done: "Reloaded") -> None:
     line(f"added: {', '.join(done.added) or 'none'}; removed: {', '.join(done.removed) or 'none'}")
 
 
-def report(path: os.PathLike[str], checked: CheckReport) -> None:
-    """What `check` found, as text."""
+def report(path: os.PathLike[str], checked: CheckReport, new: os.PathLike[str] | None = None) -> None:
+    """What `check` found, as text; `new` is where it saved what can be read."""
     for error in checked.repaired if isinstance(checked, RepairReport) else ():
         line(f"repaired: {_placed(error)}")
     for error in checked.errors:
         line(_placed(error))
     count = len(checked.errors)
+    saved = f" in {os.fspath(new)}, which has what can be read" if new else ""
     found = "sound" if checked.ok else counted(count, "error")
-    line(f"{os.fspath(path)}: {found}, {counted(checked.units_verified, 'unit')} verified")
+    line(f"{os.fspath(path)}: {found}, {counted(checked.units_verified, 'unit')} verified{saved}")
 
 
 def counted(count: int, what: str) -> str:
@@ -269,10 +281,10 @@ def trained(found: Iterable["ClassReport"]) -> None:
     _aligned(rows)
 
 
-def ranges(found: Iterable[tuple[int, int]]) -> None:
+def ranges(found: Iterable[tuple[int, int]], what: str = "") -> None:
     """Parts of a disk as they become known, (offset, length)."""
     for offset, length in found:
-        line(f"{offset:>14} {length:>14}")
+        line(f"{offset:>14} {length:>14}{what}")
 
 
 def _time(since_1970_ns: int) -> str:

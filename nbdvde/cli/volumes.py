@@ -129,14 +129,20 @@ def snapshot_diff(
     ] = None,
     key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """List what is different on a disk since a snapshot was taken: offset and length in bytes."""
+    """List what is different on a disk since a snapshot was taken: offset and length in bytes.
+
+    What the snapshot has beyond the end of the disk is said to be cut off.
+    """
     from nbdvde.admin.messages import DiffRequest
 
-    found = _image(image, key_file, control).diff(DiffRequest(snapshot, until))
+    cut: list[tuple[int, int]] = []
+    found = _image(image, key_file, control).diff(DiffRequest(snapshot, until), cut.append)
     if json:
-        output.json({"changes": [{"offset": offset, "length": length} for offset, length in found]})
+        changes, beyond = ([{"offset": at, "length": length} for at, length in part] for part in (found, cut))
+        output.json({"changes": changes, "cut": beyond[0]} if beyond else {"changes": changes})
     else:
         output.ranges(found)
+        output.ranges(cut, " cut off")
 
 
 def clone(

@@ -253,6 +253,11 @@ def test_salvage(command: Command, image: Path, key_file: Path) -> None:
     result = command("check", image, "--salvage", "new.vde", *key, "--json")
     assert (result.code, result.json["ok"]) == (6, False)
     assert {error["disk"] for error in result.json["errors"]} == {"disk", "disk@old"}
+    lines = command("check", image, "--salvage", "again.vde", *key).out.splitlines()
+    assert (lines[-1].startswith(f"{image}: "), lines[-1].endswith(" in again.vde, which has what can be read")) == (
+        True,
+        True,
+    )
     assert image.read_bytes() == before, "the damaged one stays as it is"
     assert Path("new.vde").stat().st_mode & 0o777 == 0o600
     (lost,) = (error for error in result.json["errors"] if error["disk"] == "disk")

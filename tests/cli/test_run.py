@@ -62,6 +62,19 @@ def test_interrupt(failing) -> None:
         assert (result.code, result.out, result.err) == (130, "", "nbdvde: interrupted\n")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])])
+def test_an_interrupted_import_tells_of_the_disk(
+    command: Command, plain_image: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def copy_in(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(images.ImageByPath, "copy_in", copy_in)
+    result = command("import", plain_image, "raw")
+    assert (result.code, result.err.splitlines()[-1]) == (130, "nbdvde: interrupted")
+    assert "overwritten in part" in result.err
+
+
 def test_error_of_a_nursery(failing) -> None:
     failing(ExceptionGroup("", [ExceptionGroup("", [NetworkError("a", "b", "c")])])).fails(8, "nbdvde: a: b (c)\n")
 

@@ -129,6 +129,11 @@ def test_what_changed(command: Command, target: Path) -> None:
     assert ok(command, "snapshot", "diff", target, "disk@a", "disk@a")["changes"] == []
     text = command("snapshot", "diff", target, "disk@a").out.splitlines()
     assert [[int(word) for word in line.split()] for line in text] == [[r["offset"], r["length"]] for r in since]
+    command("resize", target, "512K", "--discard")
+    cut = {"offset": 512 << 10, "length": 512 << 10}
+    assert ok(command, "snapshot", "diff", target, "disk@a") == {"changes": since, "cut": cut}
+    text = command("snapshot", "diff", target, "disk@a").out.splitlines()
+    assert (len(text), text[-1].split()) == (len(since) + 1, ["524288", "524288", "cut", "off"])
     command("snapshot", "diff", target, "disk").fails(2, "does not name a snapshot")
     command("snapshot", "diff", target, "disk@none").fails(2, "disk@none", "does not exist")
     command("snapshot", "diff", target, "disk@a", "disk@none").fails(2, "disk@none", "does not exist")
