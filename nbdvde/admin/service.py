@@ -43,7 +43,7 @@ from nbdvde.admin.messages import (
     VolumeRequest,
 )
 from nbdvde.disk import Disk
-from nbdvde.engine.access import fresh, naming
+from nbdvde.engine.access import fresh, naming, placing
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.optimize import options_of
@@ -211,13 +211,14 @@ class Service:
         asked, disk = self._copying(body)
         async with self._host.unused(disk, hint="disconnect them first"):
             _log.info("%s: disk %s is overwritten with %s", self._the_image().path, disk.name, asked.file)
-            await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
+            with placing(self._the_image().path):
+                await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
         return CopyLine(done=True)
 
     async def export(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a disk out to a raw file: lines of progress, then `done`."""
         asked, disk = self._copying(body)
-        with self._host.reading(disk):
+        with self._host.reading(disk), placing(self._the_image().path):
             await _watched(emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite))
         return CopyLine(done=True)
 

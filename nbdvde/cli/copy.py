@@ -94,8 +94,10 @@ async def _serving(disk: Disk) -> AsyncIterator[str]:
             try:
                 yield f"nbd+unix:///?socket={folder}/nbd.sock"
             except NbdvdeError as error:
-                raise next(iter(failures), error) from None
+                failures.append(error)
             server.stop()
+    if failures:
+        raise failures[0]
 
 
 def _progress() -> Sequence[str]:

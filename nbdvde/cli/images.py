@@ -30,6 +30,7 @@ from nbdvde.admin.messages import (
 )
 from nbdvde.cli.progress import ProgressBar
 from nbdvde.disk import Disk
+from nbdvde.engine.access import placing
 from nbdvde.engine.describe import file_bytes
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, Secret
@@ -230,7 +231,8 @@ class ImageByPath:
     def _with_image(self, work: Callable[[Image], Awaitable[T]], *, read_only: bool = False) -> T:
         async def run() -> T:
             async with nbdvde.open_image(self._path, key=secret, read_only=read_only) as image:
-                return await work(image)
+                with placing(self._path):
+                    return await work(image)
 
         with self._at_rest():
             secret = self.secret()

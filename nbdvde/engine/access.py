@@ -232,9 +232,17 @@ def _named(path: PathLike, error: NbdvdeError) -> NbdvdeError:
 def naming(path: PathLike) -> Iterator[None]:
     """Name the image in the errors that its parts and its device raise."""
     try:
-        yield
+        with placing(path):
+            yield
     except OSError as error:
         raise _host_error(path, error) from None
+
+
+@contextmanager
+def placing(path: PathLike) -> Iterator[None]:
+    """As `naming`, where errors of the system may be those of something else."""
+    try:
+        yield
     except NbdvdeError as error:
         raise _named(path, error) from None
 
