@@ -190,18 +190,18 @@ class Volume(Disk):
         if self._lock and not self._lock.is_free(first, stop):
             return False
         writer = self.writer
-        if writer is None or not writer.admit_nowait((stop - first) * BLOCK):
+        if writer is None:
+            return False
+        # What may fail comes before anything is reserved.
+        edges = self._edges_nowait(offset, length, first, stop) if (offset | length) & _MASK else {}
+        if edges is None or not writer.admit_nowait((stop - first) * BLOCK):
             return False
         if length == BLOCK and not offset & _MASK:
             self.active.blocks[first] = bytes(data)
-        elif not (offset | length) & _MASK:
-            self.active.put(first, data if owned else memoryview(bytes(data)))
-        else:
-            edges = self._edges_nowait(offset, length, first, stop)
-            if edges is None:
-                writer.withdraw((stop - first) * BLOCK)
-                return False
+        elif edges:
             self._put_merged(offset, data, first, edges)
+        else:
+            self.active.put(first, data if owned else memoryview(bytes(data)))
         self.active.payload += (stop - first) * BLOCK
         return True
 

@@ -231,6 +231,9 @@ class Volumes:
     def _drop(self, member: Member) -> None:
         self.given_up += 1
         self._open.pop(member.number, None)
+        for disk in self.disks:
+            if disk.number == member.number and self._writer is not None:
+                self._writer.withdraw(disk.active.payload)  # written since the commit before
         for volumes in (self.disks, self.written):
             volumes[:] = [volume for volume in volumes if volume.number != member.number]
 

@@ -282,7 +282,7 @@ class Writer:
             await self._commit(sync=False)
 
     async def _commit_in_background(self) -> None:
-        while self._admitted >= COMMIT_BYTES:
+        while self._admitted >= COMMIT_BYTES and any(volume.active for volume in self._volumes):
             await self.commit()
             with suppress(NoSpaceError):  # whoever writes next is told
                 await self._prepare(self._buffer_bytes)

@@ -162,6 +162,7 @@ SEEDS = {
     "a failed write is forgotten": (0, "failed write", Effort(subsets=64)),
     "a snapshot protects nothing": (5, "old snapshots", Effort(subsets=32, torn=4)),
     "dead segments go before the checkpoint is durable": (0, "overwritten", Effort(subsets=64)),
+    "the end is cut off before the clean stop is durable": (0, "keys", Effort(subsets=256)),
     "the log point is that of the checkpoint before": (0, "checkpoints", Effort(subsets=64)),
     "the open segment is cleaned": (1, "cleaned", Effort(subsets=64)),
     "what is dead was decided at an older cut": (0, "cleaned snapshots", Effort(subsets=64)),

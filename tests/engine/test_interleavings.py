@@ -18,7 +18,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.layout import UnitRef
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
 from tests.crash.session import KEY
@@ -81,9 +81,11 @@ async def resized(image: Image, disk: str, held: Held, checkpoint: Callable[[], 
         await image.disk(disk).write(0, page(4))
         await image.flush()
         nursery.start_soon(image.volumes.resize, disk, 1 << 32)
-        while image.disk(disk).size == MIB and not image._checkpointer.lock.statistics().tasks_waiting:
-            await trio.lowlevel.checkpoint()
-        held.go.set()
+        try:
+            while image.disk(disk).size == MIB and not image._checkpointer.lock.statistics().tasks_waiting:
+                await trio.lowlevel.checkpoint()
+        finally:
+            held.go.set()
 
 
 @pytest.mark.parametrize("crashed", [False, True])
@@ -264,3 +266,18 @@ async def test_a_check_looks_once_at_what_snapshots_share(monkeypatch: pytest.Mo
     monkeypatch.setattr(Segments, "read_unit", counted)
     assert errors(storage) == []
     assert units < 200
+
+
+async def test_an_unaligned_write_over_damage_keeps_nothing_reserved() -> None:
+    storage, image = await fresh(MIB)
+    await image.disk().write(0, noise(1, 8))
+    await image.flush()
+    for state in image.segments.states.values():
+        if state.holds_blocks:
+            storage.image[state.segment.offset : state.segment.end] = bytes(state.segment.length)
+    for _ in range(4):
+        with pytest.raises(DamageError):
+            image.disk().write_nowait(100, memoryview(b"x"), owned=False)
+    assert image._writer is not None
+    assert image._writer._admitted == 0
+    await image.close()
