@@ -1,5 +1,6 @@
 """What all tests share: libnbd on the path, places for servers and clients, and hypothesis without chance."""
 
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -34,6 +35,11 @@ def _add_libnbd(modules: Path) -> None:
 
 
 _add_libnbd(_DEBIAN_MODULES)
+
+# A run in the background ignores these, and so would the programs that the tests start.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # The machine may be slow, and a test that fails must fail again; campaigns that search at random are in tools/.
 settings.register_profile("nbdvde", deadline=None, derandomize=True, print_blob=True)
