@@ -24,6 +24,8 @@ def main() -> None:
 
 def _listen_to_signals() -> None:
     """Have what ends a command end it as Ctrl-C does, so that no half file is left behind."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: nothing may hang on it
+        return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
             signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))

@@ -15,7 +15,7 @@ from tests.crash.oracle import observe
 from tests.crash.recording import FrozenStorage
 from tests.crash.session import ABSENT, Session
 
-CLEAN_ERRORS = (b"DamageError: ", b"KeyFailure: ")
+CLEAN_ERRORS = (b"DamageError: ", b"TruncatedError: ", b"KeyFailure: ")
 
 
 class ReadRanges(FrozenStorage):
