@@ -48,8 +48,6 @@ LIST_BYTES = 1 << 20
 """Fingerprints kept of a segment at most, 65,536; and never more than a sixteenth of its length."""
 _LIVE_MAX = 1 << 31
 """References into one segment: they are counted in 32 bits."""
-_PARALLEL = 128
-"""Blocks from which on hashing is spread over threads."""
 _FRESH = 512
 """Fingerprints that wait to be entered together."""
 _CONTAINERS = 4096
@@ -343,9 +341,9 @@ def _places_of(index: npt.NDArray[np.uint64]) -> Places:
 
 
 def _hashed(key: bytes, pages: Sequence[Buffer]) -> bytes:
-    def hashed(numbers: Sequence[int]) -> list[bytes]:
-        return [blake3(pages[number], key=key).digest(PRINT_BYTES) for number in numbers]
+    """Fingerprints, one behind the other.
 
-    numbers = range(len(pages))
-    digests = workers.parallel(hashed, numbers) if len(pages) >= _PARALLEL else hashed(numbers)
-    return b"".join(digests)
+    In one thread: with two, which take turns every 4 KiB, writes of 1 MiB come at 229 MiB/s instead of 321 (fio beside
+    the server on two processors).
+    """
+    return b"".join([blake3(page, key=key).digest(PRINT_BYTES) for page in pages])
