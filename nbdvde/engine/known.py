@@ -9,12 +9,12 @@ from nbdvde.engine.lbamap import FANOUT
 
 
 class Known:
-    """Blocks mapped below leaves and nodes that are sound, by slot and unit: some 100 bytes for each."""
+    """Blocks mapped below leaves and nodes that are sound, by level and reference: some 150 bytes for each."""
 
     def __init__(self, *, several: bool) -> None:
         """Nothing is kept unless there are `several` volumes."""
         self.several = several
-        self.counts: dict[int, int] = {}
+        self.counts: dict[bytes, int] = {}
 
 
 class Walk:
@@ -22,7 +22,7 @@ class Walk:
 
     def __init__(self, known: Known, changed: Collection[int]) -> None:
         self._known, self._changed = known, np.array(sorted(changed), np.int64)
-        self._met: list[tuple[int, int, int]] = []
+        self._met: list[tuple[bytes, int, int]] = []
         """Key, first leaf and leaf behind the last one of what is looked at."""
         self._counts: dict[int, int] = {}
         """Mapped blocks by the first leaf that has them, or of a part that was skipped."""
@@ -36,7 +36,7 @@ class Walk:
         first, stop = index * FANOUT**level, (index + 1) * FANOUT**level
         if np.searchsorted(self._changed, first) != np.searchsorted(self._changed, stop):
             return False
-        key = ref.slot << 32 | ref.unit
+        key = ref.pack() + bytes([level])  # all of it: a unit is sound only where, and as what, it was read
         if key not in self._known.counts:
             self._met.append((key, first, stop))
             return False
@@ -53,6 +53,6 @@ class Walk:
         """All that was met is sound."""
         numbers = np.array(sorted(self._counts), np.int64)
         before = np.concatenate([[0], np.cumsum([self._counts[number] for number in numbers.tolist()])])
-        met = np.array(self._met, np.int64).reshape(-1, 3)
-        sums = before[np.searchsorted(numbers, met[:, 2])] - before[np.searchsorted(numbers, met[:, 1])]
-        self._known.counts.update(zip(met[:, 0].tolist(), sums.tolist(), strict=True))
+        spans = np.array([(first, stop) for _, first, stop in self._met], np.int64).reshape(-1, 2)
+        sums = before[np.searchsorted(numbers, spans[:, 1])] - before[np.searchsorted(numbers, spans[:, 0])]
+        self._known.counts.update(zip((key for key, _, _ in self._met), sums.tolist(), strict=True))
