@@ -11,6 +11,7 @@ import trio
 
 from nbdvde.disk import Disk
 from nbdvde.errors import UsageError
+from nbdvde.metrics import Traffic
 from nbdvde.protocol.messages import ExportInfo
 from nbdvde.tls import folded
 
@@ -111,6 +112,8 @@ class Export:
     """The one whose kin it is."""
     clients: int = 0
     """That use it now."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """Of clients that have left."""
     _left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property

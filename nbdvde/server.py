@@ -14,7 +14,7 @@ from nbdvde.errors import NbdvdeError, reason
 from nbdvde.exports import LOCAL, VSOCK, Export, Exports, Peer, Visitor
 from nbdvde.limits import Limits, Shared
 from nbdvde.listeners import Listener, TcpAddress, VsockAddress
-from nbdvde.metrics import Metrics
+from nbdvde.metrics import Metrics, Traffic, total
 from nbdvde.protocol.handshake import Handshake, Phase, Tls
 from nbdvde.protocol.messages import Negotiated, ProtocolError
 from nbdvde.session import Session, negotiate
@@ -90,6 +90,11 @@ class Server:
     def connections(self) -> list[Connection]:
         """The clients connected now."""
         return list(self._connections.values())
+
+    def traffic(self, export: Export) -> Traffic:
+        """What all clients of an export asked for so far."""
+        sessions = [c.session for c in self.connections if c.session is not None and c.visitor.export is export]
+        return total((export.traffic, *(session.traffic for session in sessions)))
 
     def change(self, limits: Limits, tls: ssl.SSLContext | None) -> None:
         """Let other settings hold for clients that connect from now on."""
@@ -305,11 +310,13 @@ class Server:
         if agreed is None or export is None or connection.stopped or self._stopping.is_set():
             return
         buffer = shared.buffers.take()
+        connection.session = session = Session(transport, export.disk, agreed[0], buffer, shared)
         try:
-            connection.session = Session(transport, export.disk, agreed[0], buffer, shared)
-            await connection.session.run(agreed[1])
+            await session.run(agreed[1])
             await transport.finish(shared.limits.linger_s)
         finally:
+            connection.session = None
+            export.traffic.merge(session.traffic)
             shared.buffers.give(buffer)
 
 

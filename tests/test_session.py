@@ -161,6 +161,38 @@ async def test_every_command(structured: bool, wide: bool, slow: bool) -> None:
             assert (await client.ask(BLOCK_STATUS, 0, 1 << 20, flags=REQ_ONE)).contexts == {0: [(65536, 2)]}
         metrics = server.shared.metrics.snapshot()
     assert (metrics["requests_write"], metrics["request_bytes_write"], metrics["errors"]) == (2, 4099, 0)
+    traffic = server.shared.metrics.traffic
+    for command in (FLUSH, CACHE, WRITE_ZEROES, TRIM, *((BLOCK_STATUS,) if structured else ())):
+        assert traffic.latency(command).count == traffic.requests[command] > 0
+    assert traffic.latency(WRITE).count == 2
+
+
+@SPEEDS
+async def test_latencies(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request of a batch is timed, until its answer is sent; of lone ones one in four, which counts for all."""
+    ticks = iter(range(0, 10**9, 10_000))
+    monkeypatch.setattr("nbdvde.session.perf_counter_ns", lambda: next(ticks))
+    async with serving(disk_of(slow)) as server:
+        client, traffic = server.client, server.session.traffic
+        parts = [request(READ, 0, 1), request(WRITE, 0, payload=b"x"), request(FLUSH), request(READ, 1, 1)]
+        await client.stream.send_all(b"".join(parts))
+        for _ in parts:
+            await client.reply()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [traffic.latency(command).count for command in (READ, WRITE, FLUSH)] == [2, 1, 1]
+        assert all(traffic.latency(command).max_ns >= 10_000 for command in (READ, WRITE, FLUSH))
+        for _ in range(9):
+            await client.ask(READ, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert traffic.latency(READ).count == 11
+
+
+async def test_a_lone_write_that_asks_only_for_a_flush_is_counted() -> None:
+    async with serving(MemoryDisk(SIZE), wide=True) as server:
+        assert (await server.client.ask(TRIM, 4096, 0, flags=FUA)).error == 0
+        await trio.testing.wait_all_tasks_blocked()
+        traffic = server.session.traffic
+        assert traffic.requests[TRIM] == traffic.latency(TRIM).count == 1
 
 
 @SPEEDS
@@ -207,7 +239,7 @@ async def test_refused_requests_keep_the_connection_in_step(structured: bool) ->
         assert (await server.client.ask(READ, SIZE, 1)).error == NbdErrno.EINVAL
         assert (await server.client.ask(77)).error == NbdErrno.EINVAL
         assert (await server.client.ask(READ, 0, 4)).bytes == bytes(4)
-        assert server.shared.metrics.errors == 3
+        assert server.shared.metrics.traffic.errors == 3
 
 
 async def test_holes_are_sent_as_holes_and_df_is_kept() -> None:
@@ -388,7 +420,7 @@ async def test_a_client_that_does_not_read_is_read_from_no_more() -> None:
     async with serving(disk) as server:
         await server.client.stream.send_all(b"".join(request(READ, 0, 1 << 20, cookie=i) for i in range(count)))
         await trio.testing.wait_all_tasks_blocked()
-        done = server.shared.metrics.requests[READ]
+        done = server.shared.metrics.traffic.requests[READ]
         assert done < 20
         for cookie in range(count):
             assert (await server.client.reply()).cookie == cookie
@@ -474,7 +506,7 @@ async def test_while_memory_is_short_only_large_requests_wait() -> None:
         await server.client.stream.send_all(b"".join(parts))
         assert (await server.client.reply()).cookie == 2
         await trio.testing.wait_all_tasks_blocked()
-        assert common.metrics.requests[READ] == 1
+        assert common.metrics.traffic.requests[READ] == 1
         assert not server.session.stalled, "it is not the client that is waited for"
         common.memory.give(1 << 20)
         assert [(await server.client.reply()).cookie for _ in range(2)] == [3, 4]
