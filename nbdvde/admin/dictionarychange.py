@@ -1,13 +1,14 @@
 """Training, replacing and removing dictionaries, as commands and the control socket ask for it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 from nbdvde import workers
-from nbdvde.admin.messages import ClassReport, DictionaryInfo, DictionaryReport, DictionaryRequest
+from nbdvde.admin.messages import DictionaryInfo, DictionaryReport, DictionaryRequest
+from nbdvde.engine.dictchange import class_report, train_each
 from nbdvde.engine.dictionaries import ALGORITHMS, SIZE_MAX, Entry, Table, check_slot
 from nbdvde.engine.image import Image
+from nbdvde.engine.report import ClassReport
 from nbdvde.engine.sampling import sample
 from nbdvde.engine.training import CLASSES, SAMPLES, SIZE, SIZE_MIN, Trained, Trainer
 from nbdvde.errors import RefusedError, UsageError
@@ -58,15 +59,13 @@ def _slot(action: Action, request: DictionaryRequest) -> int:
 
 
 async def _train(request: DictionaryRequest, image: Image, progress: Progress) -> list[ClassReport]:
+    async def keep(trained: Trained) -> int | str:
+        if request.dry_run:
+            return ""
+        return (await image.register_dictionary(trained.content, trained.samples)).slot
+
     trainer = Trainer(image.superblock.compression, image.dictionaries, request.size)
-    blocks = await _blocks(request, image, progress)
-    reports = []
-    for trained in await workers.run(trainer.by_class, blocks, request.classes):
-        slot = None
-        if not (trained.why_not or request.dry_run):
-            slot = (await image.register_dictionary(trained.content, trained.samples)).slot
-        reports.append(_report(trained, slot))
-    return reports
+    return await train_each(trainer.by_class(await _blocks(request, image, progress), request.classes), keep)
 
 
 async def _replace(slot: int, request: DictionaryRequest, image: Image, progress: Progress) -> ClassReport:
@@ -77,7 +76,7 @@ async def _replace(slot: int, request: DictionaryRequest, image: Image, progress
         raise RefusedError(f"dictionary {slot}", f"cannot be trained anew: {trained.why_not}", "it stays as it is")
     if not request.dry_run:
         await image.replace_dictionary(slot, trained.content, trained.samples, progress)
-    return _report(trained, slot)
+    return class_report(trained, slot)
 
 
 async def _blocks(request: DictionaryRequest, image: Image, progress: Progress) -> list[bytes]:
@@ -86,16 +85,3 @@ async def _blocks(request: DictionaryRequest, image: Image, progress: Progress) 
     if not blocks:
         raise RefusedError(f"disk {disk.name}", "holds no data to train from", "write some first")
     return blocks
-
-
-def _report(trained: Trained, slot: int | None) -> ClassReport:
-    ratio = partial(_ratio, trained.raw_bytes)
-    saved = 1 - trained.trained_bytes / trained.plain_bytes if trained.plain_bytes else 0.0
-    return ClassReport(
-        trained.name, trained.samples, ratio(trained.plain_bytes), ratio(trained.trained_bytes), round(saved, 4), slot,
-        trained.why_not,
-    )  # fmt: skip
-
-
-def _ratio(raw: int, compressed: int) -> float:
-    return round(raw / compressed, 3) if compressed else 0.0

@@ -6,7 +6,7 @@ import msgspec
 
 from nbdvde import errors
 from nbdvde.engine.keys import KeyFile, Passphrase, Secret, SlotInfo
-from nbdvde.engine.report import CheckReport, OptimizeReport
+from nbdvde.engine.report import CheckReport, ClassReport, OptimizeReport
 from nbdvde.errors import ExitCode, NbdvdeError
 
 
@@ -273,22 +273,6 @@ class DictionaryInfo(msgspec.Struct, frozen=True):
     sha256: str
     kept: int
     """Older contents that are kept, as data that is stored needs them."""
-
-
-class ClassReport(msgspec.Struct, frozen=True):
-    """What training for a class of data came to, measured on samples that it did not see, of 4 KiB each."""
-
-    name: str
-    """Empty where a dictionary is replaced."""
-    samples: int
-    ratio_without: float
-    ratio_with: float
-    saved: float
-    """Part of the compressed bytes."""
-    id: int | None
-    """The dictionary that was made."""
-    note: str = ""
-    """Why none was."""
 
 
 class DictionaryReport(msgspec.Struct, frozen=True):

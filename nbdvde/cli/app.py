@@ -242,7 +242,7 @@ def optimize(
     image: ImageArgument,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PASS", help="repack, duplicates or recompress; repeatable."),
+        typer.Option(metavar="PASS", help="repack, duplicates, train or recompress; repeatable."),
     ] = None,
     level: Annotated[
         int | None, typer.Option(metavar="N", help="zstd level, 1 to 22. [default: 12, or the image's if higher]")

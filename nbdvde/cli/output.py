@@ -16,6 +16,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.report import (
     CheckError,
     CheckReport,
+    ClassReport,
     ImageInfo,
     OptimizeReport,
     RepairReport,
@@ -25,7 +26,7 @@ from nbdvde.engine.report import (
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
-    from nbdvde.admin.messages import ClassReport, DictionaryInfo, ExportStatus, Reloaded, Status
+    from nbdvde.admin.messages import DictionaryInfo, ExportStatus, Reloaded, Status
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -174,9 +175,17 @@ def optimized(done: OptimizeReport) -> None:
         ("repacked", size(done.blocks_repacked * BLOCK)),
         ("duplicates", f"{size(done.blocks_shared * BLOCK)} became references"),
         ("cleaned", size(done.cleaned_bytes)),
+        ("dictionaries", _learnt(done)),
         ("recompressed", f"{done.segments_recompressed} segments, {size(done.recompressed_bytes)} saved"),
         ("time", f"{done.seconds:.1f} s"),
     ])  # fmt: skip
+
+
+def _learnt(done: OptimizeReport) -> str:
+    """For which classes a dictionary was trained, and what it saves of a sample; without any, why."""
+    if trained := [f"{one.name}, {one.saved:.0%} less" for one in done.dictionaries if one.id is not None]:
+        return "; ".join(trained)
+    return "none: " + ("; ".join(f"{one.name}, {one.note}" for one in done.dictionaries) or done.dictionaries_note)
 
 
 def _compressed(taken: int, stored: int) -> str:
@@ -271,7 +280,7 @@ def dictionaries(found: Iterable["DictionaryInfo"]) -> None:
     _aligned(rows)
 
 
-def trained(found: Iterable["ClassReport"]) -> None:
+def trained(found: Iterable[ClassReport]) -> None:
     """What training came to, as text."""
     rows = [("class", "samples", "without", "with", "saved", "dictionary")]
     for one in found:

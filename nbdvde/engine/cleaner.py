@@ -11,7 +11,7 @@ import os
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 
@@ -195,14 +195,19 @@ class Cleaner:
             return self._give_up(old, damage)
         return await self._put(writer, old, kept, prints, sum(extent.used for extent in kept))
 
-    async def substitute(self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int) -> int:
+    async def substitute(
+        self, writer: Writer, old: State, kept: Sequence[Kept], blocks: int, may: Callable[[], bool]
+    ) -> int:  # fmt: skip
         """Put a segment with these extents, all of another one, in its place; answers by how much it is shorter.
 
-        Nothing happens (0) when the old one was replaced or left out meanwhile, or when there is no room. `blocks` are
-        those in the extents that hold data. Recovery must not need the old one as log. Raises PoisonedError.
+        Nothing happens (0) when the old one was replaced or left out meanwhile, when there is no room, and unless `may`
+        answers so under the lock. `blocks` are those in the extents that hold data. Recovery must not need the old one
+        as log. Raises PoisonedError.
         """
         with trio.CancelScope(shield=True):
             async with self.lock:
+                if not may():
+                    return 0
                 prints = await workers.run(self._segments.prints, old)
                 saved = await self._put(writer, old, kept, prints, blocks)
         return saved

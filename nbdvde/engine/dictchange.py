@@ -1,7 +1,7 @@
 """Changing the dictionaries of an open image: each change of table and contents is one transaction of their region."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -13,10 +13,36 @@ from nbdvde.engine.dictionaries import CONTENT_AT, FORM, REGION_BYTES, Dictionar
 from nbdvde.engine.dictusers import Progress, Users, count_users
 from nbdvde.engine.layout import BLOCK, DICTIONARIES, STATE_OPEN
 from nbdvde.engine.mark import Tree
+from nbdvde.engine.report import ClassReport
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.training import Trained
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import DamageError, NoSpaceError, RefusedError
+
+Keep = Callable[[Trained], Awaitable[int | str]]
+"""Registers a dictionary, and answers its slot, or why it does not."""
+
+
+async def train_each(classes: Iterator[Trained], keep: Keep) -> list[ClassReport]:
+    """Train for one class after the other, and have `keep` register what pays. May be cancelled in between."""
+    reports = []
+    while trained := await workers.run(lambda: next(classes, None)):
+        await trio.lowlevel.checkpoint()
+        reports.append(class_report(trained, trained.why_not or await keep(trained)))
+    return reports
+
+
+def class_report(trained: Trained, kept: int | str | None) -> ClassReport:
+    """What came of a class; `kept`: the slot of its dictionary, or why there is none."""
+    saved = 1 - trained.trained_bytes / trained.plain_bytes if trained.plain_bytes else 0.0
+    slot, note = (None, kept) if isinstance(kept, str) else (kept, "")
+    without, with_it = (_ratio(trained.raw_bytes, size) for size in (trained.plain_bytes, trained.trained_bytes))
+    return ClassReport(trained.name, trained.samples, without, with_it, round(saved, 4), slot, note)
+
+
+def _ratio(raw: int, compressed: int) -> float:
+    return round(raw / compressed, 3) if compressed else 0.0
 
 
 class DictionaryChanges:

@@ -270,6 +270,14 @@ class Dictionaries:
             choice = choices[volume] = Choice(numbers)
         return choice
 
+    def thorough(self) -> "Choice | None":
+        """What to compress small extents with whose disks are not known: tried with each; None without dictionaries."""
+        return Choice(self.used, trial_every=1) if self.used else None
+
+    def allow(self, choice: "Choice | None") -> bool:
+        """Whether what was compressed by a choice may be stored: no dictionary has come or gone since it was made."""
+        return choice is None or choice.numbers is self.used
+
 
 _TRIAL_EVERY, _FIRST_TRIALS = 32, (1, 2, 4, 8, 16)
 _TRIED = 4
@@ -285,8 +293,9 @@ class Choice:
     Threads may use it at once: a trial more or less does no harm.
     """
 
-    def __init__(self, numbers: tuple[int, ...]) -> None:
-        self._numbers = numbers
+    def __init__(self, numbers: tuple[int, ...], trial_every: int = _TRIAL_EVERY) -> None:
+        """`numbers` of dictionaries; a trial with one in so many extents."""
+        self.numbers, self._trial_every = numbers, trial_every
         self._scores: dict[int, float] = {}
         self._extents = self._next = 0
         self.best = 0
@@ -295,10 +304,10 @@ class Choice:
     def candidates(self) -> list[int]:
         """What to try with the next extent: mostly nothing."""
         self._extents += 1
-        if self._extents % _TRIAL_EVERY and self._extents not in _FIRST_TRIALS:
+        if self._extents % self._trial_every and self._extents not in _FIRST_TRIALS:
             return []
-        many = len(self._numbers)
-        turn = [self._numbers[(self._next + step) % many] for step in range(min(many, _TRIED))]
+        many = len(self.numbers)
+        turn = [self.numbers[(self._next + step) % many] for step in range(min(many, _TRIED))]
         self._next = (self._next + len(turn)) % many
         return turn if self.best in turn or not self.best else [self.best, *turn]
 

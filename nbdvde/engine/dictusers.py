@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nbdvde.engine.extent import SMALL_BLOCKS, dictionary_of
 from nbdvde.engine.layout import BLOCK, Kind, TableEntry, unpack_index
@@ -54,7 +53,7 @@ def _named(segments: Segments, entry: TableEntry) -> Iterable[tuple[int, int]]:
     """(unit, dictionary) of the extents of a segment that have one."""
     state = segments.find(entry.segment.slot)
     index = segments.index(state)[: entry.units]
-    units = _small(np.array(index, np.uint64))
+    units = small_units(index)
     data = memoryview(segments.read(state.segment.offset, entry.used)) if units else memoryview(b"")
     for unit in units:
         position, length, blocks = unpack_index(index[unit])
@@ -63,7 +62,8 @@ def _named(segments: Segments, entry: TableEntry) -> Iterable[tuple[int, int]]:
             yield unit, number
 
 
-def _small(index: npt.NDArray[np.uint64]) -> list[int]:
-    """Units of the extents that may have a dictionary: of one frame, and compressed."""
-    blocks, sealed = index >> np.uint64(48), index >> np.uint64(24) & np.uint64(0xFFFFFF)
+def small_units(index: Sequence[int]) -> list[int]:
+    """Units of the extents in an index that may have a dictionary: of one frame, and compressed."""
+    entries = np.array(index, np.uint64)
+    blocks, sealed = entries >> np.uint64(48), entries >> np.uint64(24) & np.uint64(0xFFFFFF)
     return np.flatnonzero((blocks > 0) & (blocks <= SMALL_BLOCKS) & (sealed < blocks * np.uint64(BLOCK))).tolist()

@@ -315,13 +315,17 @@ class Image:
         async with self._optimizing:
             workshop = Workshop(
                 self.segments, self._checkpointer, self._cleaner, self._duplicates, self._reader,
-                self.dictionaries, self.volumes.disks,
+                self.dictionaries, self._dictionaries, self.volumes.disks, self._region_of_dictionaries,
                 superblock.compression, superblock.extent_bytes // BLOCK, self.volumes.domain_of,
                 lambda: self._release(writer), partial(self._clean_aside, writer), lambda: file_bytes(self.path),
             )  # fmt: skip
             with trio.CancelScope() as self._until_closed:
                 return await optimize(workshop, writer, options, progress)
         raise RefusedError("image", "was closed before its end")
+
+    def _region_of_dictionaries(self) -> Volume | None:
+        number = self.dictionaries.volume
+        return next((volume for volume in self.volumes.written if volume.number == number), None)
 
     async def check(self, progress: Progress | None = None, rate: int | None = None) -> CheckReport:
         """Verify everything up to now, while the image is in use, at `rate` bytes a second at most."""

@@ -12,24 +12,27 @@ from dataclasses import dataclass
 from nbdvde import workers
 from nbdvde.engine.checkpointer import Checkpointer
 from nbdvde.engine.cleaner import Cleaner
+from nbdvde.engine.dictchange import DictionaryChanges
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.extent import Compressor, Decoder
 from nbdvde.engine.layout import COMPRESSION_MAX, KIND_META, STATE_OPEN, VolumeEntry
+from nbdvde.engine.learning import Learning, Lesson
 from nbdvde.engine.mark import Tree, mark
 from nbdvde.engine.pace import Pace, Progress
 from nbdvde.engine.reader import Reader
-from nbdvde.engine.recompress import LEVEL, Recompressed, Recompression
+from nbdvde.engine.recompress import LEVEL, Recompressed, Recompression, left_segments
 from nbdvde.engine.redundancy import MEMORY, Redundancy
 from nbdvde.engine.repack import Repacking
 from nbdvde.engine.report import OptimizeReport
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.training import Trained, Trainer
 from nbdvde.engine.uses import Uses
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import NoSpaceError, UsageError
 
-REPACK, DUPLICATES, RECOMPRESS = PASSES = ("repack", "duplicates", "recompress")
+REPACK, DUPLICATES, TRAIN, RECOMPRESS = PASSES = ("repack", "duplicates", "train", "recompress")
 """In the order in which they are done: duplicates are looked for in runs, and what goes need not be recompressed."""
 WORTH = 0.1
 """Part of a segment that must be garbage to be cleaned in between."""
@@ -71,7 +74,10 @@ class Workshop:
     duplicates: Duplicates
     reader: Reader
     dictionaries: Dictionaries
+    changes: DictionaryChanges
     disks: list[Volume]
+    region: Callable[[], Volume | None]
+    """Where the dictionaries lie."""
     level: int
     """At which the image compresses."""
     extent_blocks: int
@@ -95,6 +101,9 @@ async def optimize(image: Workshop, writer: Writer, options: Options, progress: 
         await writer.roll()  # so that it takes part in what follows, which cuts off what stays empty
     shared = await _share(image, writer, options, pace, stages.next()) if DUPLICATES in options.passes else 0
     cleaned = await image.clean(WORTH, pace.gentle)
+    lesson = Lesson(note="nobody asked for any")
+    if TRAIN in options.passes:
+        lesson = await _train(image, writer, options, pace, stages.next())
     recompressed = Recompressed()
     if RECOMPRESS in options.passes:
         recompressed = await _recompress(image, writer, options, pace, stages.next())
@@ -106,6 +115,8 @@ async def optimize(image: Workshop, writer: Writer, options: Options, progress: 
         cleaned_bytes=cleaned,
         segments_recompressed=recompressed.segments,
         recompressed_bytes=recompressed.saved_bytes,
+        dictionaries=lesson.classes,
+        dictionaries_note=lesson.note,
         seconds=round(time.monotonic() - begun_s, 3),
     )
 
@@ -134,6 +145,23 @@ async def _share(image: Workshop, writer: Writer, options: Options, pace: Pace, 
     return redundancy.blocks
 
 
+async def _train(image: Workshop, writer: Writer, options: Options, pace: Pace, progress: Progress) -> Lesson:
+    """Train dictionaries for small extents, unless that would tell somebody something."""
+    if not image.level:
+        return Lesson(note="the image is not compressed")
+    domains = {image.domain_of(disk.number) for disk in image.disks}
+    if len(image.disks) > 1 and (len(domains) > 1 or 0 in domains):
+        return Lesson(note="there are disks that share nothing: see nbdvde dict train")
+    uses = await _survey(image, writer, lambda volume: not volume.region)
+    learning = Learning(image.segments, image.checkpointer, uses, Decoder(image.dictionaries), pace)
+
+    async def keep(trained: Trained) -> int:
+        return (await image.changes.register(writer, trained.content, trained.samples)).slot
+
+    trainer = Trainer(_level(image, options), image.dictionaries)
+    return await learning.run(left_segments(image.segments, writer), trainer, keep, progress)
+
+
 async def _recompress(
     image: Workshop, writer: Writer, options: Options, pace: Pace, progress: Progress
 ) -> Recompressed:  # fmt: skip
@@ -141,10 +169,10 @@ async def _recompress(
     if not level:
         return Recompressed()
     recompression = Recompression(
-        image.segments, image.checkpointer, image.cleaner, pace, image.release, lambda: Compressor(level),
-        lambda: Decoder(image.dictionaries),
+        image.segments, image.checkpointer, image.cleaner, pace, image.release, image.dictionaries,
+        lambda: Compressor(level, image.dictionaries), lambda: Decoder(image.dictionaries),
     )  # fmt: skip
-    await recompression.run(writer, progress)
+    await recompression.run(writer, image.region(), progress)
     return recompression.done
 
 

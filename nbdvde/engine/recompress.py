@@ -1,5 +1,7 @@
 """Recompression: segments are written anew under their slots, all of their extents at a higher level.
 
+Small extents are tried with the dictionaries that commits use, but for those of the region that holds them.
+
 Slots, units and blocks stay what they are, so no map and no reference changes, and nothing of a segment is left out:
 whatever else happens to it meanwhile is none of this module's business. A segment of which a sample gains little is
 passed over; so what was recompressed before costs four extents.
@@ -7,16 +9,21 @@ passed over; so what was recompressed before costs four extents.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from nbdvde import workers
 from nbdvde.engine.checkpointer import Checkpointer
 from nbdvde.engine.cleaner import Cleaner
 from nbdvde.engine.compact import Kept
+from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Compressor, Decoder
-from nbdvde.engine.layout import KIND_COMPACT, Kind, unpack_index
+from nbdvde.engine.layout import KIND_COMPACT, SLOT_SHIFT, UNIT_SHIFT, Kind, unpack_index
+from nbdvde.engine.lbamap import LEAF_SHIFT
 from nbdvde.engine.pace import Pace, Progress
 from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.status import entries_of, leaves_in
+from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import DamageError
 
@@ -52,28 +59,28 @@ class Recompression:
 
     def __init__(
         self, segments: Segments, checkpointer: Checkpointer, cleaner: Cleaner, pace: Pace,
-        release: Callable[[], Awaitable[None]], compressor: Callable[[], Compressor],
+        release: Callable[[], Awaitable[None]], dictionaries: Dictionaries, compressor: Callable[[], Compressor],
         decoder: Callable[[], Decoder],
     ) -> None:  # fmt: skip
-        """`release` frees what was replaced; `compressor` and `decoder` make one for each thread.
-
-        The compressor has no dictionaries: one might be removed before what was compressed with it is in its place.
-        """
+        """`release` frees what was replaced; `compressor` and `decoder` make one for each thread."""
         self._segments, self._checkpointer, self._cleaner, self._pace = segments, checkpointer, cleaner, pace
-        self._release = release
+        self._release, self._dictionaries = release, dictionaries
+        self._choice = dictionaries.thorough()
+        self._own: frozenset[int] = frozenset()
         self._compressors, self._decoders = workers.PerThread(compressor), workers.PerThread(decoder)
         self.done = Recompressed()
 
-    async def run(self, writer: Writer, progress: Progress) -> None:
-        """Recompress what gains by it. Raises NoSpaceError, PoisonedError; ends cleanly when cancelled."""
-        open_sequence = writer.log.state.segment.sequence
-        states = [
-            state
-            for state in self._segments.states.values()
-            if state.holds_blocks and state.linked and state.live
-            if state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
-        ]
-        await self._release()  # from here on no recovery reads those as log
+    async def run(self, writer: Writer, region: Volume | None, progress: Progress) -> None:
+        """Recompress what gains by it; `region` is where the dictionaries lie, if there are any.
+
+        Raises NoSpaceError, PoisonedError; ends cleanly when cancelled.
+        """
+        states = left_segments(self._segments, writer)
+        await self._release()  # from here on no recovery reads those as log, and no commit is under way in them
+        try:
+            self._own = await _units_of(region) if region else frozenset()
+        except DamageError:  # what must not need a dictionary is not known
+            self._choice = None
         done = replaced = 0
         total = sum(state.used for state in states)
         for state in sorted(states, key=lambda state: state.segment.offset):
@@ -92,13 +99,17 @@ class Recompression:
         with self._checkpointer.reading():
             if self._segments.states.get(state.segment.slot) is not state or not state.live:
                 return False
+            if not self._dictionaries.allow(self._choice):
+                self._choice = self._dictionaries.thorough()
             try:
                 kept = await self._packed(state)
             except DamageError:  # reading reports it, and `check`
                 return False
             if kept is None:
                 return False
-            saved = await self._cleaner.substitute(writer, state, kept, state.blocks)
+            # A dictionary that was removed meanwhile was not seen to be needed here.
+            may = partial(self._dictionaries.allow, self._choice)
+            saved = await self._cleaner.substitute(writer, state, kept, state.blocks, may)
         self.done.segments += saved > 0
         self.done.saved_bytes += saved
         return saved > 0
@@ -130,10 +141,35 @@ class Recompression:
         plain = state.sealer.open(unit, Kind.EXTENT, sealed, blocks=blocks)
         decoder = self._decoders.get()
         frames = decoder.frames(plain, blocks)
-        [packed] = self._compressors.get().encode([frames])
+        is_own = state.segment.slot << SLOT_SHIFT - UNIT_SHIFT | unit in self._own
+        [packed] = self._compressors.get().encode([frames], None if is_own else self._choice)
         if len(packed) < len(plain) and decoder.frames(packed, blocks) == frames:
             plain = packed
         return Kept(unit, blocks, blocks, plain)
+
+
+def left_segments(segments: Segments, writer: Writer) -> list[State]:
+    """The segments with blocks in use that the log has left: nothing is appended to them."""
+    open_sequence = writer.log.state.segment.sequence  # another thread appends there
+    return [
+        state
+        for state in segments.states.values()
+        if state.holds_blocks and state.linked and state.live
+        if state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
+    ]
+
+
+async def _units_of(region: Volume) -> frozenset[int]:
+    """Slot and unit of each extent that a volume has, as in its map entries, but for what is being written."""
+    units: set[int] = set()
+    last = region.map.blocks >> LEAF_SHIFT
+    numbers = await leaves_in(region, 0, last)
+    while numbers:
+        for number in numbers:
+            entries = await entries_of(region, number << LEAF_SHIFT, number + 1 << LEAF_SHIFT)
+            units.update((entries >> UNIT_SHIFT).tolist())
+        numbers = await leaves_in(region, numbers[-1] + 1, last)
+    return frozenset(units)
 
 
 def _saved(extents: Sequence[_Extent], kept: Sequence[Kept]) -> float:

@@ -119,6 +119,22 @@ class CheckReport(msgspec.Struct, frozen=True):
     units_verified: int
 
 
+class ClassReport(msgspec.Struct, frozen=True):
+    """What training for a class of data came to, measured on samples that it did not see."""
+
+    name: str
+    """Empty where a dictionary is replaced."""
+    samples: int
+    ratio_without: float
+    ratio_with: float
+    saved: float
+    """Part of the compressed bytes."""
+    id: int | None
+    """The dictionary that was made."""
+    note: str = ""
+    """Why none was."""
+
+
 class OptimizeReport(msgspec.Struct, frozen=True):
     """What `optimize` did. Bytes are those of the file, unless it says otherwise."""
 
@@ -133,6 +149,10 @@ class OptimizeReport(msgspec.Struct, frozen=True):
     segments_recompressed: int
     recompressed_bytes: int
     """Saved by that."""
+    dictionaries: list[ClassReport]
+    """What training came to, class by class."""
+    dictionaries_note: str
+    """Why none was thought of, if so."""
     seconds: float
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,13 +89,18 @@ class Trainer:
         self._dictionaries, self._level, self._size = dictionaries, level, size
         self._compressor = Compressor(level, dictionaries)
 
-    def by_class(self, blocks: Iterable[bytes], wanted: Collection[str] = ()) -> list[Trained]:
-        """A dictionary for each class that is wanted, or for all that there are. Takes seconds."""
+    def by_class(self, blocks: Iterable[bytes], wanted: Collection[str] = ()) -> Iterator[Trained]:
+        """A dictionary for each class that is wanted, or for all that there are. Takes seconds for each.
+
+        One that is registered before the next class is asked for is one of those that the next is compared with.
+        """
         groups: dict[str, list[bytes]] = defaultdict(list)
         for block in blocks:
             if len(self._plain(block)) < len(block) * _COMPRESSIBLE:
                 groups[classify(block)].append(block)
-        return [self._train(name, groups[name]) for name in CLASSES if name in (wanted or groups)]
+        for name in CLASSES:
+            if name in (wanted or groups):
+                yield self._train(name, groups[name])
 
     def best_at(self, number: int, blocks: Iterable[bytes]) -> list[bytes]:
         """The blocks that a dictionary compresses better than no one and than any other."""

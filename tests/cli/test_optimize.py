@@ -1,6 +1,7 @@
 """`nbdvde optimize`: at rest, interrupted, killed, and beside a server's clients."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import nbdvde
 from nbdvde.disk import BLOCK
 from tests.cli.conftest import ENVIRONMENT, Command, serving
 from tests.cli.test_commands import ok
+from tests.engine.test_learning import log
 
 BLOCKS = 6 << 8
 PAGES = [bytes(3 * BLOCK // 4) + os.urandom(BLOCK // 4) for _ in range(64)]
@@ -102,3 +104,21 @@ def test_a_server_ends_though_it_optimizes(command: Command, wasteful: Path) -> 
         assert process.communicate(timeout=30)[1].startswith("nbdvde: ")
         assert process.returncode in (8, 9), "the image is closed, or the server gone"
     assert _is_sound(command, wasteful)
+
+
+def test_dictionaries_are_trained_where_they_pay(command: Command) -> None:
+    Path("logs").write_bytes(b"".join(map(log, range(600))))
+    assert command("create", "i.vde", "8M", "--encryption", "none", "--extent-size", "4K").code == 0
+    assert command("import", "i.vde", "logs").code == 0
+    line = command("optimize", "i.vde", "--only", "train").out.splitlines()[4]
+    assert re.fullmatch(r"dictionaries +json, \d\d% less", line)
+    report = ok(command, "optimize", "i.vde", "--only", "recompress")
+    assert (report["dictionaries"], report["dictionaries_note"]) == ([], "nobody asked for any")
+    assert report["recompressed_bytes"] > 100_000
+    report = ok(command, "optimize", "i.vde")
+    assert [(one["name"], one["id"], one["note"]) for one in report["dictionaries"]] == [
+        ("json", None, "dictionary 0 does as well")
+    ]
+    assert command("export", "i.vde", "raw").code == 0
+    assert Path("raw").read_bytes()[: 600 * BLOCK] == Path("logs").read_bytes()
+    assert command("check", "i.vde").code == 0

@@ -97,6 +97,14 @@ PROFILES = {
         largest=12 << 10,
         weights={"write": 10, "zero": 2, "flush": 6, "checkpoint": 2, "dictionary": 6, "clean": 2},
     ),
+    "optimized with dictionaries": Profile(
+        words=True,
+        cancel=0.2,
+        overlap=True,
+        steps=12,
+        largest=12 << 10,
+        weights={"write": 10, "flush": 5, "dictionary": 4, "optimize": 4},
+    ),
     "failing dictionaries": Profile(
         fault="write",
         words=True,

@@ -328,7 +328,7 @@ MUTANTS += [
     ),
     mutant(
         "the open segment is recompressed",
-        "recompress:Recompression.run",
+        "recompress:left_segments",
         "state.segment.sequence < open_sequence",
         "True",
         "optimizing",
@@ -339,6 +339,37 @@ MUTANTS += [
         "batches[-1].append(extent)",
         "extent.unit % 3 and batches[-1].append(extent)",
         "recompressed",
+    ),
+]
+
+MUTANTS += [
+    mutant(
+        "dictionaries are recompressed with themselves",
+        "recompress:Recompression._pack_one",
+        "None if is_own else self._choice",
+        "self._choice",
+        "dictionaries lie",
+    ),
+    mutant(
+        "recompressed with a dictionary that was removed meanwhile",
+        "cleaner:Cleaner.substitute",
+        "if not may():",
+        "if False:",
+        "removed meanwhile",
+    ),
+    mutant(
+        "what nobody uses any more is trained from",
+        "learning:Learning._small",
+        "!= NEVER",
+        ">= NEVER",
+        "nobody uses",
+    ),
+    mutant(
+        "disks that share nothing are trained from for each other",
+        "optimize:_train",
+        "len(domains) > 1 or 0 in domains",
+        "False",
+        "tell each other",
     ),
 ]
 

@@ -16,6 +16,7 @@ from tests.engine import (
     test_dictchange,
     test_duplicates,
     test_interleavings,
+    test_learning,
     test_moving,
     test_optimize,
     test_replay,
@@ -74,6 +75,12 @@ def recompressed_wrongly() -> None:
         trio.run(test_optimize.test_only_what_gives_the_same_again_is_kept, patch)
 
 
+def removed_meanwhile() -> None:
+    """A dictionary that goes while segments are recompressed with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        trio.run(test_learning.test_no_dictionary_is_used_that_was_removed_meanwhile, patch)
+
+
 def nonces() -> None:
     """Lives of an image, with every nonce noted."""
     for seed in range(30):
@@ -123,6 +130,10 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "optimizing": optimizing,
     "recompressed": lambda: trio.run(test_optimize.test_segments_are_recompressed_once),
     "recompressed wrongly": recompressed_wrongly,
+    "dictionaries lie": lambda: trio.run(test_learning.test_what_dictionaries_lie_in_needs_none_of_them),
+    "removed meanwhile": removed_meanwhile,
+    "nobody uses": lambda: trio.run(test_learning.test_what_nobody_uses_is_not_trained_from),
+    "tell each other": lambda: trio.run(test_learning.test_disks_that_share_nothing_tell_each_other_nothing),
     "written meanwhile": lambda: trio.run(test_moving.test_what_was_written_meanwhile_stays),
     "reference into a victim": lambda: trio.run(test_moving.test_no_reference_leads_into_a_victim),
     "another segment": lambda: trio.run(test_moving.test_a_segment_that_is_another_one_now_is_left_alone),

@@ -1,11 +1,14 @@
 """Optimizing: what gets smaller, what stays as it is, and that it may end at any moment."""
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
 
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine import optimize
+from nbdvde.engine.dictionaries import Choice
 from nbdvde.engine.extent import Compressor
 from nbdvde.engine.layout import KIND_COMPACT, unpack_index
 from nbdvde.engine.optimize import RECOMPRESS, Options, options_of
@@ -74,8 +77,8 @@ async def test_garbage_goes_first() -> None:
 class Liar(Compressor):
     """Compresses something else."""
 
-    def encode(self, extents: "list[list[Buffer]]") -> list[bytes]:  # type: ignore[override]
-        return super().encode([[bytes(len(frame)) for frame in frames] for frames in extents])
+    def encode(self, extents: Sequence[Sequence[Buffer]], choice: Choice | None = None) -> list[bytes]:
+        return super().encode([[bytes(len(frame)) for frame in frames] for frames in extents], choice)
 
 
 async def test_only_what_gives_the_same_again_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,7 @@ async def test_it_can_be_cancelled_between_any_two_steps() -> None:
         for turns in range(1, 400, 7):
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_after, scope, turns)
+                    nursery.start_soon(cancel_after, scope, turns)
                     await optimized(life)
                     nursery.cancel_scope.cancel()
             rounds += scope.cancelled_caught
@@ -118,7 +121,7 @@ async def test_it_can_be_cancelled_between_any_two_steps() -> None:
         life.check()
 
 
-async def _cancel_after(scope: trio.CancelScope, turns: int) -> None:
+async def cancel_after(scope: trio.CancelScope, turns: int) -> None:
     for _ in range(turns):
         await trio.lowlevel.checkpoint()
     scope.cancel()
