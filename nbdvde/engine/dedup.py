@@ -52,6 +52,11 @@ def parse_prints(data: bytes | bytearray) -> Prints:
     return np.frombuffer(data, np.uint64).reshape(-1, 2)
 
 
+def chunks_of(slot: int, first: int, count: int) -> Chunks:
+    """The chunks of `count` fingerprints from number `first` on in the list of a slot."""
+    return (slot << CHUNK_BITS | np.arange(first, first + count) // CHUNK_PRINTS).astype(np.uint32)
+
+
 def blocks_of(index: npt.NDArray[np.uint64]) -> tuple[Found, Found]:
     """Unit, and number in it, of each block of a segment, in the order of its list, from the entries of its index."""
     blocks = (index >> np.uint64(48)).astype(np.int64)
@@ -188,14 +193,13 @@ class Index:
                 self._young.has_room(len(part))
             self._young.insert(part[:, 0], part[:, 1], places[start : start + step])
 
-    def hook(self, prints: Prints, slot: int, first: int = 0) -> None:
-        """Have fingerprints, those that are hooks, lead to the list of a slot, where they begin at number `first`."""
+    def hook(self, prints: Prints, chunks: Chunks) -> None:
+        """Have fingerprints, those that are hooks, lead to the chunks of lists that have them."""
         sampled = np.flatnonzero(self._sampled(prints[:, 0]))
         while not self._hooks.has_room(len(sampled)):
             self._thin()
             sampled = sampled[self._sampled(prints[sampled, 0])]
-        chunks = slot << CHUNK_BITS | (sampled + first) // CHUNK_PRINTS
-        self._hooks.insert(prints[sampled, 0], chunks.astype(np.uint32))
+        self._hooks.insert(prints[sampled, 0], chunks[sampled])
 
     def _sampled(self, keys: npt.NDArray[np.uint64]) -> Mask:
         sampled: Mask = (keys & np.uint64(self.mask) == 0) & (keys != 0)

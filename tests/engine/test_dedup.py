@@ -14,6 +14,7 @@ from nbdvde.engine.dedup import (
     Places,
     Prints,
     Slots,
+    chunks_of,
     map_entries,
     parse_prints,
     within_batch,
@@ -45,7 +46,7 @@ def test_what_is_remembered_is_found_as_a_dictionary_would(lists: list[list[int]
     index, model = Index(AMPLE, all_in_use, 0), dict[int, int]()
     for container, numbers in enumerate(lists, 1):
         index.remember(prints_of(numbers), places_of(container, len(numbers)))
-        index.hook(prints_of(numbers), container)
+        index.hook(prints_of(numbers), chunks_of(container, 0, len(numbers)))
         model |= dict(zip(numbers, places_of(container, len(numbers)).tolist(), strict=True))
         index.check()
     asked = list(range(400))
@@ -61,7 +62,7 @@ def test_with_little_memory_answers_are_fewer_and_never_wrong(memory: int, lists
     index, places, slots = Index(memory, all_in_use, 0), dict[int, set[int]](), dict[int, set[int]]()
     for container, numbers in enumerate(lists, 1):
         index.remember(prints_of(numbers), places_of(container, len(numbers)))
-        index.hook(prints_of(numbers), container)
+        index.hook(prints_of(numbers), chunks_of(container, 0, len(numbers)))
         for number, place in zip(numbers, places_of(container, len(numbers)).tolist(), strict=True):
             places.setdefault(number, {0}).add(place)
             slots.setdefault(number, {0}).add(container)
@@ -81,7 +82,7 @@ def test_an_index_at_its_limit_still_leads_to_every_container() -> None:
     lists = [rng.integers(1, 1 << 64, (500, 2), np.uint64) for _ in range(60)]
     for slot, prints in enumerate(lists, 1):
         index.remember(prints, places_of(slot, len(prints)))
-        index.hook(prints, slot)
+        index.hook(prints, chunks_of(slot, 0, len(prints)))
     index.check()
     assert index.memory <= memory
     assert index.mask == 31, "30,000 fingerprints, room for 1,500 hooks"
@@ -100,7 +101,7 @@ def test_hooks_of_slots_no_longer_in_use_go_first() -> None:
     rng = np.random.default_rng(3)
     lists = [rng.integers(1, 1 << 64, (100, 2), np.uint64) for _ in range(100)]
     for slot, prints in enumerate(lists, 1):
-        index.hook(prints, slot)
+        index.hook(prints, chunks_of(slot, 0, len(prints)))
         gone |= {slot - 8}
     index.check()
     assert index.mask == 0
@@ -109,8 +110,8 @@ def test_hooks_of_slots_no_longer_in_use_go_first() -> None:
 
 def test_a_hook_leads_to_the_chunk_of_the_list() -> None:
     index, prints = Index(AMPLE, all_in_use, 0), prints_of(range(1, 601))
-    index.hook(prints[:300], 5)
-    index.hook(prints[300:], 5, 300)
+    index.hook(prints[:300], chunks_of(5, 0, 300))
+    index.hook(prints[300:], chunks_of(5, 300, len(prints) - 300))
     assert index.chunks(prints).tolist() == [5 << 8 | number // 256 for number in range(600)]
 
 
