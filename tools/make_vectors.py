@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from xxhash import xxh64_intdigest
+
+from tools.region_vectors import blocks as region_blocks
+from tools.region_vectors import regions
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "vectors"
 UUID, KEY = bytes(range(16)), bytes(range(32))
@@ -142,9 +144,7 @@ def _dictionaries() -> Iterator[bytes]:
         )
         for slot in range(60)
     ]
-    for body in (pack("<I12x", 60) + b"".join(entries[:59]), entries[59]):
-        block = body.ljust(4080, b"\0") + pack("<4sI", b"DICT", 7)
-        yield block + pack("<Q", xxh64_intdigest(block))
+    return region_blocks(b"DICT", [(pack("<I12x", 60) + b"".join(entries[:59]), 7), (entries[59], 7)])
 
 
 def _sealed(master: bytes, *, kind: int, blocks: int, encrypted: bool) -> bytes:
@@ -161,7 +161,15 @@ def _sealed(master: bytes, *, kind: int, blocks: int, encrypted: bool) -> bytes:
 def vectors() -> dict[str, Any]:
     """What belongs into each file. Structures are kept without the zeroes at their end."""
     kept = {name: {"length": len(raw), "bytes": raw.rstrip(b"\0").hex()} for name, raw in structures().items()}
-    return {"keys.json": [key_vector(number) for number in range(16)], "structures.json": kept}
+    held = {name: [_cut(block) for block in blocks] for name, blocks in regions().items()}
+    return {
+        "keys.json": [key_vector(number) for number in range(16)], "structures.json": kept, "regions.json": held,
+    }  # fmt: skip
+
+
+def _cut(block: bytes) -> dict[str, str]:
+    """A block of a region without the zeroes before its trailer."""
+    return {"body": block[:4080].rstrip(b"\0").hex(), "trailer": block[4080:].hex()}
 
 
 def files() -> dict[str, str]:

@@ -31,14 +31,16 @@ class Member:
     domain: int = 0
     """Members of equal domains share what they store; 0 takes no part."""
     region: int = 0
-    """Type of the region that it is (region.Form.tag); 0 for disks and snapshots."""
+    """Type of the region that it is (regions.form.Form.tag); 0 for disks and snapshots."""
+    owner: int = 0
+    """Of a region: number of the disk that it belongs to, 0 for one of the image."""
 
     def entry(self) -> VolumeEntry:
         """As the root of the image keeps it."""
         lbamap = self.map
         return VolumeEntry(
             self.number, self.name, self.size, lbamap.height, lbamap.mapped, lbamap.root, self.parent, self.created_ns,
-            lbamap.protected, self.domain, self.region,
+            lbamap.protected, self.domain, self.region, self.owner,
         )  # fmt: skip
 
 
@@ -53,8 +55,8 @@ class Catalogue:
         """One more whenever a volume comes or goes."""
         self.disks: list[Member] = []
         """What clients can write, oldest first."""
-        self.regions: dict[int, Member] = {}
-        """By type: what the image keeps for itself."""
+        self.regions: dict[tuple[int, int], Member] = {}
+        """By type and owner: what the image keeps for itself, or for a disk."""
         self._snapshots: dict[int, dict[str, Member]] = {}
         """Of each disk, by its number: by name, oldest first."""
         self.unwritten: list[Member] = []
@@ -78,7 +80,8 @@ class Catalogue:
     def label(self, member: Member) -> str:
         """Name in full: DISK or DISK@SNAPSHOT, or one that no disk can have."""
         if member.region:
-            return f"region {member.name}"
+            owner = self.members.get(member.owner)
+            return f"region {member.name}" + (f" of {owner.name}" if owner else "")
         disk = self.members.get(member.parent)
         return f"{disk.name}{SEPARATOR}{member.name}" if disk else member.name
 
@@ -107,7 +110,7 @@ class Catalogue:
         if member.parent:
             self._snapshots.setdefault(member.parent, {})[member.name] = member
         elif member.region:
-            self.regions[member.region] = member
+            self.regions[member.region, member.owner] = member
         else:
             self.disks.append(member)
 
@@ -118,7 +121,7 @@ class Catalogue:
             self.unwritten = [other for other in self.unwritten if other is not member]
             del self._snapshots[member.parent][member.name]
         elif member.region:
-            del self.regions[member.region]
+            del self.regions[member.region, member.owner]
         else:
             self.disks.remove(member)
 
@@ -145,6 +148,8 @@ class Catalogue:
             return
         member = self._named(operation, operation.number)
         if operation.action == Action.DELETE:
+            for region in [region for (_, owner), region in self.regions.items() if owner == member.number]:
+                self._remove(region)
             self._remove(member)
         elif operation.action == Action.ROLLBACK:
             source = self._named(operation, operation.source)
@@ -157,13 +162,17 @@ class Catalogue:
 
     def _made(self, operation: Operation, sequence: int) -> Member:
         if operation.action == Action.CREATE:
-            if operation.region in self.regions:
+            owner = operation.source
+            if (operation.region, owner) in self.regions:
                 raise _impossible(operation, "makes a region that exists")
+            if owner:
+                self._named(operation, owner)
             size = _sound_size(operation)
             lbamap = LbaMap(-(-size // BLOCK))
             return Member(
-                operation.number, operation.name, size, lbamap, 0, operation.time_ns, operation.domain, operation.region
-            )
+                operation.number, operation.name, size, lbamap, created_ns=operation.time_ns, domain=operation.domain,
+                region=operation.region, owner=owner,
+            )  # fmt: skip
         source = self._named(operation, operation.source)
         parent = source.number if operation.action == Action.SNAPSHOT else 0
         lbamap = source.map.fork(sequence)

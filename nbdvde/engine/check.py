@@ -34,6 +34,9 @@ from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
 from nbdvde.engine.mark import Tree, mark
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, load
+from nbdvde.engine.regionreader import RegionReader
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.verify import verify
 from nbdvde.engine.report import CheckError, CheckReport
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
@@ -113,6 +116,7 @@ class Checker:
         for state in self._segments.states.values():
             self._index(state)
         self._all_extents()
+        self._regions()
         self._counts()
         return CheckReport(not self.errors, self.errors, self.units)
 
@@ -195,6 +199,17 @@ class Checker:
         self.units += 1
         for child in range(FANOUT):
             yield from self._leaf_refs(volume, level - 1, index * FANOUT + child, node.get(child), seen, walk)
+
+    def _regions(self) -> None:
+        """Verify what the regions of disks hold, as far as it can be read."""
+        for (tag, _), region in self._loaded.catalogue.regions.items():
+            if tag == DIRECTORY.tag:
+                for where, what in verify(self._region_block(region)):
+                    self._report(f"{self._loaded.catalogue.label(region)}, {where}", what)
+
+    def _region_block(self, region: Member) -> Callable[[int], bytes]:
+        reader = RegionReader(self._segments, region, self._loaded.dictionaries)
+        return lambda block: reader.read([block])
 
     def _report_torn(self, volume: Member, level: int, index: int, error: DamageError) -> None:
         """Say what lies below a leaf or node, the first time that it is met."""

@@ -15,7 +15,7 @@ from typing import Self
 import zstandard
 
 from nbdvde.engine.layout import BLOCK
-from nbdvde.engine.region import Form
+from nbdvde.engine.regions.form import Form
 from nbdvde.errors import DamageError, RefusedError, UsageError
 
 FORM = Form("DICT", 16, 68)

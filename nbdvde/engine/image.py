@@ -28,6 +28,7 @@ from nbdvde.engine.layout import (
     BLOCK,
     COMPACTED_SEGMENTS,
     ENCRYPTION_NONE,
+    REGIONS,
     STATE_CLEAN,
     STATE_OPEN,
     STATISTICS,
@@ -35,6 +36,7 @@ from nbdvde.engine.layout import (
     Superblock,
 )
 from nbdvde.engine.log import LogWriter
+from nbdvde.engine.managed.regions import Regions
 from nbdvde.engine.measure import measure
 from nbdvde.engine.optimize import Options, Workshop, optimize
 from nbdvde.engine.pace import paced
@@ -100,6 +102,7 @@ class Image:
         self._dictionaries = DictionaryChanges(
             loaded.dictionaries, self.segments, self.volumes, self._checkpointer, self._cleaner
         )
+        self.regions = Regions(self.volumes, self._enable_regions)
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False
@@ -366,6 +369,11 @@ class Image:
         if self._writer is None:
             raise RefusedError("image", "is open for reading only", "open it for writing")
         return self._writer
+
+    async def _enable_regions(self) -> None:
+        """Have no older version open the image, which would know nothing of regions."""
+        if not self.superblock.incompatible & REGIONS:
+            await self._checkpointer.run(self._writable(), STATE_OPEN, both=True, features=REGIONS)
 
     # Dictionaries
 

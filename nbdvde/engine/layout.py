@@ -51,7 +51,9 @@ COMPACTED_SEGMENTS = 1 << 0
 """Incompatible: there may be segments of KIND_COMPACT."""
 DICTIONARIES = 1 << 1
 """Incompatible: there may be volumes that are regions, and extents compressed with a dictionary."""
-KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS | DICTIONARIES
+REGIONS = 1 << 2
+"""Incompatible: there may be regions that belong to disks."""
+KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS | DICTIONARIES | REGIONS
 
 
 def reserve_of(capacity: int) -> int:
@@ -361,7 +363,7 @@ class Operation:
     number: int
     """The volume that is made or changed."""
     source: int = 0
-    """The volume that is copied: of SNAPSHOT, CLONE and ROLLBACK."""
+    """The volume that is copied: of SNAPSHOT, CLONE and ROLLBACK. Of CREATE: the disk that a region belongs to."""
     size: int = 0
     """In bytes: of CREATE and RESIZE."""
     time_ns: int = 0
@@ -524,7 +526,7 @@ def pack_entry(slot: int, unit: int, block: int) -> int:
 
 
 _ROOT = struct.Struct("<IIIIQQ16Q")
-_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQI20x")
+_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQII16x")
 _VOLUME_BYTES_FIRST = 112
 """Bytes of a volume entry in images from before there were snapshots: the rest of it is zero."""
 STATISTICS = (
@@ -552,7 +554,9 @@ class VolumeEntry:
     domain: int = 0
     """Volumes of equal domains share what they store; 0 takes no part."""
     region: int = 0
-    """Type of the region that it is (region.Form.tag); 0 for disks and snapshots."""
+    """Type of the region that it is (regions.form.Form.tag); 0 for disks and snapshots."""
+    owner: int = 0
+    """Of a region: number of the disk that it belongs to, 0 for one of the image."""
 
     SIZE = _VOLUME.size
 
@@ -561,16 +565,16 @@ class VolumeEntry:
         root = self.root.pack() if self.root else NO_REF
         return _VOLUME.pack(
             self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, self.domain,
-            self.created_ns, self.protected, self.region,
+            self.created_ns, self.protected, self.region, self.owner,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        volume, height, size, mapped, root, length, raw, parent, domain, created, protected, region = _fields(
+        volume, height, size, mapped, root, length, raw, parent, domain, created, protected, region, owner = _fields(
             _VOLUME, data, offset
         )
         name, ref = _text(raw[:length]), UnitRef.unpack(root)
-        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain, region)
+        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain, region, owner)
 
 
 @dataclass(frozen=True, slots=True)

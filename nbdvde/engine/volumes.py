@@ -17,7 +17,7 @@ from nbdvde.engine.catalogue import SEPARATOR, Catalogue, Member
 from nbdvde.engine.checkpointer import Checkpointer
 from nbdvde.engine.layout import MAX_DISK_BYTES, MAX_VOLUMES, NAME, Action, Operation
 from nbdvde.engine.reader import Reader
-from nbdvde.engine.region import Form
+from nbdvde.engine.regions.form import Form
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
@@ -42,7 +42,7 @@ class Volumes:
         self.given_up = 0
         """How many times a snapshot, a disk or what was in a disk was given up."""
         self.disks = [self._volume(member) for member in catalogue.disks]
-        self._regions = {tag: self._volume(member) for tag, member in catalogue.regions.items()}
+        self._regions = {key: self._volume(member) for key, member in catalogue.regions.items()}
         self.written = [*self.disks, *self._regions.values()]
         """What commits write."""
 
@@ -139,13 +139,17 @@ class Volumes:
             raise RefusedError(f"disk {dedup_with}", "takes no part in deduplication", "leave --dedup-with out")
         return domain
 
-    async def region(self, form: Form, size: int) -> Volume:
-        """The volume of a region of the image, made with `size` bytes if there is none."""
+    def existing_region(self, form: Form, owner: int = 0) -> Volume | None:
+        """The volume of a region of a disk, or of the image, if there is one."""
+        return self._regions.get((form.tag, owner))
+
+    async def region(self, form: Form, size: int, owner: int = 0) -> Volume:
+        """The same, made with `size` bytes if there is none."""
         async with self._changing:
-            if form.tag not in self._regions:
+            if (form.tag, owner) not in self._regions:
                 number, now = self._catalogue.next_number, time.time_ns()
-                await self._make(Operation(Action.CREATE, number, 0, size, now, form.name, region=form.tag))
-            return self._regions[form.tag]
+                await self._make(Operation(Action.CREATE, number, owner, size, now, form.name, region=form.tag))
+            return self._regions[form.tag, owner]
 
     async def snapshot(self, disk: str, name: str) -> None:
         """Keep what a disk holds now, as DISK@NAME."""
@@ -224,18 +228,21 @@ class Volumes:
         volume = self._volume(member)
         self.written.append(volume)
         if member.region:
-            self._regions[member.region] = volume
+            self._regions[member.region, member.owner] = volume
         else:
             self.disks.append(volume)
 
     def _drop(self, member: Member) -> None:
         self.given_up += 1
         self._open.pop(member.number, None)
-        for disk in self.disks:
-            if disk.number == member.number and self._writer is not None:
-                self._writer.withdraw(disk.active.payload)  # written since the commit before
+        left = self._catalogue.members
+        for volume in self.written:
+            if volume.number not in left and self._writer is not None:
+                self._writer.withdraw(volume.active.payload)  # written since the commit before
+                volume.writer = None
         for volumes in (self.disks, self.written):
-            volumes[:] = [volume for volume in volumes if volume.number != member.number]
+            volumes[:] = [volume for volume in volumes if volume.number in left]
+        self._regions = {key: volume for key, volume in self._regions.items() if volume.number in left}
 
     def _roll_back(self, disk: Volume) -> None:
         self.given_up += 1

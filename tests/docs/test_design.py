@@ -14,7 +14,8 @@ ROWS = tables("design.md")["rooms"]
 
 def _modules() -> set[str]:
     top = {path.stem for path in (ROOT / "nbdvde").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    engine = {f"engine.{path.stem}" for path in (ROOT / "nbdvde/engine").glob("*.py") if path.stem != "__init__"}
+    files = (path.relative_to(ROOT / "nbdvde") for path in (ROOT / "nbdvde/engine").rglob("*.py"))
+    engine = {".".join(path.with_suffix("").parts) for path in files if path.stem != "__init__"}
     return (top - PACKAGES) | engine
 
 

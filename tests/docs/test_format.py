@@ -23,6 +23,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
+from nbdvde.engine.regions import directory
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -37,7 +38,7 @@ ENTRY_NAMES = {"segment": SEGMENT.pack()[:56], "prints": bytes((0x5F, 0x5E, 0x5D
 LINK = Link(0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, CHAIN, SEGMENT)
 VOLUME = Volume(
     0x01020304, "disk", 0x1112131415161718, 0x05060708, 0x191A1B1C1D1E1F20, REF, 0x51525354, 0x2122232425262728,
-    0x292A2B2C2D2E2F30, 0x31323334, 0x41424344,
+    0x292A2B2C2D2E2F30, 0x31323334, 0x41424344, 0x61626364,
 )  # fmt: skip
 ROOT = Root((VOLUME,) * 3, (5, 6), 0x1112131415161718, tuple(range(0x70, 0x80)), 0x21222324, 0x31323334)
 OPERATION = Operation(3, 0x01020304, 0x05060708, 0x1112131415161718, 0x191A1B1C1D1E1F20, "disk", 0x41424344, 0x45464748)
@@ -124,6 +125,8 @@ DISK_NAMES = {"size": 0xA1A2A3A4A5A6A7A8, "name_length": 4}
 RECORD_ITEMS = RECORD.pack()[72:]
 
 DICT_ENTRY = dictionaries.Entry(0x0102, 0, 32, 3, 0x2ABC, 0x1112131415161718, 0x2122232425262728, bytes(range(32)))
+DIRECTORY_SLOT = directory.Slot(0x01020304, 2 << 34, 0x1112131415, 0x010203, 0x05060708)
+DIRECTORY_BLOCK = directory.Directory((DIRECTORY_SLOT,), 5).pack()
 [DICT_BLOCK] = dictionaries.Table([DICT_ENTRY], 0x01020304).pack()
 
 # Table: (its struct formats joined, its bytes in a sample, values by name)
@@ -148,6 +151,8 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "region-trailer": ("<II8s", DICT_BLOCK[4080:], {
         "tag": b"DICT", "generation": 0x01020304, "xxh64": xxhash.xxh64_intdigest(DICT_BLOCK[:4088]),
     }),
+    "region-directory": (directory._HEADER.format, DIRECTORY_BLOCK[:16], {"slots": 1}),
+    "region-slot": (directory._SLOT.format, DIRECTORY_BLOCK[16:48], _fields(DIRECTORY_SLOT)),
     "dict-header": (dictionaries._HEADER.format, DICT_BLOCK[:16], {"dictionaries": 1}),
     "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),

@@ -226,7 +226,7 @@ async def test_an_image_for_reading_takes_none(path: Path) -> None:
 
 def place(image: Image, block: int) -> int:
     """A byte of the file that belongs to a block of the region."""
-    entry = image.volumes._regions[FORM.tag].map.lookup(block)
+    entry = image.volumes._regions[FORM.tag, 0].map.lookup(block)
     assert entry
     state = image.segments.find(entry >> 40)
     position, _, _ = image.segments.locate(state, image.segments.index(state), entry >> 16 & 0xFFFFFF)

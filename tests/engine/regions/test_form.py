@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdvde.engine.layout import BLOCK
-from nbdvde.engine.region import GENERATION_MAX, Form
+from nbdvde.engine.regions.form import GENERATION_MAX, Form
 from nbdvde.errors import DamageError
 
 FORM = Form("TEST", 6, 130)

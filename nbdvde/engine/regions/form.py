@@ -1,4 +1,4 @@
-"""Management regions: how the records of a region fill metadata blocks, the same for all of them.
+"""How the records of a management region fill metadata blocks, the same for all of them.
 
     block   = header (the first block only) | records, none across two blocks | zeroes | trailer
     trailer = tag u32 | generation u32 | xxh64 of the block up to here
@@ -36,10 +36,13 @@ class Form:
         """The name as a number, its first character in the lowest byte."""
         return int.from_bytes(self.name.encode("ascii"), "little")
 
+    def capacity(self, blocks: int) -> int:
+        """Records that fit into so many blocks, with the header."""
+        return (ROOM - self.header_bytes) // self.record_bytes + (blocks - 1) * (ROOM // self.record_bytes)
+
     def blocks(self, records: int) -> int:
         """How many blocks so many records take, with the header."""
-        first = (ROOM - self.header_bytes) // self.record_bytes
-        return 1 + -(-max(0, records - first) // (ROOM // self.record_bytes))
+        return 1 + -(-max(0, records - self.capacity(1)) // (ROOM // self.record_bytes))
 
     def pack(self, header: bytes, records: Sequence[bytes], generation: int) -> list[bytes]:
         """The blocks of a region."""
@@ -48,9 +51,10 @@ class Form:
             if len(bodies[-1]) + self.record_bytes > ROOM:
                 bodies.append(b"")
             bodies[-1] += record
-        return [self._sealed(body, generation) for body in bodies]
+        return [self.block(body, generation) for body in bodies]
 
-    def _sealed(self, body: bytes, generation: int) -> bytes:
+    def block(self, body: bytes, generation: int) -> bytes:
+        """A block that holds this, `ROOM` bytes at most."""
         block = body.ljust(ROOM, b"\0") + _TRAILER.pack(self.tag, generation)
         return block + xxhash.xxh64(block).digest()[::-1]
 
@@ -61,7 +65,7 @@ class Form:
 
         Raises DamageError.
         """
-        first, generation = self._opened(read(0), None)
+        first, generation = self.opened(read(0))
         header, body = first[: self.header_bytes], first[self.header_bytes :]
         left, records = count(header), list[bytes]()
         for number in range(1, self.blocks(left) + 1):
@@ -69,21 +73,23 @@ class Form:
             end = here * self.record_bytes
             records += (body[at : at + self.record_bytes] for at in range(0, end, self.record_bytes))
             if body[end:].strip(b"\0"):
-                raise self._damage("has bytes behind its records that are not zero")
+                raise self.damage("has bytes behind its records that are not zero")
             left -= here
             if left:
-                body, _ = self._opened(read(number), generation)
+                body, found = self.opened(read(number))
+                if found != generation:
+                    raise self.damage("has blocks of two generations")
         return header, records, generation
 
-    def _opened(self, block: bytes, generation: int | None) -> tuple[bytes, int]:
+    def opened(self, block: bytes) -> tuple[bytes, int]:
+        """What a block holds, `ROOM` bytes, and its generation. Raises DamageError."""
         if len(block) != BLOCK or xxhash.xxh64(block[:-8]).digest()[::-1] != block[-8:]:
-            raise self._damage("a block fails its checksum")
+            raise self.damage("a block fails its checksum")
         tag, found = _TRAILER.unpack_from(block, ROOM)
         if tag != self.tag:
-            raise self._damage("a block belongs to a region of another type")
-        if generation not in (None, found):
-            raise self._damage("has blocks of two generations")
+            raise self.damage("a block belongs to a region of another type")
         return block[:ROOM], found
 
-    def _damage(self, why: str) -> DamageError:
+    def damage(self, why: str) -> DamageError:
+        """The error that says that the region is damaged."""
         return DamageError(f"region {self.name}", why, "run nbdvde check")

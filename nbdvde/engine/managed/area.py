@@ -1,0 +1,120 @@
+"""What the management regions of a disk lie in: one volume for all of them, with their directory in its first block.
+
+A change of several blocks, of one region or of several, is one transaction: a crash leaves all of it or nothing.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import trio
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.pieces import page_of
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slot
+from nbdvde.engine.regions.form import Form
+from nbdvde.engine.volume import Volume
+from nbdvde.engine.volumes import Volumes
+from nbdvde.errors import UsageError
+
+
+class Area:
+    """The regions of one disk. Its volume is made when the first region is."""
+
+    def __init__(self, volumes: Volumes, disk: Volume, enable: Callable[[], Awaitable[None]]) -> None:
+        """`enable` says in the image that there may be regions."""
+        self.disk = disk
+        self._volumes, self._enable = volumes, enable
+        self._changing = trio.Lock()
+        self._volume = volumes.existing_region(DIRECTORY, disk.number)
+        self.directory = Directory()
+
+    async def load(self) -> None:
+        """Read the directory. Raises DamageError."""
+        if self._volume is not None:
+            block = await self._read(0, 1)
+            if block.strip(b"\0"):  # a crash may have come before it was written first
+                self.directory = Directory.unpack(lambda _: block)
+
+    @property
+    def volume(self) -> Volume:
+        """All regions, one behind the other. There is one at least."""
+        assert self._volume is not None, "there is a region"
+        return self._volume
+
+    def find(self, form: Form) -> Slot | None:
+        """Where a region lies, if the disk has it."""
+        return self.directory.find(form)
+
+    def get(self, form: Form) -> Slot:
+        """The same. Raises UsageError."""
+        slot = self.find(form)
+        if slot is None:
+            raise UsageError(f"region {form.name}", f"disk {self.disk.name} has none", "create it first")
+        return slot
+
+    async def create(self, form: Form, blocks: int, written: Mapping[int, bytes], used: int) -> None:
+        """Make a region of so many blocks at most, of which `used` hold header and records; durable.
+
+        Raises RefusedError, NoSpaceError, PoisonedError.
+        """
+        assert used <= blocks <= WINDOW, "it fits into its window"
+        async with self._changing:
+            after = self.directory.adding(form, blocks, used)
+            if self._volume is None:
+                await self._enable()
+                self._volume = await self._volumes.region(DIRECTORY, VOLUME_BYTES, self.disk.number)
+            await self._store(after, form, written, ())
+        await self.flush()
+
+    async def change(
+        self, form: Form, written: Mapping[int, bytes], *, holes: Sequence[tuple[int, int]] = (),
+        used: int | None = None,
+    ) -> None:  # fmt: skip
+        """Write blocks of a region, and give others up, (start, stop), all or nothing; not durable yet.
+
+        Raises NoSpaceError, PoisonedError.
+        """
+        slot = self.get(form)
+        if used is None or used == slot.used:
+            await self._write(slot, written, holes)
+            return
+        async with self._changing:
+            await self._store(self.directory.using(form, used), form, written, holes)
+
+    async def remove(self, form: Form) -> None:
+        """Give a region up; durable."""
+        async with self._changing:
+            slot = self.get(form)
+            after = self.directory.removing(form)
+            await self.volume.write_together({0: after.pack()}, [(slot.start, slot.start + slot.blocks)])
+            self.directory = after
+        await self.flush()
+
+    async def read(self, form: Form, first: int, count: int = 1) -> bytes:
+        """Blocks of a region. Raises DamageError."""
+        return await self._read(self.get(form).start + first, count)
+
+    async def flush(self) -> None:
+        """Make every change durable."""
+        await self.volume.flush()
+
+    async def _store(
+        self, after: Directory, form: Form, written: Mapping[int, bytes], holes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Write blocks of a region together with a changed directory."""
+        slot = after.find(form)
+        assert slot is not None, "it is a change of this one"
+        await self._write(slot, written, holes, {0: after.pack()})
+        self.directory = after
+
+    async def _write(
+        self, slot: Slot, written: Mapping[int, bytes], holes: Sequence[tuple[int, int]],
+        more: Mapping[int, bytes] = {},
+    ) -> None:  # fmt: skip
+        start = slot.start
+        blocks = {start + block: page for block, page in written.items()}
+        gone = [(start + first, start + stop) for first, stop in holes]
+        await self.volume.write_together({**blocks, **more}, gone)
+
+    async def _read(self, block: int, count: int) -> bytes:
+        return b"".join(map(page_of, await self.volume.read(block * BLOCK, count * BLOCK)))

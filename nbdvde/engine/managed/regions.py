@@ -1,0 +1,63 @@
+"""The management regions of an open image: each is loaded once, by whoever asks first."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+
+import trio
+
+from nbdvde.engine.managed.area import Area
+from nbdvde.engine.regions.form import Form
+from nbdvde.engine.volume import Volume
+from nbdvde.engine.volumes import Volumes
+
+
+class Region(Protocol):
+    """A region of a disk, with everything that can be done with it."""
+
+    FORM: ClassVar[Form]
+
+    @classmethod
+    async def load(cls, area: Area) -> Self:
+        """That of the disk, which has one. Raises DamageError."""
+
+
+R = TypeVar("R", bound=Region)
+
+
+class Regions:
+    """The regions of all disks."""
+
+    def __init__(self, volumes: Volumes, enable: Callable[[], Awaitable[None]]) -> None:
+        """`enable` says in the image that there may be regions."""
+        self._volumes, self._enable = volumes, enable
+        self._loading = trio.Lock()
+        self._areas: dict[int, Area] = {}
+        """By number of the disk."""
+        self._loaded: dict[tuple[int, int], Any] = {}
+        """By number of the disk and type."""
+
+    async def area(self, disk: Volume) -> Area:
+        """What the regions of a disk lie in. Raises DamageError."""
+        async with self._loading:
+            return await self._area(disk)
+
+    async def get(self, kind: type[R], disk: Volume) -> R:
+        """A region of a disk, always the same object. Raises UsageError when it has none, DamageError."""
+        async with self._loading:
+            area = await self._area(disk)
+            area.get(kind.FORM)
+            key = disk.number, kind.FORM.tag
+            if key not in self._loaded:
+                self._loaded[key] = await kind.load(area)
+            return cast(R, self._loaded[key])
+
+    def forget(self, kind: type[Region], disk: Volume) -> None:
+        """The region of a disk was given up."""
+        self._loaded.pop((disk.number, kind.FORM.tag), None)
+
+    async def _area(self, disk: Volume) -> Area:
+        if disk.number not in self._areas:
+            area = Area(self._volumes, disk, self._enable)
+            await area.load()
+            self._areas[disk.number] = area
+        return self._areas[disk.number]

@@ -1,0 +1,112 @@
+"""The directory of the regions of a disk: which there are, and where in the volume they share.
+
+It is block 0 of that volume. Each region has a window of the same length behind it, of which it uses the beginning;
+nothing is stored for the rest. What a newer version has made is kept as it is.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from nbdvde.engine.layout import BLOCK
+from nbdvde.engine.regions.form import Form
+from nbdvde.errors import RefusedError
+
+FORM = Form("RDIR", 16, 32)
+_HEADER = struct.Struct("<I12s")
+_SLOT = struct.Struct("<IIQQQ")
+SLOTS_MAX = FORM.capacity(1)
+WINDOW = 1 << 34
+"""Blocks from the start of a region to that of the next one: 64 TiB."""
+VOLUME_BYTES = (1 + SLOTS_MAX) * WINDOW * BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a region lies. Blocks; `start` counts from the beginning of the volume."""
+
+    type: int
+    """Form.tag of the region."""
+    start: int
+    blocks: int
+    """Blocks that it may use."""
+    used: int
+    """Blocks from its start on that hold its header and records."""
+    flags: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the type: four characters."""
+        return self.type.to_bytes(4, "little").decode("ascii", "replace")
+
+    def pack(self) -> bytes:
+        return _SLOT.pack(self.type, self.flags, self.start, self.blocks, self.used)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The slot in a record. Raises DamageError."""
+        type_, flags, start, blocks, used = _SLOT.unpack(data)
+        if start % WINDOW or not 0 < start <= SLOTS_MAX * WINDOW or not 0 < used <= blocks <= WINDOW:
+            raise FORM.damage("a slot makes no sense")
+        return cls(type_, start, blocks, used, flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """All slots, in the order of their making."""
+
+    slots: tuple[Slot, ...] = ()
+    generation: int = 0
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def find(self, form: Form) -> Slot | None:
+        """The slot of a type of region, if the disk has one."""
+        return next((slot for slot in self.slots if slot.type == form.tag), None)
+
+    def adding(self, form: Form, blocks: int, used: int) -> Self:
+        """With a region more. Raises RefusedError."""
+        if self.find(form):
+            raise RefusedError(f"region {form.name}", "exists already")
+        taken = {slot.start for slot in self.slots}
+        free = next((n * WINDOW for n in range(1, SLOTS_MAX + 1) if n * WINDOW not in taken), None)
+        if free is None:
+            raise RefusedError("region directory", f"has {SLOTS_MAX} regions, and no room for more")
+        return self._with((*self.slots, Slot(form.tag, free, blocks, used)))
+
+    def using(self, form: Form, used: int) -> Self:
+        """With another number of blocks in use."""
+        changed = (replace(slot, used=used) if slot.type == form.tag else slot for slot in self.slots)
+        return self._with(tuple(changed))
+
+    def removing(self, form: Form) -> Self:
+        """Without a region."""
+        return self._with(tuple(slot for slot in self.slots if slot.type != form.tag))
+
+    def _with(self, slots: tuple[Slot, ...]) -> Self:
+        return replace(self, slots=slots, generation=self.generation + 1)
+
+    def pack(self) -> bytes:
+        """The block of the directory."""
+        header = _HEADER.pack(len(self.slots), bytes(12))
+        (block,) = FORM.pack(header, [slot.pack() for slot in self.slots], self.generation)
+        return block
+
+    @classmethod
+    def unpack(cls, read: Callable[[int], bytes]) -> Self:
+        """The directory in block 0, which `read` answers. Raises DamageError."""
+
+        def count(header: bytes) -> int:
+            slots, reserved = _HEADER.unpack(header)
+            if slots > SLOTS_MAX or reserved.strip(b"\0"):
+                raise FORM.damage("has a header that makes no sense")
+            return int(slots)
+
+        _, records, generation = FORM.unpack(read, count)
+        slots = tuple(map(Slot.unpack, records))
+        for what in ({slot.type for slot in slots}, {slot.start for slot in slots}):
+            if len(what) < len(slots):
+                raise FORM.damage("has one region twice")
+        return cls(slots, generation)
