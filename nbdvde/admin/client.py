@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from nbdvde.admin import dictionarychange, volumechange
+from nbdvde.admin.calls import Call, Feed
 from nbdvde.admin.difference import Range
 from nbdvde.admin.keychange import Action
 from nbdvde.admin.messages import (
@@ -42,6 +43,8 @@ from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, SpaceRe
 from nbdvde.errors import NetworkError
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 Progress = Callable[[int, int], None]
 
 ANSWER_S = 5.0
@@ -218,6 +221,19 @@ class ControlClient:
                 progress(answer.progress.done, answer.progress.total)
             elif answer.done:
                 return
+        raise self.lost(EOFError("the answer broke off"))
+
+    def call(self, call: Call[Q, A], request: Q) -> A:
+        """What a call answers."""
+        body = None if call.method == "GET" else msgspec.json.encode(request)
+        return self._call(call.method, f"/v1/{call.path}", call.answer, body)
+
+    def feed(self, call: Feed[Q, A], request: Q) -> Iterator[A]:
+        """What a feed answers, as it comes."""
+        for line in self._lines(call.method, f"/v1/{call.path}", msgspec.json.encode(request)):
+            if line == b"{}\n":
+                return
+            yield self._decode(line, call.answer)
         raise self.lost(EOFError("the answer broke off"))
 
     def lost(self, error: Exception) -> NetworkError:

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import msgspec
 import trio
 
 from nbdvde import workers
 from nbdvde.admin import dictionarychange, volumechange
+from nbdvde.admin.calls import Call, Feed, answer, feed, parse
+from nbdvde.admin.catalog import CALLS
 from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
@@ -119,7 +120,12 @@ class Service:
 
     def routes(self) -> Routes:
         """Paths, methods and handlers."""
-        return {path: (method, getattr(self, name)) for path, (method, name) in PATHS.items()}
+        calls = {f"/v1/{call.path}": (call.method, partial(self._answer, call)) for call in CALLS}
+        return {path: (method, getattr(self, name)) for path, (method, name) in PATHS.items()} | calls
+
+    async def _answer(self, call: Call[Any, Any] | Feed[Any, Any], body: bytes, emit: Emit) -> object:
+        image = self._the_image()
+        return await (answer(call, image, body) if isinstance(call, Call) else feed(call, image, body, emit))
 
     async def status(self, body: bytes, emit: Emit) -> Status:
         """What is served, to whom, and since when."""
@@ -165,7 +171,7 @@ class Service:
 
     async def add_export(self, body: bytes, emit: Emit) -> ExportList:
         """Serve a further disk."""
-        asked = _parse(body, AddExport)
+        asked = parse(body, AddExport)
         if (asked.image is None) == (asked.memory is None):
             raise UsageError(f"export {asked.name}", "needs either an image or memory")
         if asked.disk is not None and asked.image is None:
@@ -182,7 +188,7 @@ class Service:
 
     async def remove_export(self, body: bytes, emit: Emit) -> ExportList:
         """End an export, and close its image when no other shows it."""
-        asked = _parse(body, RemoveExport)
+        asked = parse(body, RemoveExport)
         await self._host.remove(asked.name, force=asked.force)
         return await self.exports(body, emit)
 
@@ -196,12 +202,12 @@ class Service:
 
     async def scrub(self, body: bytes, emit: Emit) -> CheckLine:
         """Verify everything, at so many bytes a second at most: lines of progress, then the report."""
-        rate = check_rate(_parse(body, ScrubRequest).rate)
+        rate = check_rate(parse(body, ScrubRequest).rate)
         return CheckLine(report=await check(self._the_image(), emit, rate))
 
     async def optimize(self, body: bytes, emit: Emit) -> OptimizeLine:
         """Make the image smaller, at so many bytes a second at most: lines of progress, then the report."""
-        asked, image = _parse(body, OptimizeRequest), self._the_image()
+        asked, image = parse(body, OptimizeRequest), self._the_image()
         options = options_of(asked.passes, asked.level, check_rate(asked.rate), asked.memory)
         with naming(image.path):
             return OptimizeLine(report=await _watched(emit, lambda meter: image.optimize(options, meter)))
@@ -223,7 +229,7 @@ class Service:
         return CopyLine(done=True)
 
     def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
-        asked = _parse(body, CopyRequest)
+        asked = parse(body, CopyRequest)
         if not os.path.isabs(asked.file):
             raise UsageError(f"file {asked.file}", "is not an absolute path")
         return asked, self._the_image().disk(asked.disk)
@@ -262,11 +268,11 @@ class Service:
         async def tell(found: Ranges) -> None:
             await emit(DiffLine(found))
 
-        cut = await difference(self._the_image(), _parse(body, DiffRequest), tell, self._host.reading)
+        cut = await difference(self._the_image(), parse(body, DiffRequest), tell, self._host.reading)
         return DiffLine(cut=cut, done=True)
 
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
-        image, request = self._the_image(), _parse(body, VolumeRequest)
+        image, request = self._the_image(), parse(body, VolumeRequest)
         with naming(image.path):
             done = await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
         _log.info("%s: %s %s%s", image.path, action, done.name, " by force" if request.force else "")
@@ -289,7 +295,7 @@ class Service:
         return await self._change_dictionaries("remove", body, emit)
 
     async def _change_dictionaries(self, action: dictionarychange.Action, body: bytes, emit: Emit) -> DictionaryLine:
-        image, request = self._the_image(), _parse(body, DictionaryRequest)
+        image, request = self._the_image(), parse(body, DictionaryRequest)
         with naming(image.path), ExitStack() as held:
             if action != "remove":
                 held.enter_context(self._host.reading(image.disk(request.disk)))
@@ -315,7 +321,7 @@ class Service:
         return await self._change_keys("change", body)
 
     async def _change_keys(self, action: Action, body: bytes) -> KeyList:
-        image, request = self._encrypted_image(), _parse(body, KeyRequest)
+        image, request = self._encrypted_image(), parse(body, KeyRequest)
         with naming(image.path):
             await image.update_keys(lambda area: apply(action, request, area, fresh()))
         return KeyList((await workers.run(_key_area, image)).slots())
@@ -345,13 +351,6 @@ def _export_status(export: Export, spec: ExportSpec) -> ExportStatus:
 
 def _key_area(image: Image) -> KeyArea:
     return image.key_area
-
-
-def _parse(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UsageError("request", str(error)) from None
 
 
 class _StoppedError(Exception):

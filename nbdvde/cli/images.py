@@ -13,6 +13,7 @@ from msgspec import structs
 import nbdvde
 from nbdvde import keysource
 from nbdvde.admin import dictionarychange, volumechange
+from nbdvde.admin.calls import Call, Feed
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.difference import Range, Ranges, difference
 from nbdvde.admin.keychange import Action, apply
@@ -40,6 +41,8 @@ from nbdvde.errors import ImageError, InUseError, NetworkError
 from nbdvde.transfer import copy_in, copy_out
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 SERVED_RATE = 64 << 20
@@ -136,6 +139,25 @@ class ImageByPath:
         if self._served:
             return self._served.change_volume(action, request)
         return self._with_image(lambda image: volumechange.change(action, request, image, volumechange.at_rest))
+
+    def call(self, call: Call[Q, A], request: Q) -> A:
+        """Ask for something that is asked in the same way of an image at rest."""
+        if self._served:
+            return self._served.call(call, request)
+        return self._with_image(lambda image: call.work(image, request), read_only=not call.changes)
+
+    def feed(self, call: Feed[Q, A], request: Q, show: Callable[[A], None]) -> None:
+        """The same, with any number of answers."""
+        if self._served:
+            for line in self._served.feed(call, request):
+                show(line)
+            return
+
+        async def ask(image: Image) -> None:
+            async for line in call.work(image, request):
+                show(line)
+
+        self._with_image(ask, read_only=not call.changes)
 
     def dictionaries(self) -> DictionaryReport:
         """Those that there are."""

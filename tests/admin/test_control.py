@@ -16,12 +16,15 @@ import trio.testing
 
 import nbdvde
 from nbdvde.admin import http, service
+from nbdvde.admin.calls import Feed, Nothing
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.messages import AddExport, ErrorBody, KeyRequest, Reloaded, RemoveExport, SecretBody
+from nbdvde.admin.regioncalls import REGIONS, RegionInfo
 from nbdvde.admin.service import Service
 from nbdvde.engine.access import fresh
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, KeyFile, MasterKey, Passphrase
+from nbdvde.engine.regions.form import Form
 from nbdvde.engine.report import CheckReport
 from nbdvde.errors import DamageError, ImageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
 from nbdvde.exports import Exports
@@ -54,6 +57,12 @@ class Told:
     async def reload(self) -> Reloaded:
         self.reloaded += 1
         return Reloaded(["a"], ["b"])
+
+
+class Upto(msgspec.Struct, frozen=True):
+    """A number."""
+
+    number: int
 
 
 @dataclass
@@ -128,6 +137,33 @@ async def test_info_check_and_flush(image_path: Path) -> None:
             await control.ask(control.client.check, lambda done, total: None, 0)
     assert report.ok
     assert scrubbed.units_verified >= report.units_verified > 1
+
+
+async def test_regions(image_path: Path) -> None:
+    form = Form("TEST", 4, 16)
+    async with served(image_path) as (control, image):
+        assert (await control.ask(control.client.call, REGIONS, Nothing())).regions == []
+        area = await image.regions.area(image.disk())
+        await area.create(form, 8, {0: form.block(b"text", 1)}, 1)
+        found = await control.ask(control.client.call, REGIONS, Nothing())
+    assert found.regions == [RegionInfo("disk", "TEST", 8 * 4096, 4096)]
+
+
+async def _squares(_image: Image, asked: Upto) -> AsyncIterator[Upto]:
+    for number in range(asked.number):
+        yield Upto(number**2)
+    if asked.number == 3:
+        raise RefusedError("three", "is enough")
+
+
+async def test_a_feed_ends_or_fails(image_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squares = Feed("squares", Upto, Upto, _squares)
+    monkeypatch.setattr("nbdvde.admin.service.CALLS", (squares,))
+    async with served(image_path) as (control, _):
+        found = await control.ask(lambda: list(control.client.feed(squares, Upto(4))))
+        with pytest.raises(RefusedError, match="three: is enough"):
+            await control.ask(lambda: list(control.client.feed(squares, Upto(3))))
+    assert [line.number for line in found] == [0, 1, 4, 9]
 
 
 async def test_connect(image_path: Path) -> None:

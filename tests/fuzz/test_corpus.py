@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde import config, session
-from nbdvde.admin import service
+from nbdvde.admin import calls
 from nbdvde.limits import Account
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol import connection, wire
@@ -71,7 +71,7 @@ def _wrong(result: object) -> Callable[..., object]:
         ("session", MemoryDisk, "zero_nowait", _wrong(True)),
         ("session", session.Session, "_settle", _wrong(None)),
         ("session", wire, "encode_string", _wrong(b"\xff")),
-        ("control", service, "_parse", None),
+        ("control", calls, "parse", None),
         ("config", config, "_convert", None),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from nbdvde.admin import http, service
+from nbdvde.admin import calls, http
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.messages import AddExport, KeyRequest, RemoveExport
 from nbdvde.config import load
@@ -54,7 +54,7 @@ class _Stream(trio.abc.Stream):
 
 
 async def _understand(kind: type[msgspec.Struct], body: bytes, emit: Emit) -> object:
-    return {"understood": repr(service._parse(body, kind))[:9]}
+    return {"understood": repr(calls.parse(body, kind))[:9]}
 
 
 _ROUTES: Routes = {f"/{name}": ("POST", partial(_understand, kind)) for name, kind in _KINDS.items()}

@@ -1,0 +1,78 @@
+"""Calls: what commands and programs ask of an image, the same whether it is served or at rest."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from nbdvde.engine.access import naming
+from nbdvde.engine.image import Image
+from nbdvde.errors import UsageError
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """A request that says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Q, A]):
+    """A question, and one answer."""
+
+    path: str
+    """Without the `/v1/` before it."""
+    request: type[Q]
+    answer: type[A]
+    work: Callable[[Image, Q], Awaitable[A]]
+    """Raises NbdvdeError. Its docstring is the description of the call."""
+    changes: bool = True
+    """Whether the image has to be open for writing."""
+
+    @property
+    def method(self) -> str:
+        """Of HTTP: GET for what asks without a body."""
+        return "GET" if self.request is Nothing and not self.changes else "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(Generic[Q, A]):
+    """A question, and any number of answers, each in a line; the line behind them is `{}`."""
+
+    path: str
+    request: type[Q]
+    answer: type[A]
+    work: Callable[[Image, Q], AsyncIterator[A]]
+    changes: bool = False
+
+    method = "POST"
+
+
+class End(msgspec.Struct, frozen=True):
+    """The last line of a feed."""
+
+
+def parse(body: bytes, kind: type[Q]) -> Q:
+    """A request. Raises UsageError."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError("request", str(error)) from None
+
+
+async def answer(call: Call[Q, A], image: Image, body: bytes) -> A:
+    """What a served image answers. Raises NbdvdeError."""
+    request = parse(body if call.method == "POST" else b"{}", call.request)
+    with naming(image.path):
+        return await call.work(image, request)
+
+
+async def feed(call: Feed[Q, A], image: Image, body: bytes, emit: Callable[[object], Awaitable[None]]) -> End:
+    """The same, line by line. Raises NbdvdeError."""
+    request = parse(body, call.request)
+    with naming(image.path):
+        async for line in call.work(image, request):
+            await emit(line)
+    return End()

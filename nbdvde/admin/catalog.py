@@ -1,0 +1,9 @@
+"""All calls there are."""
+
+from typing import Any
+
+from nbdvde.admin import regioncalls
+from nbdvde.admin.calls import Call, Feed
+
+CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (regioncalls.REGIONS,)
+"""What the control interface answers besides what `service.PATHS` has."""
