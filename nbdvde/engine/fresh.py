@@ -19,14 +19,12 @@ class Fresh:
         self._index = index
         self._places: dict[bytes, int] = {}
         self._hooks: list[tuple[Prints, Chunks]] = []
-
-    def __len__(self) -> int:
-        return len(self._places)
+        self._waiting = 0
 
     @property
     def is_due(self) -> bool:
         """Whether there are enough to enter."""
-        return len(self._places) >= _ENTERED
+        return self._waiting >= _ENTERED
 
     def find(self, prints: Prints) -> Places:
         """Where the blocks with these fingerprints lie, 0 for those that are not here."""
@@ -39,6 +37,7 @@ class Fresh:
         """Blocks were stored; the first `listed` of them are in the list of a slot, from `number` on."""
         self._places.update(zip(_digests(prints), places.tolist(), strict=True))
         self._places.pop(_NO_PRINT, None)
+        self._waiting += len(places)
         if listed > 0:
             self._hooks.append((parse_prints(prints)[:listed], chunks_of(slot, number, listed)))
 
@@ -50,7 +49,7 @@ class Fresh:
         if self._hooks:
             prints, chunks = zip(*self._hooks, strict=True)
             self._index.hook(np.concatenate(prints), np.concatenate(chunks))
-        self._places, self._hooks = {}, []
+        self._places, self._hooks, self._waiting = {}, [], 0
 
     def containers(self) -> set[int]:
         """Numbers of the containers of which there is something."""
