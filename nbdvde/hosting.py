@@ -99,6 +99,11 @@ class Host:
         return dict(self._specs)
 
     @property
+    def images(self) -> list[Image]:
+        """Those that are open, in the order in which they were opened."""
+        return [opened.image for opened in self._images.values() if opened.image is not None]
+
+    @property
     def exports(self) -> list[Export]:
         """The exports there are, snapshots left out that nobody uses."""
         return list(dict.fromkeys((*self._exports, *self._others(), *self._exports.used())))

@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -91,10 +91,13 @@ class Server:
         """The clients connected now."""
         return list(self._connections.values())
 
-    def traffic(self, export: Export) -> Traffic:
-        """What all clients of an export asked for so far."""
-        sessions = [c.session for c in self.connections if c.session is not None and c.visitor.export is export]
-        return total((export.traffic, *(session.traffic for session in sessions)))
+    def traffic(self, exports: Iterable[Export]) -> list[Traffic]:
+        """What all clients of some exports asked for so far, those that have left included."""
+        running: dict[Export | None, list[Traffic]] = {}
+        for connection in self.connections:
+            if connection.session is not None:
+                running.setdefault(connection.visitor.export, []).append(connection.session.traffic)
+        return [total((export.traffic, *running.get(export, ()))) for export in exports]
 
     def change(self, limits: Limits, tls: ssl.SSLContext | None) -> None:
         """Let other settings hold for clients that connect from now on."""

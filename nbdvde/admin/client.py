@@ -15,6 +15,7 @@ from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.calls import Call, Feed
 from nbdvde.admin.difference import Range
 from nbdvde.admin.keychange import Action
+from nbdvde.admin.measures import Measures
 from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
@@ -120,6 +121,10 @@ class ControlClient:
     def status(self) -> Status:
         """See `Service.status`."""
         return self._call("GET", "/v1/status", Status, timeout_s=ANSWER_S)
+
+    def metrics(self) -> Measures:
+        """See `Service.metrics`."""
+        return self._call("GET", "/v1/metrics", Measures)
 
     def info(self) -> ImageInfo:
         """See `Service.info`."""

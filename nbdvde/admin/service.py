@@ -17,6 +17,7 @@ from nbdvde.admin.catalog import CALLS
 from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.http import Emit, Routes
 from nbdvde.admin.keychange import Action, apply
+from nbdvde.admin.measures import Gauges, Measures, measures
 from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
@@ -62,6 +63,7 @@ PROGRESS_S = 0.1
 """Seconds between two lines of progress."""
 PATHS = {
     "/v1/status": ("GET", "status"),
+    "/v1/metrics": ("GET", "metrics"),
     "/v1/info": ("GET", "info"),
     "/v1/df": ("POST", "df"),
     "/v1/check": ("POST", "check"),
@@ -117,6 +119,7 @@ class Service:
         self._server, self._image, self._host, self._serving = server, image, host, serving
         self._addresses = list(addresses)
         self._started_s = trio.current_time()
+        self._gauges = Gauges()
 
     def routes(self) -> Routes:
         """Paths, methods and handlers."""
@@ -142,6 +145,11 @@ class Service:
             metrics=server.metrics.snapshot(),
             failure=image.poisoned if image else None,
         )
+
+    async def metrics(self, body: bytes, emit: Emit) -> Measures:
+        """Counters and latencies of the server, gauges of its images."""
+        uptime_s = round(trio.current_time() - self._started_s, 3)
+        return measures(self._server, self._host.exports, self._gauges.of(self._host.images), uptime_s)
 
     async def info(self, body: bytes, emit: Emit) -> ImageInfo:
         """The image, its disks and statistics."""

@@ -18,6 +18,11 @@ class FrameCache:
         self.hits = 0
         self.misses = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the frames."""
+        return self._bytes
+
     def get(self, key: int) -> bytes | None:
         """The frame, now the most recently used."""
         frame = self._frames.get(key)

@@ -22,6 +22,7 @@ from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.dictionaries import Entry as DictionaryEntry
 from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
 from nbdvde.engine.duplicates import Duplicates
+from nbdvde.engine.gauges import DiskGauges, ImageGauges, space_gauges
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
 from nbdvde.engine.layout import (
@@ -47,6 +48,7 @@ from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
 from nbdvde.errors import NbdvdeError, RefusedError
+from nbdvde.metrics import Histogram
 
 _log = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
@@ -454,6 +456,25 @@ class Image:
             info, disks=disks, stored_bytes=stored, dedup_memory=self._dedup_memory,
             statistics=described(self.statistics),
         )  # fmt: skip
+
+    def gauges(self) -> ImageGauges:
+        """How it is doing; see `space_gauges` for what that costs."""
+        space, damaged = space_gauges(self.segments, self.superblock.capacity or None)
+        disks = [
+            DiskGauges(disk.name, disk.size, disk.map.mapped * BLOCK, len(self.volumes.snapshots(disk)))
+            for disk in self.volumes.disks
+        ]
+        return ImageGauges(
+            self.path, self.read_only, self.poisoned, damaged, file_bytes(self.path), space, disks,
+            described(self.statistics), self.cache.held_bytes, self.cache.hits, self.cache.misses,
+            self._writer.buffered if self._writer else 0, self._cleaner.replaced, self._cleaner.freed,
+            self._checkpointer.count,
+        )  # fmt: skip
+
+    @property
+    def syncs(self) -> Histogram:
+        """How long the host took to make things durable."""
+        return self._writer.log.syncs if self._writer else Histogram()
 
     def _described(self, disk: Volume, stored: int | None) -> DiskInfo:
         snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]

@@ -41,6 +41,7 @@ from nbdvde.engine.layout import (
 from nbdvde.engine.segments import State, log_room
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import PoisonedError
+from nbdvde.metrics import Histogram
 
 PARALLEL_BLOCKS = 128
 """From here on sealing is spread over threads. With 32, random 4 KiB writes with a flush each 32 were 4 % slower."""
@@ -135,6 +136,8 @@ class LogWriter:
         self.ready: deque[State] = deque()
         """Allocated, durable segments to go on in."""
         self.counters = Counters()
+        self.syncs = Histogram()
+        """How long they took."""
         self.poisoned: str | None = None
         self._syncing = workers.Lock()
         self._small = False
@@ -373,10 +376,12 @@ class LogWriter:
         """
         with self._syncing:
             self._refuse_if_poisoned()
+            begun_ns = time.monotonic_ns()
             try:
                 self._storage.sync()
             except OSError as error:
                 self.poison(f"syncing failed: {error.strerror}")
+            self.syncs.add(time.monotonic_ns() - begun_ns)
 
     def poison(self, why: str) -> None:
         """Refuse everything from now on, and raise."""

@@ -5,7 +5,7 @@ that was acknowledged before it was asked for.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +66,7 @@ class Volumes:
     def __reversed__(self) -> Iterator[Member]:
         return (member for member in reversed(self._catalogue.members.values()) if not member.region)
 
-    def snapshots(self, disk: Volume) -> Iterable[Member]:
+    def snapshots(self, disk: Volume) -> Collection[Member]:
         """Of a disk, oldest first."""
         return self._catalogue.snapshots(self._catalogue.members[disk.number]).values()
 

@@ -49,7 +49,7 @@ class Writer:
         self._segments, self._volumes, self._background = segments, volumes, background
         self._buffer_bytes, self._notify, self._reclaim, self._keep_up = buffer_bytes, committed, reclaim, keep_up
         self._admitted = 0
-        """Bytes in the write buffer, those of a commit in flight included."""
+        """See `buffered`."""
         self._waiting = 0
         self._admission = trio.Lock()
         self._preparing = trio.Lock()
@@ -57,6 +57,11 @@ class Writer:
         self._patience = workers.Patience()
         self._begun = self._appended = self._durable = 0
         """Numbers of the last commit that was begun, is in the log and the maps, and is synced."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes in the write buffer, those of a commit in flight included."""
+        return self._admitted
 
     # Admission
 
