@@ -19,6 +19,7 @@ from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
 _ENVIRONMENT = "NBDVDE_"
+_LISTS = {("server", key) for key in ("listen", "admin_allow", "admin_names")}
 _SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?(?:([KMGTP])(?:iB)?)?", re.ASCII | re.IGNORECASE)
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
 _MIN_CAPACITY = 64 << 20
@@ -111,6 +112,12 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Refuse every change."""
     control: FileName | None = None
     """Path of the control socket of the first image, or `none` for all; `IMAGE.ctl` by default."""
+    admin: str | None = None
+    """`HOST:PORT` of the dashboard, of metrics for Prometheus and of health; none by default."""
+    admin_allow: tuple[Literal["remote", "changes"], ...] = ()
+    """What is allowed there besides reading from this machine: `remote` addresses, `changes`."""
+    admin_names: tuple[str, ...] = ()
+    """Further names of this machine in URLs of the dashboard; addresses and `localhost` are always known."""
     pid_file: FileName | None = None
     """File that holds the process id while the server is ready."""
     print_uri: bool = False
@@ -266,7 +273,7 @@ def _read_environment(environment: Mapping[str, str]) -> Layer:
         if not variable.startswith(_ENVIRONMENT):
             continue
         table, _, key = variable.removeprefix(_ENVIRONMENT).lower().partition("_")
-        value = text.split(",") if (table, key) == ("server", "listen") else text
+        value = text.split(",") if (table, key) in _LISTS else text
         _convert({table: {key: value}}, f"environment variable {variable}")
         layer.setdefault(table, {})[key] = value
     return layer

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the control socket: one request a connection, answered with one or more lines of JSON.
+"""HTTP/1.1 for the control interface: one request a connection, answered with one or more lines of JSON, or a page.
 
 The last line is the result; lines before it tell of progress. The client cancels by closing the connection.
 """
@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import h11
@@ -32,32 +33,99 @@ _STATUS = {
 Emit = Callable[[object], Awaitable[None]]
 """Sends one line before the result."""
 Handler = Callable[[bytes, Emit], Awaitable[object]]
-"""Takes the body of a request; answers the result or raises NbdvdeError."""
+"""Takes the body of a request; answers the result, which may be a `Page`, or raises NbdvdeError."""
 Routes = Mapping[str, tuple[str, Handler]]
 """Path to method and handler."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A result that is sent as it is."""
+
+    content_type: str
+    body: bytes
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The head of a request."""
+
+    method: str
+    path: str
+    """Without what follows a question mark."""
+    headers: Mapping[str, str]
+    """Names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not answered."""
+
+    status: int
+    error: ErrorBody
+    allow: str = ""
+    """The method that the path takes."""
+
+
+class Policy:
+    """What the clients of a listener may do. This one is for clients that are trusted."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every answer."""
+    connections = 1024
+    """At a time."""
+    patience_s = FINISH_S
+    """Seconds that a client has to take the result."""
+    shielded = True
+    """Whether it has them also when the server ends meanwhile."""
+
+    def refusal(self, asked: Asked) -> Refusal | None:
+        """Why a request is refused that has a route."""
+        return None
+
+
 async def serve(
-    sock: socket.socket, routes: Routes, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    sock: socket.socket,
+    routes: Routes,
+    policy: Policy | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on a listening socket until cancelled."""
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
+    policy = policy or Policy()
+    limiter = trio.CapacityLimiter(policy.connections)
     task_status.started()
-    await trio.serve_listeners(partial(_client, routes), [listener])
+    await trio.serve_listeners(partial(_limited, limiter, routes, policy), [listener])
 
 
-async def _client(routes: Routes, stream: trio.abc.Stream) -> None:
+async def _limited(limiter: trio.CapacityLimiter, routes: Routes, policy: Policy, stream: trio.abc.Stream) -> None:
+    try:
+        limiter.acquire_nowait()
+    except trio.WouldBlock:
+        async with stream:
+            error = ErrorBody(ExitCode.IN_USE, "server: too many ask at a time", "try again later")
+            await Exchange(stream, policy).fail(Refusal(503, error))
+        return
+    try:
+        await _client(routes, stream, policy)
+    finally:
+        limiter.release()
+
+
+async def _client(routes: Routes, stream: trio.abc.Stream, policy: Policy | None = None) -> None:
     """One connection; whatever happens on it ends here."""
-    exchange = Exchange(stream)
+    exchange = Exchange(stream, policy or Policy())
     async with stream:
         try:
             await exchange.answer(routes)
         except trio.BrokenResourceError as error:
             _log.debug("control client lost: %s", error)
         except h11.RemoteProtocolError as error:
-            await exchange.fail(error.error_status_hint, ErrorBody(ExitCode.USAGE, f"request: {error}"))
+            await exchange.fail(Refusal(error.error_status_hint, ErrorBody(ExitCode.USAGE, f"request: {error}")))
         except trio.TooSlowError:
-            await exchange.fail(408, ErrorBody(ExitCode.USAGE, "request: it did not arrive in time"))
+            await exchange.fail(Refusal(408, ErrorBody(ExitCode.USAGE, "request: it did not arrive in time")))
         except Exception:  # noqa: BLE001 - nor may a bug of this file
             _log.exception("unexpected failure of a control connection")
 
@@ -65,28 +133,30 @@ async def _client(routes: Routes, stream: trio.abc.Stream) -> None:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: trio.abc.Stream, policy: Policy) -> None:
+        self._stream, self._policy = stream, policy
         self._http = h11.Connection(h11.SERVER)
         self._scope = trio.CancelScope()
+        self._bodiless = False
+        """Whether only the head of the answer is asked for."""
 
     async def answer(self, routes: Routes) -> None:
         """Read the request and answer it. Raises what trio and h11 raise."""
         with trio.fail_after(REQUEST_S):
             request, body = await self._receive()
-        method, path = request.method.decode(), request.target.decode()
-        if path not in routes:
-            await self.fail(404, ErrorBody(ExitCode.USAGE, f"path {path}: does not exist"))
-        elif routes[path][0] != method:
-            await self.fail(405, ErrorBody(ExitCode.USAGE, f"path {path}: takes {routes[path][0]}, not {method}"))
+        asked = _asked(request)
+        self._bodiless = asked.method == "HEAD"
+        refusal = _misdirected(asked, routes) or self._policy.refusal(asked)
+        if refusal is not None:
+            await self.fail(refusal)
         else:
-            await self._run(routes[path][1], body)
+            await self._run(routes[asked.path][1], body)
 
-    async def fail(self, status: int, error: ErrorBody) -> None:
+    async def fail(self, refusal: Refusal) -> None:
         """Answer with an error, if an answer is still possible."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE, h11.SEND_BODY):
             with trio.move_on_after(FINISH_S, shield=True):
-                await self._finish(status, Failure(error))
+                await self._finish(refusal.status, Failure(refusal.error), refusal.allow)
 
     async def _receive(self) -> tuple[h11.Request, bytes]:
         request, body = None, bytearray()
@@ -107,12 +177,13 @@ class Exchange:
 
     async def _run(self, handler: Handler, body: bytes) -> None:
         """Let the handler work for as long as the client stays."""
+        policy = self._policy
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._watch)
             status, result = await _outcome(handler, body, self._emit)
             # No checkpoint since the handler ended: what it answered is sent even when it stops the server.
-            with trio.move_on_after(FINISH_S, shield=True):
+            with trio.move_on_after(policy.patience_s, shield=policy.shielded):
                 await self._finish(status, result)
             nursery.cancel_scope.cancel()
 
@@ -124,28 +195,51 @@ class Exchange:
         self._scope.cancel()
 
     async def _emit(self, line: object) -> None:
-        await self._send(self._head(200) + self._line(line))
+        await self._send(self._head(200, "application/jsonl") + self._body(_line(line)))
 
-    async def _finish(self, status: int, result: object) -> None:
-        data = self._head(status) + self._line(result)
+    async def _finish(self, status: int, result: object, allow: str = "") -> None:
+        page = result if isinstance(result, Page) else Page("application/json", _line(result), status)
+        data = self._head(page.status, page.content_type, allow) + self._body(page.body)
         await self._send(data + (self._http.send(h11.EndOfMessage()) or b""))
 
-    def _head(self, status: int) -> bytes:
+    def _head(self, status: int, content_type: str, allow: str = "") -> bytes:
         """The response's head, unless it was sent before."""
         if self._http.our_state is h11.SEND_BODY:
             return b""
-        headers = [("Content-Type", "application/json"), ("Connection", "close")]
+        headers = [("Content-Type", content_type), ("Connection", "close"), *self._policy.headers]
+        if allow:
+            headers.append(("Allow", allow))
         return self._http.send(h11.Response(status_code=status, headers=headers)) or b""
 
-    def _line(self, line: object) -> bytes:
-        text = json.dumps(msgspec.to_builtins(line), separators=(",", ":"))  # ASCII: paths need not be valid text
-        return self._http.send(h11.Data(data=text.encode() + b"\n")) or b""
+    def _body(self, data: bytes) -> bytes:
+        return b"" if self._bodiless else self._http.send(h11.Data(data=data)) or b""
 
     async def _send(self, data: bytes) -> None:
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError:
             self._scope.cancel()
+
+
+def _asked(request: h11.Request) -> Asked:
+    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+    return Asked(request.method.decode(), request.target.decode().partition("?")[0], headers)
+
+
+def _misdirected(asked: Asked, routes: Routes) -> Refusal | None:
+    """Why a request cannot be answered by any route."""
+    route = routes.get(asked.path)
+    if route is None:
+        return Refusal(404, ErrorBody(ExitCode.USAGE, f"path {asked.path}: does not exist"))
+    if asked.method == route[0] or (asked.method, route[0]) == ("HEAD", "GET"):
+        return None
+    error = ErrorBody(ExitCode.USAGE, f"path {asked.path}: takes {route[0]}, not {asked.method}")
+    return Refusal(405, error, "GET, HEAD" if route[0] == "GET" else route[0])
+
+
+def _line(line: object) -> bytes:
+    text = json.dumps(msgspec.to_builtins(line), separators=(",", ":"))  # ASCII: paths need not be valid text
+    return text.encode() + b"\n"
 
 
 async def _outcome(handler: Handler, body: bytes, emit: Emit) -> tuple[int, object]:

@@ -160,3 +160,8 @@ def _client(connection: Connection) -> ClientMeasures:
 def _export(export: Export, traffic: Traffic) -> ExportMeasures:
     info = export.info
     return ExportMeasures(info.name, info.size, info.read_only, export.clients, TrafficMeasures.of(traffic))
+
+
+def as_text(path: str) -> str:
+    """A path, which need not be text."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")

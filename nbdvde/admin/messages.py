@@ -69,6 +69,16 @@ class Status(msgspec.Struct, frozen=True):
     metrics: dict[str, int]
     failure: str | None
     """Why the image takes no writes any more, if so."""
+    admin: list[str] = []
+    """URLs of the dashboard."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Answer of GET /healthz and GET /readyz."""
+
+    ok: bool
+    problems: list[str] = []
+    """What people should know, also of a server that is fine."""
 
 
 class ExportStatus(msgspec.Struct, frozen=True):

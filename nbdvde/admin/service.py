@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import trio
 
 from nbdvde import workers
@@ -15,9 +16,9 @@ from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.calls import Call, Feed, answer, feed, parse
 from nbdvde.admin.catalog import CALLS
 from nbdvde.admin.difference import Ranges, difference
-from nbdvde.admin.http import Emit, Routes
+from nbdvde.admin.http import Emit, Page, Routes
 from nbdvde.admin.keychange import Action, apply
-from nbdvde.admin.measures import Gauges, Measures, measures
+from nbdvde.admin.measures import Gauges, Measures, as_text, measures
 from nbdvde.admin.messages import (
     AddExport,
     CheckLine,
@@ -32,6 +33,7 @@ from nbdvde.admin.messages import (
     Done,
     ExportList,
     ExportStatus,
+    Health,
     KeyList,
     KeyRequest,
     OptimizeLine,
@@ -62,6 +64,9 @@ from nbdvde.version import VERSION
 PROGRESS_S = 0.1
 """Seconds between two lines of progress."""
 PATHS = {
+    "/metrics": ("GET", "exposition"),
+    "/healthz": ("GET", "health"),
+    "/readyz": ("GET", "readiness"),
     "/v1/status": ("GET", "status"),
     "/v1/metrics": ("GET", "metrics"),
     "/v1/info": ("GET", "info"),
@@ -108,15 +113,28 @@ class Serving(Protocol):
     async def reload(self) -> Reloaded:
         """Read the configuration again."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether clients are let in."""
+
+    @property
+    def admin(self) -> Sequence[str]:
+        """URLs of the dashboard."""
+
 
 class Service:
-    """Handlers of the control interface. `image` is None when there is none."""
+    """Handlers of the control interface."""
 
     def __init__(
-        self, server: Server, image: Image | None, host: Host, addresses: Sequence[str], serving: Serving
+        self,
+        server: Server,
+        image: Callable[[], Image | None],
+        host: Host,
+        addresses: Sequence[str],
+        serving: Serving,
     ) -> None:
-        """`addresses` are the URIs of the default export."""
-        self._server, self._image, self._host, self._serving = server, image, host, serving
+        """`image` tells which one is spoken of, if any; `addresses` are the URIs of the default export."""
+        self._server, self._find_image, self._host, self._serving = server, image, host, serving
         self._addresses = list(addresses)
         self._started_s = trio.current_time()
         self._gauges = Gauges()
@@ -129,6 +147,27 @@ class Service:
     async def _answer(self, call: Call[Any, Any] | Feed[Any, Any], body: bytes, emit: Emit) -> object:
         image = self._the_image()
         return await (answer(call, image, body) if isinstance(call, Call) else feed(call, image, body, emit))
+
+    @property
+    def _image(self) -> Image | None:
+        return self._find_image()
+
+    async def exposition(self, body: bytes, emit: Emit) -> Page:
+        """Counters, latencies and gauges in the text format of Prometheus."""
+        return await workers.run(_exposition, await self.metrics(body, emit))
+
+    async def health(self, body: bytes, emit: Emit) -> Health:
+        """Whether the process is alive, which it is when it answers, and what is wrong with its images."""
+        return Health(True, self._problems())
+
+    async def readiness(self, body: bytes, emit: Emit) -> Health | Page:
+        """Whether clients are let in and every image works; status 503 if not."""
+        problems = self._problems() if self._serving.is_ready else ["the server is starting or stopping"]
+        health = Health(not problems, problems)
+        return health if health.ok else Page("application/json", msgspec.json.encode(health) + b"\n", 503)
+
+    def _problems(self) -> list[str]:
+        return [f"{as_text(image.path)}: {image.poisoned}" for image in self._host.images if image.poisoned]
 
     async def status(self, body: bytes, emit: Emit) -> Status:
         """What is served, to whom, and since when."""
@@ -144,6 +183,7 @@ class Service:
             clients=[_client(connection) for connection in server.connections],
             metrics=server.metrics.snapshot(),
             failure=image.poisoned if image else None,
+            admin=list(self._serving.admin),
         )
 
     async def metrics(self, body: bytes, emit: Emit) -> Measures:
@@ -344,6 +384,12 @@ class Service:
         if not image.encrypted:
             raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
         return image
+
+
+def _exposition(found: Measures) -> Page:
+    from nbdvde.admin import prometheus  # noqa: PLC0415 - takes 50 ms, and most servers are never asked
+
+    return Page(prometheus.CONTENT_TYPE, prometheus.render(found))
 
 
 def _client(connection: Connection) -> Client:

@@ -139,6 +139,16 @@ def serve(
     control: Annotated[
         str | None, typer.Option(metavar="PATH", help="Control socket, or none. [default: IMAGE.ctl]")
     ] = None,
+    admin: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Dashboard, metrics and health over HTTP. [default: none]")
+    ] = None,
+    admin_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="remote: an address others can reach; changes, too; repeatable."),
+    ] = None,
+    admin_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Name of this machine in its URLs; repeatable.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", readable=False, help="Configuration file, TOML.")
     ] = None,
@@ -178,7 +188,8 @@ def serve(
 
     given = {
         "key_file": key_file and str(key_file), "listen": listen or None, "export": export, "read_only": read_only,
-        "control": control, "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
+        "control": control, "admin": admin, "admin_allow": admin_allow or None, "admin_names": admin_name or None,
+        "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
         "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
         "tls_client_ca": tls_client_ca and str(tls_client_ca), "tls_psk": tls_psk and str(tls_psk),
         "log_format": log_format and log_format.value, "engine_dedup_memory": dedup_memory,

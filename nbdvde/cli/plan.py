@@ -9,6 +9,7 @@ from typing import Self
 import msgspec
 
 import nbdvde
+from nbdvde.cli.dashboard import DashboardPlan
 from nbdvde.cli.images import ImageByPath, default_control
 from nbdvde.config import DiskOptions, LimitOptions, Options, TlsOptions, parse_disk_size
 from nbdvde.engine.keys import Secret
@@ -52,6 +53,7 @@ class Plan:
     addresses: tuple[Address, ...]
     control: Path | None
     """Control socket of the first image, or of a server without one."""
+    dashboard: DashboardPlan | None
     tls: ssl.SSLContext | None
     limits: Limits
     options: Options
@@ -74,7 +76,8 @@ class Plan:
             raise UsageError("--control", "is the same socket as --listen", "choose another for one of them")
         return cls(
             exports, _default(exports, images, memory, options), addresses, control,
-            _tls(options.tls), _limits(options.limits), options, lambda: cls.make(images, memory, read),
+            DashboardPlan.of(options.server), _tls(options.tls),
+            _limits(options.limits), options, lambda: cls.make(images, memory, read),
         )  # fmt: skip
 
     def writable(self, file: Path | None) -> bool:

@@ -16,6 +16,7 @@ from nbdvde.admin import http
 from nbdvde.admin.client import connect
 from nbdvde.admin.messages import Reloaded
 from nbdvde.admin.service import Service
+from nbdvde.cli.dashboard import Dashboard
 from nbdvde.cli.images import default_control
 from nbdvde.cli.logs import configure_logging
 from nbdvde.cli.plan import Plan
@@ -60,6 +61,7 @@ class _Serving:
         self._host: Host
         self._nursery: trio.Nursery
         self._uris: list[str] = []
+        self._dashboard: Dashboard | None = None
 
     async def run(self) -> None:
         """Start, serve, stop. Nothing is written to an image before every listener is bound."""
@@ -70,11 +72,24 @@ class _Serving:
                 with self._starting:
                     async with self._held:
                         listeners = [await self._bind(address) for address in self._plan.addresses]
+                        if self._plan.dashboard:
+                            bound = await Dashboard.bind(self._plan.dashboard)
+                            self._dashboard = self._held.enter_context(closing(bound))
                         tls = self._plan.tls is not None
                         self._uris = [uri for listener in listeners for uri in uris_of(listener, tls=tls)]
                         async with self._hosting():
                             await self._serve_clients(listeners)
                 self._nursery.cancel_scope.cancel()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether clients are let in."""
+        return self._ready and not self._stopping
+
+    @property
+    def admin(self) -> list[str]:
+        """URLs of the dashboard."""
+        return self._dashboard.urls if self._dashboard else []
 
     def stop(self) -> None:
         """Begin a clean stop; when it has begun, end the waiting for clients."""
@@ -169,7 +184,7 @@ class _Serving:
 
         async def attend(image: Image | None) -> None:
             if listener:
-                routes = Service(self._server, image, self._host, self._uris, self).routes()
+                routes = Service(self._server, lambda: image, self._host, self._uris, self).routes()
                 await self._nursery.start(_answer, scope, listener, routes)
 
         listener = await self._bind_control(control, path) if control else None
@@ -179,6 +194,9 @@ class _Serving:
             scope.cancel()
             if listener:
                 listener.close()
+
+    def _first_image(self) -> Image | None:
+        return next(iter(self._host.images), None)
 
     def _control_of(self, path: Path | None) -> Path | None:
         if path == self._first or self._control is None:
@@ -200,6 +218,9 @@ class _Serving:
             if self._first is None:
                 attend = await held.enter_async_context(self._attend(None))
                 await attend(None)
+            if self._dashboard:
+                service = Service(self._server, self._first_image, self._host, self._uris, self)
+                await held.enter_async_context(self._dashboard.answering(service))
             with self._clients:
                 async with trio.open_nursery() as serving:
                     self._ready = True
@@ -221,7 +242,7 @@ async def _answer(
 def _warn_of_the_rest(old: Plan, new: Plan) -> None:
     """Say what of the configuration counts only from the next start on."""
     before, after = old.options, new.options
-    for key in ("listen", "control", "pid_file", "log_format", "export"):
+    for key in ("listen", "control", "admin", "admin_allow", "admin_names", "pid_file", "log_format", "export"):
         if getattr(before.server, key) != getattr(after.server, key):
             _log.warning("server.%s has changed: restart to let it count", key)
     if before.engine != after.engine:

@@ -48,8 +48,11 @@ def image_path(tmp_path: Path) -> Path:
 class Told:
     """What the whole server was told."""
 
+    admin = ("http://127.0.0.1:1/",)
+
     def __init__(self) -> None:
         self.stopped = self.reloaded = 0
+        self.is_ready = True
 
     def stop(self) -> None:
         self.stopped += 1
@@ -94,7 +97,7 @@ async def serving(folder: Path, image: Any) -> AsyncIterator[Served]:
     async with trio.open_nursery() as nursery:
         host = Host(server, exports, nursery, unattended, {})
         await host.add(ExportSpec(name="disk", memory_bytes=4096), lambda: None)
-        made = Service(server, image, host, ["nbd:x"], told)
+        made = Service(server, lambda: image, host, ["nbd:x"], told)
         await nursery.start(http.serve, listener.sockets[0], made.routes())
         try:
             yield Served(ControlClient(path), server, told)

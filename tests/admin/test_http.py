@@ -8,7 +8,8 @@ import trio
 import trio.testing
 
 from nbdvde.admin import http
-from nbdvde.admin.http import Emit, Routes
+from nbdvde.admin.http import Asked, Emit, Page, Policy, Refusal, Routes
+from nbdvde.admin.messages import ErrorBody
 from nbdvde.errors import InUseError, KeyFailure, NoSpaceError, RefusedError, UsageError
 
 
@@ -25,11 +26,11 @@ async def count(body: bytes, emit: Emit) -> object:
 ROUTES: Routes = {"/v1/echo": ("POST", echo), "/v1/count": ("GET", count)}
 
 
-async def ask(request: bytes, routes: Routes = ROUTES) -> tuple[int, list[Any]]:
+async def ask(request: bytes, routes: Routes = ROUTES, policy: Policy | None = None) -> tuple[int, list[Any]]:
     """Status and decoded lines of the answer to raw bytes; no status when there is no answer."""
     near, far = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http._client, routes, far)
+        nursery.start_soon(http._client, routes, far, policy)
         await near.send_all(request)
         answer = b"".join([chunk async for chunk in near])
         await near.aclose()
@@ -134,6 +135,83 @@ async def test_error_after_the_first_line() -> None:
     assert status == 200
     assert lines[0] == {"number": 0}
     assert lines[1]["error"]["code"] == 4
+
+
+async def raw(request: bytes, routes: Routes = ROUTES, policy: Policy | None = None) -> tuple[dict[str, str], bytes]:
+    """Head and body of the answer."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, routes, far, policy)
+        await near.send_all(request)
+        head, _, body = b"".join([chunk async for chunk in near]).partition(b"\r\n\r\n")
+    lines = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:]]
+    return {name.lower(): value for name, value in lines} | {"status": head.split()[1].decode()}, body
+
+
+async def page(body: bytes, emit: Emit) -> Page:
+    return Page("text/plain", b"hello", 503)
+
+
+async def test_a_page() -> None:
+    head, body = await raw(b"GET /page?x=1 HTTP/1.1\r\nHost: x\r\n\r\n", {"/page": ("GET", page)})
+    assert (head["status"], head["content-type"]) == ("503", "text/plain")
+    assert body == b"5\r\nhello\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/page", "503"), ("/v1/count", "200"), ("/v1/none", "404")])
+async def test_only_the_head(path: str, status: str) -> None:
+    request = f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    head, body = await raw(request, {**ROUTES, "/page": ("GET", page)})
+    assert (head["status"], body) == (status, b"")
+
+
+async def test_what_a_path_takes_and_gives() -> None:
+    assert (await raw(post("/v1/count")))[0]["allow"] == "GET, HEAD"
+    assert (await raw(b"GET /v1/echo HTTP/1.1\r\nHost: x\r\n\r\n"))[0]["allow"] == "POST"
+    assert (await raw(b"GET /v1/count HTTP/1.1\r\nHost: x\r\n\r\n"))[0]["content-type"] == "application/jsonl"
+    assert (await raw(post("/v1/echo")))[0]["content-type"] == "application/json"
+
+
+class Strict(Policy):
+    """Lets nobody ask for /v1/count."""
+
+    headers = (("X-Test", "yes"),)
+    connections = 1
+    patience_s = 5.0
+    shielded = False
+
+    def refusal(self, asked: Asked) -> Refusal | None:
+        return Refusal(403, ErrorBody(9, "no")) if asked.path == "/v1/count" else None
+
+
+async def test_a_policy() -> None:
+    head, _ = await raw(b"GET /v1/count HTTP/1.1\r\nHost: x\r\n\r\n", policy=Strict())
+    assert (head["status"], head["x-test"]) == ("403", "yes")
+    head, body = await raw(post("/v1/echo"), policy=Strict())
+    assert (head["status"], head["x-test"]) == ("200", "yes")
+    assert b"echo" in body
+
+
+async def test_too_many_at_a_time() -> None:
+    limiter = trio.CapacityLimiter(1)
+    near, far = trio.testing.memory_stream_pair()
+    waiting, its = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._limited, limiter, ROUTES, Strict(), its)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(http._limited, limiter, ROUTES, Strict(), far)
+        assert b" 503 " in b"".join([chunk async for chunk in near])
+        await waiting.aclose()
+    assert limiter.borrowed_tokens == 0
+
+
+async def test_a_client_that_does_not_take_its_page(autojump_clock: trio.testing.MockClock) -> None:
+    near, far = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(http._client, {"/page": ("GET", page)}, far, Strict())
+        await near.send_all(b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n")
+        begun = trio.current_time()
+    assert trio.current_time() - begun == Strict.patience_s
 
 
 async def test_leaving_cancels() -> None:
