@@ -124,7 +124,7 @@ def _root(reference: bytes) -> bytes:
     """Section "Root segment": a disk, a volume with everything that one can have, two tables."""
     head = pack("<IIIIQQ8Q64x", 2, 2, 160, 300, 12, 8, *[1] * 8)
     disk = pack("<IIQQ16sB65s54x", 1, 2, 1 << 30, 77, reference, 4, b"disk")
-    empty = pack("<IIQQ16sB65s6xIIQQ4s20x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 7, 99, 12, b"DICT")
+    empty = pack("<IIQQ16sB65s6xIIQQ4sII12x", 2, 0, 512, 0, bytes(16), 2, b"d2", 1, 7, 99, 12, b"DICT", 3, 1)
     return head + disk + empty + pack("<II", 100, 20)
 
 

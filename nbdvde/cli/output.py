@@ -133,7 +133,8 @@ def info(image: ImageInfo) -> None:
         facts.append(("dedup", f"on, with {size(image.dedup_memory)} of memory" if on else "off"))
     for disk in image.disks:
         used = f", {size(disk.logical_bytes)} of data" if image.stored_bytes else ""
-        facts.append((f"disk {disk.name}", size(disk.size) + used))
+        begun = f", cloned from {disk.origin}" if disk.origin else ""
+        facts.append((f"disk {disk.name}", size(disk.size) + used + begun))
         if disk.snapshots:
             newest = disk.snapshots[-1]
             text = f"{len(disk.snapshots)}, the newest is {newest.name} of {_time(newest.created_ns)}"
@@ -254,11 +255,12 @@ def _placed(error: CheckError) -> str:
 
 def disks(image: ImageInfo) -> None:
     """The disks of an image, as text."""
-    rows = [("name", "size", "data", "snapshots", "dedup with")]
+    rows = [("name", "size", "data", "snapshots", "dedup with", "cloned from")]
     rows += [
-        (disk.name, size(disk.size), size(disk.logical_bytes), str(len(disk.snapshots)), disk.dedup_with or "-")
+        (disk.name, size(disk.size), size(disk.logical_bytes), str(len(disk.snapshots)), disk.dedup_with or "-",
+         disk.origin or "-")
         for disk in image.disks
-    ]
+    ]  # fmt: skip
     _aligned(rows)
 
 

@@ -14,6 +14,8 @@ from nbdvde.errors import DamageError, UsageError
 
 SEPARATOR = "@"
 """Between the names of a disk and of a snapshot."""
+GONE = "(deleted)"
+"""In place of the name of a disk or snapshot that is there no more; none can have it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,13 +36,15 @@ class Member:
     """Type of the region that it is (regions.form.Form.tag); 0 for disks and snapshots."""
     owner: int = 0
     """Of a region: number of the disk that it belongs to, 0 for one of the image."""
+    origin: int = 0
+    """Number of the disk or snapshot that a clone began as; 0 for none, and for clones of older versions."""
 
     def entry(self) -> VolumeEntry:
         """As the root of the image keeps it."""
         lbamap = self.map
         return VolumeEntry(
             self.number, self.name, self.size, lbamap.height, lbamap.mapped, lbamap.root, self.parent, self.created_ns,
-            lbamap.protected, self.domain, self.region, self.owner,
+            lbamap.protected, self.domain, self.region, self.owner, self.origin,
         )  # fmt: skip
 
 
@@ -84,6 +88,13 @@ class Catalogue:
             return f"region {member.name}" + (f" of {owner.name}" if owner else "")
         disk = self.members.get(member.parent)
         return f"{disk.name}{SEPARATOR}{member.name}" if disk else member.name
+
+    def origin(self, member: Member) -> str | None:
+        """What a clone began as: its name, or `GONE`; None for what is no clone."""
+        if not member.origin:
+            return None
+        source = self.members.get(member.origin)
+        return self.label(source) if source else GONE
 
     def get(self, label: str) -> Member | None:
         """The volume called DISK or DISK@SNAPSHOT, if there is one."""
@@ -174,9 +185,12 @@ class Catalogue:
                 region=operation.region, owner=owner,
             )  # fmt: skip
         source = self._named(operation, operation.source)
-        parent = source.number if operation.action == Action.SNAPSHOT else 0
+        parent, origin = (source.number, 0) if operation.action == Action.SNAPSHOT else (0, source.number)
         lbamap = source.map.fork(sequence)
-        return Member(operation.number, operation.name, source.size, lbamap, parent, operation.time_ns, source.domain)
+        return Member(
+            operation.number, operation.name, source.size, lbamap, parent, operation.time_ns, source.domain,
+            origin=origin,
+        )  # fmt: skip
 
     def _named(self, operation: Operation, number: int) -> Member:
         member = self.members.get(number)

@@ -479,4 +479,6 @@ class Image:
     def _described(self, disk: Volume, stored: int | None) -> DiskInfo:
         snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]
         sharing = self.volumes.shares_with(disk)
-        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, stored, snapshots, sharing)
+        catalogue = self._loaded.catalogue
+        origin = catalogue.origin(catalogue.members[disk.number])
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, stored, snapshots, sharing, origin)

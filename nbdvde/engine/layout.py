@@ -526,7 +526,7 @@ def pack_entry(slot: int, unit: int, block: int) -> int:
 
 
 _ROOT = struct.Struct("<IIIIQQ16Q")
-_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQII16x")
+_VOLUME = struct.Struct("<IIQQ16sB65s6xIIQQIII12x")
 _VOLUME_BYTES_FIRST = 112
 """Bytes of a volume entry in images from before there were snapshots: the rest of it is zero."""
 STATISTICS = (
@@ -557,6 +557,8 @@ class VolumeEntry:
     """Type of the region that it is (regions.form.Form.tag); 0 for disks and snapshots."""
     owner: int = 0
     """Of a region: number of the disk that it belongs to, 0 for one of the image."""
+    origin: int = 0
+    """Number of the disk or snapshot that a clone began as; 0 for none, and for clones of older versions."""
 
     SIZE = _VOLUME.size
 
@@ -565,16 +567,15 @@ class VolumeEntry:
         root = self.root.pack() if self.root else NO_REF
         return _VOLUME.pack(
             self.volume, self.height, self.size, self.mapped, root, len(raw), raw, self.parent, self.domain,
-            self.created_ns, self.protected, self.region, self.owner,
+            self.created_ns, self.protected, self.region, self.owner, self.origin,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
-        volume, height, size, mapped, root, length, raw, parent, domain, created, protected, region, owner = _fields(
-            _VOLUME, data, offset
-        )
+        volume, height, size, mapped, root, length, raw, *rest = _fields(_VOLUME, data, offset)
+        parent, domain, created, protected, region, owner, origin = rest
         name, ref = _text(raw[:length]), UnitRef.unpack(root)
-        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain, region, owner)
+        return cls(volume, name, size, height, mapped, ref, parent, created, protected, domain, region, owner, origin)
 
 
 @dataclass(frozen=True, slots=True)

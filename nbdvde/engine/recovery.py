@@ -280,16 +280,9 @@ def _member(entry: VolumeEntry) -> Member:
     mapped = min(entry.mapped, blocks)
     lbamap = LbaMap(blocks, entry.root, mapped, height=entry.height, protected=entry.protected)
     return Member(
-        entry.volume,
-        entry.name,
-        entry.size,
-        lbamap,
-        entry.parent,
-        entry.created_ns,
-        entry.domain,
-        entry.region,
-        entry.owner,
-    )
+        entry.volume, entry.name, entry.size, lbamap, entry.parent, entry.created_ns, entry.domain, entry.region,
+        entry.owner, entry.origin,
+    )  # fmt: skip
 
 
 def _replay(

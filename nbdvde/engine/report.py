@@ -26,6 +26,8 @@ class DiskInfo(msgspec.Struct, frozen=True):
     """Oldest first."""
     dedup_with: str | None = None
     """The oldest disk that it shares what it stores with, itself if no other; None when it takes no part."""
+    origin: str | None = None
+    """Of a clone: the disk or DISK@SNAPSHOT that it began as, or `(deleted)`."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True):

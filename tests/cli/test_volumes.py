@@ -78,9 +78,10 @@ def test_life_of_disks_and_snapshots(command: Command, target: Path) -> None:
     assert ok(command, "disk", "create", target, "three", "3M")["size"] == 3 << 20
 
     listed = ok(command, "disk", "list", target)["disks"]
-    assert [(disk["name"], disk["size"], len(disk["snapshots"])) for disk in listed] == [
-        ("disk", SIZE, 2), ("two", SIZE, 0), ("three", 3 << 20, 0),
+    assert [(disk["name"], disk["size"], len(disk["snapshots"]), disk["origin"]) for disk in listed] == [
+        ("disk", SIZE, 2, None), ("two", SIZE, 0, "disk@a"), ("three", 3 << 20, 0, None),
     ]  # fmt: skip
+    assert ", cloned from disk@a\n" in command("info", target).out
     snapshots = ok(command, "snapshot", "list", target)["snapshots"]
     assert [(found["disk"], found["name"], found["size"]) for found in snapshots] == [
         ("disk", "a", SIZE), ("disk", "b", SIZE),
@@ -93,6 +94,7 @@ def test_life_of_disks_and_snapshots(command: Command, target: Path) -> None:
     assert ok(command, "snapshot", "rollback", target, "disk@a")["name"] == "disk@a"
     assert content(command, target, "disk") == old.ljust(SIZE, b"\0")
     assert ok(command, "snapshot", "delete", target, "disk@a")["name"] == "disk@a"
+    assert command("disk", "list", target).out.splitlines()[2].endswith("(deleted)")
     assert ok(command, "disk", "delete", target, "two")["size"] == SIZE
     assert [disk["name"] for disk in ok(command, "disk", "list", target)["disks"]] == ["disk", "three"]
     assert ok(command, "check", target)["ok"] is True
@@ -143,7 +145,10 @@ def test_what_changed(command: Command, target: Path) -> None:
 def test_lists_as_text(command: Command, target: Path) -> None:
     command("snapshot", "create", target, "disk@a")
     disks = [line.split() for line in command("disk", "list", target).out.splitlines()]
-    assert disks == [["name", "size", "data", "snapshots", "dedup", "with"], ["disk", "1M", "0", "1", "disk"]]
+    assert disks == [
+        ["name", "size", "data", "snapshots", "dedup", "with", "cloned", "from"],
+        ["disk", "1M", "0", "1", "disk", "-"],
+    ]
     head, row = (line.split() for line in command("snapshot", "list", target).out.splitlines())
     assert (head, row[0], row[-1]) == (["name", "created", "size"], "disk@a", "1M")
     (line,) = (line for line in command("info", target).out.splitlines() if line.startswith("snapshots"))

@@ -57,7 +57,7 @@ SUPERBLOCK = Superblock(
     POINT, (("disk", 1 << 30), ("a.b-c_9", 512)),
 )  # fmt: skip
 ROOT = Root(
-    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12, 7, FORM.tag)),
+    (VolumeEntry(1, "disk", 1 << 30, 2, 77, REF), VolumeEntry(2, "d2", 512, 0, 0, None, 1, 99, 12, 7, FORM.tag, 3, 1)),
     (100, 20), 12, (1,) * 8, 8, 300,
 )  # fmt: skip
 OPERATION = Operation(Action.CLONE, 9, 2, 1 << 30, 1_700_000_000_000_000_000, "copy", 5, 0x44434241)
