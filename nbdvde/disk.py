@@ -4,6 +4,8 @@ import abc
 import enum
 from collections.abc import Sequence
 
+from nbdvde.errors import DamageError
+
 Buffer = bytes | bytearray | memoryview
 """Bytes-like object of format 'B', contiguous."""
 
@@ -24,6 +26,14 @@ class Status(enum.IntFlag):
 
 ALLOCATION, ALLOCATION_DEPTH = "base:allocation", "qemu:allocation-depth"
 """Metadata contexts: `Status`; and 0 for holes, 1 for the rest (QEMU, docs/interop/nbd.rst)."""
+
+
+def located(error: Exception, disk: str, offset: int, length: int) -> Exception:
+    """Damage with the range of a disk that cannot be read for it; any other error as it is."""
+    if not isinstance(error, DamageError):
+        return error
+    why = f"bytes {offset} to {offset + length - 1} cannot be read: {error.message}"
+    return type(error)(f"disk {disk}", why, error.hint)
 
 
 class Disk(abc.ABC):

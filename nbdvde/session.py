@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import trio
 
 from nbdvde import workers
-from nbdvde.disk import Buffer, Disk
+from nbdvde.disk import Buffer, Disk, located
 from nbdvde.errors import NbdErrno, NbdvdeError, RequestError, UnsupportedError
 from nbdvde.limits import Account, Budget, Shared
 from nbdvde.metrics import COMMANDS, Traffic
@@ -278,7 +278,7 @@ class Session:
                     self._unusual = True
                     left = self._settle(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-                self._fail((cookie, offset), error)
+                self._fail((cookie, offset), located(error, disk.name, offset, length))
             else:
                 if self._disconnected:
                     break
@@ -376,7 +376,8 @@ class Session:
             try:
                 await self._perform(request)
             except Exception as error:  # noqa: BLE001 - a bug in a disk must not end the client
-                self._fail((request[2], request[3]), error)
+                _, _, cookie, offset, length, *_ = request
+                self._fail((cookie, offset), located(error, self._disk.name, offset, length))
             with suppress(trio.BrokenResourceError):
                 await self._send()
                 self.traffic.latency(request[0]).add(perf_counter_ns() - begun_ns)

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import trio
 
 from nbdvde import workers
-from nbdvde.disk import ALLOCATION, BLOCK, Disk, Piece, Status
-from nbdvde.errors import ImageError, NoSpaceError, RefusedError, reason
+from nbdvde.disk import ALLOCATION, BLOCK, Disk, Piece, Status, located
+from nbdvde.errors import DamageError, ImageError, NoSpaceError, RefusedError, reason
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes done and in all."""
@@ -89,9 +89,20 @@ async def _write_out(disk: Disk, file: int, progress: Progress) -> None:
                 continue
             for start in range(at, at + length, _PIECE):
                 count = min(_PIECE, at + length - start)
-                await workers.run(_write, file, start, await disk.read(start, count))
+                await workers.run(_write, file, start, await _pieces(disk, start, count))
                 progress(start + count, disk.size)
             at += length
+
+
+async def _pieces(disk: Disk, at: int, count: int) -> Sequence[Piece]:
+    """Some bytes of a disk. Raises DamageError, of the first block that cannot be read."""
+    try:
+        return await disk.read(at, count)
+    except DamageError as damage:
+        if count > BLOCK:
+            for start in range(at, at + count, BLOCK):
+                await _pieces(disk, start, min(BLOCK, at + count - start))
+        raise located(damage, disk.name, at, count) from None
 
 
 @contextmanager

@@ -703,6 +703,18 @@ async def test_failures_do_not_flood_the_log(
     ]
 
 
+async def test_the_log_tells_which_range_of_a_disk_is_damaged(caplog: pytest.LogCaptureFixture) -> None:
+    disk = SlowDisk()
+    disk.go.set()
+    disk.error = DamageError("stored data", "fails its authentication", "run nbdvde check")
+    async with serving(disk) as server:
+        assert (await server.client.ask(READ, 4096, 8192)).error == NbdErrno.EIO
+    where, why = f"disk {disk.name}: bytes 4096 to 12287 cannot be read", "stored data: fails its authentication"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a request failed: {where}: {why} (run nbdvde check)"
+    ]
+
+
 @pytest.mark.parametrize("error", [NoSpaceError("image", "full"), ZeroDivisionError("a bug")])
 async def test_a_client_that_comes_again_does_not_flood_the_log_either(
     error: Exception, caplog: pytest.LogCaptureFixture

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable
 
-from nbdvde.disk import ALLOCATION, BLOCK, Status
+from nbdvde.disk import ALLOCATION, BLOCK, Status, located
 from nbdvde.engine.pieces import page_of
 from nbdvde.engine.volume import Volume
+from nbdvde.errors import DamageError
 
 _EXTENTS = 1024
 
@@ -25,8 +26,15 @@ async def sample(disk: Volume, count: int, progress: Callable[[int, int], None])
             data = 0 if status & (Status.HOLE | Status.ZERO) else length // BLOCK
             while ordinals and ordinals[-1] < passed + data:
                 at = offset + (ordinals.pop() - passed) * BLOCK
-                blocks.append(b"".join(map(page_of, await disk.read(at, BLOCK))))
+                blocks.append(await _block(disk, at))
                 progress(at, disk.size)
             passed, offset = passed + data, offset + length
     chance.shuffle(blocks)
     return blocks
+
+
+async def _block(disk: Volume, offset: int) -> bytes:
+    try:
+        return b"".join(map(page_of, await disk.read(offset, BLOCK)))
+    except DamageError as damage:
+        raise located(damage, disk.name, offset, BLOCK) from None

@@ -265,7 +265,8 @@ def test_salvage(command: Command, image: Path, key_file: Path) -> None:
     assert [(e["disk"], e["offset"], e["length"]) for e in checked["errors"] if e["disk"] == "disk"] == [
         ("disk", lost["offset"], lost["length"])
     ]
-    assert command("export", "new.vde", "part", *key).code != 0, "what is lost is an error"
+    first = f"new.vde: disk disk: bytes {lost['offset']} to {lost['offset'] + 4095} cannot be read: "
+    command("export", "new.vde", "part", *key).fails(6, first, "run nbdvde check")
     whole = Path("whole").read_bytes()
 
     async def compare() -> None:
