@@ -14,6 +14,7 @@ import trio
 from nbdvde import workers
 from nbdvde.disk import ALLOCATION, BLOCK, Disk, Piece, Status, located
 from nbdvde.errors import DamageError, ImageError, NoSpaceError, RefusedError, reason
+from nbdvde.newfile import NewFile
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes done and in all."""
@@ -21,10 +22,10 @@ _PIECE = 4 << 20
 _EXTENTS = 1024
 
 
-async def copy_in(path: Path, disk: Disk, progress: Progress) -> None:
-    """Make a disk hold what a file holds, and zeroes behind that; durable at the end. Raises NbdvdeError.
+async def copy_in(path: Path, disk: Disk, progress: Progress) -> int:
+    """Make a disk hold what a file holds, and zeroes behind that; durable at the end. Answers how long the file is.
 
-    What was on the disk is lost, also when this fails half-way.
+    Raises NbdvdeError. What was on the disk is lost, also when this fails half-way.
     """
     if disk.read_only:
         raise RefusedError(f"disk {disk.name}", "cannot be written", "import into another one")
@@ -46,37 +47,48 @@ async def copy_in(path: Path, disk: Disk, progress: Progress) -> None:
         if size < disk.size:
             await disk.zero(size, disk.size - size)
         await disk.flush()
+    return size
 
 
-async def copy_out(disk: Disk, path: Path, progress: Progress, *, overwrite: bool = False) -> None:
-    """Write a disk to a new file, or with `overwrite` to what is there; durable at the end. Raises NbdvdeError.
+async def copy_out(disk: Disk, path: Path, progress: Progress, *, overwrite: bool = False) -> int:
+    """Write a disk to a new file, or with `overwrite` to what is there; durable at the end. Answers how long it is.
 
-    A new file that could not be finished is removed.
+    A new file is there once it is whole. Raises NbdvdeError.
     """
-    async with target(path, overwrite=overwrite) as file:
-        await workers.run(_prepare, file, disk.size)
+    size = disk.size
+    async with target(path, overwrite=overwrite) as (file, _):
+        await workers.run(_prepare, file, size)
         await _write_out(disk, file, progress)
+    return size
 
 
 @asynccontextmanager
-async def target(path: Path, *, overwrite: bool) -> AsyncIterator[int]:
-    """A new file that others cannot read, or with `overwrite` what is there, not changed yet; durable at the end.
+async def target(path: Path, *, overwrite: bool) -> AsyncIterator[tuple[int, Path]]:
+    """A descriptor, and the path until the end, of a new file that others cannot read; durable at the end.
 
-    A new file goes again when anything goes wrong. Raises RefusedError, also for an image that is in use, ImageError,
-    NoSpaceError.
+    When anything goes wrong there is none. With `overwrite` it may be what is there, not changed yet. Raises
+    RefusedError, also for an image that is in use, ImageError, NoSpaceError.
     """
-    new = not await workers.run(os.path.lexists, path)
-    if not new and not overwrite:
-        raise RefusedError(str(path), "exists already", "choose another name, or use --force")
-    try:
-        with opened(path, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0)) as file:
-            yield file
+    if await workers.run(os.path.lexists, path):
+        if not overwrite:
+            raise _exists(path)
+        with opened(path, os.O_WRONLY) as file:
+            yield file, path
             await workers.run(os.fsync, file)
-    except BaseException:
-        if new:
+        return
+    with _placed(path):
+        new = await workers.run(NewFile, path)
+        try:
+            yield new.file, new.part
+            await workers.run(new.finish)
+        finally:
+            os.close(new.file)
             with trio.CancelScope(shield=True):
-                await workers.run(path.unlink, missing_ok=True)
-        raise
+                await workers.run(new.abandon)
+
+
+def _exists(path: Path) -> RefusedError:
+    return RefusedError(str(path), "exists already", "choose another name, or use --force")
 
 
 async def _write_out(disk: Disk, file: int, progress: Progress) -> None:
@@ -109,20 +121,30 @@ async def _pieces(disk: Disk, at: int, count: int) -> Sequence[Piece]:
 def opened(path: Path, flags: int) -> Iterator[int]:
     """A descriptor, with a lock that no image in use grants; its errors tell of the path."""
     try:
-        file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError(str(path), reason(error), "check the path") from None
     try:
         if not (stat.S_ISREG(mode := os.fstat(file).st_mode) or stat.S_ISBLK(mode)):
             raise ImageError(str(path), "is neither a file nor a block device", "copy through nbdcopy")
         _lock(path, file, flags)
-        yield file
+        with _placed(path):
+            yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """Have errors of the system tell of a path."""
+    try:
+        yield
+    except FileExistsError:
+        raise _exists(path) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(str(path), reason(error), "free some") from None
-        raise ImageError(str(path), reason(error)) from None
-    finally:
-        os.close(file)
+        raise ImageError(str(path), reason(error), "check the path" if error.filename else "") from None
 
 
 def _lock(path: Path, file: int, flags: int) -> None:

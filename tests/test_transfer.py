@@ -1,13 +1,17 @@
 """Raw files into disks and out of them: the same bytes, and holes where there is nothing."""
 
+import errno
 import os
 import random
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import nbdvde
-from nbdvde.disk import ALLOCATION, BLOCK, Disk
+from nbdvde.disk import ALLOCATION, BLOCK, Disk, Piece
+from nbdvde.engine.access import new_file
 from nbdvde.errors import ImageError, NbdvdeError, NoSpaceError, RefusedError
 from nbdvde.memory import MemoryDisk
 from nbdvde.transfer import copy_in, copy_out
@@ -161,3 +165,60 @@ async def test_a_file_that_becomes_shorter(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "pread", lambda *_: b"")
     with pytest.raises(ImageError, match="shorter"):
         await copy_in(tmp_path / "in", MemoryDisk(SIZE), ignore)
+
+
+class Watching(MemoryDisk):
+    """A disk that does something when it is read."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        super().__init__(SIZE)
+        self.watch = watch
+        self.write_nowait(0, memoryview(b"data" * 1024), owned=False)
+
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        self.watch()
+        return await super().read(offset, length)
+
+
+@pytest.mark.parametrize("error", [0, errno.EPERM, errno.EMLINK])
+async def test_a_new_file_has_its_name_once_it_is_whole(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    if error:  # as where there are no hard links
+        monkeypatch.setattr(os, "link", partial(_failing, error))
+    await copy_out(Watching(lambda: seen.extend(names(tmp_path))), tmp_path / "out", ignore)
+    assert {(name[:4], name[-5:]) for name in seen} == {("out.", ".part")}, "what a killed process leaves"
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_bytes()[:BLOCK] == b"data" * 1024
+
+
+def _failing(error: int, *_: object) -> None:
+    raise OSError(error, os.strerror(error))
+
+
+@pytest.mark.parametrize("error", [0, errno.EPERM])
+async def test_what_came_there_meanwhile_stays(tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if error:
+        monkeypatch.setattr(os, "link", partial(_failing, error))
+    with pytest.raises(NbdvdeError):
+        await copy_out(Watching((tmp_path / "out").touch), tmp_path / "out", ignore)
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").stat().st_size == 0
+
+
+def test_a_new_image_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    with new_file(tmp_path / "image.vde") as storage:
+        assert [name[-5:] for name in names(tmp_path)] == [".part"]
+        storage.close()
+    assert names(tmp_path) == ["image.vde"]
+    with pytest.raises(RefusedError, match="exists already"), new_file(tmp_path / "image.vde"):
+        pass
+
+
+def test_a_long_name(tmp_path: Path) -> None:
+    with new_file(tmp_path / ("\u00e4" * 127)) as storage:
+        storage.close()
+    with pytest.raises(ImageError, match="too long"), new_file(tmp_path / ("\u00e4" * 128)):
+        pass
+    assert names(tmp_path) == ["\u00e4" * 127]

@@ -218,14 +218,14 @@ class ControlClient:
                 return answer.report
         raise self.lost(EOFError("the answer broke off"))
 
-    def copy(self, direction: Literal["import", "export"], request: CopyRequest, progress: Progress) -> None:
+    def copy(self, direction: Literal["import", "export"], request: CopyRequest, progress: Progress) -> CopyLine:
         """See `Service.import_` and `Service.export`."""
         for line in self._lines("POST", f"/v1/{direction}", msgspec.json.encode(request)):
             answer = self._decode(line, CopyLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)
             elif answer.done:
-                return
+                return answer
         raise self.lost(EOFError("the answer broke off"))
 
     def call(self, call: Call[Q, A], request: Q) -> A:

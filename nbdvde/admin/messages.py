@@ -197,6 +197,23 @@ class CopyLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
     progress: Progress | None = None
     done: bool = False
+    disk: str = ""
+    """With `done`: name of the disk."""
+    bytes: int = 0
+    """With `done`: that were copied, holes included."""
+
+
+class CopyReport(msgspec.Struct, frozen=True):
+    """What `import` or `export` did."""
+
+    path: str
+    """Of the image."""
+    disk: str
+    file: str
+    format: str
+    bytes: int
+    """That were copied, holes included."""
+    seconds: float
 
 
 class SecretBody(msgspec.Struct, frozen=True):

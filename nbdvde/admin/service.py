@@ -266,15 +266,17 @@ class Service:
         async with self._host.unused(disk, hint="disconnect them first"):
             _log.info("%s: disk %s is overwritten with %s", self._the_image().path, disk.name, asked.file)
             with placing(self._the_image().path):
-                await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
-        return CopyLine(done=True)
+                copied = await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
+        return CopyLine(done=True, disk=disk.name, bytes=copied)
 
     async def export(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a disk out to a raw file: lines of progress, then `done`."""
         asked, disk = self._copying(body)
         with self._host.reading(disk), placing(self._the_image().path):
-            await _watched(emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite))
-        return CopyLine(done=True)
+            copied = await _watched(
+                emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite)
+            )
+        return CopyLine(done=True, disk=disk.name, bytes=copied)
 
     def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
         asked = parse(body, CopyRequest)

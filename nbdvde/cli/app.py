@@ -1,6 +1,7 @@
 """Commands and their options. What they do is imported when they run: start-up time matters."""
 
 import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ from nbdvde.version import VERSION
 
 if TYPE_CHECKING:
     from nbdvde.admin.messages import KeyList
-    from nbdvde.cli.images import ImageByPath
+    from nbdvde.cli.images import Copied, ImageByPath
     from nbdvde.engine.report import CheckReport
 
 app = typer.Typer(
@@ -92,9 +93,10 @@ def create(
     dedup_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory for finding duplicates. [default: 256M]")
     ] = None,
+    json: Json = False,
 ) -> None:
-    """Make an image with one empty disk."""
-    from nbdvde import config, create_image, keysource
+    """Make an image with one empty disk. With --json, tell what `info` tells of it without a key."""
+    from nbdvde import config, create_image, keysource, read_info
     from nbdvde.engine.volumes import check_name
 
     check_name(disk)
@@ -113,6 +115,8 @@ def create(
         image, length, secret=secret, compression=level, extent_bytes=extent_bytes, disk_name=disk, capacity=limit,
         dedup=dedup is Switch.ON, dedup_memory=config.parse_dedup_memory(dedup_memory) if dedup_memory else 0,
     )  # fmt: skip
+    if json:
+        output.json(read_info(image))
 
 
 @app.command()
@@ -291,12 +295,16 @@ def import_(
     format_: Format = "raw",
     key_file: KeyFile = None,
     control: Control = None,
+    json: Json = False,
 ) -> None:
     """Make a disk hold what a file or block device holds, and zeroes behind that. What was on it is lost."""
     from nbdvde.cli.copy import import_file
 
+    begun_s = time.monotonic()
     with output.unless_interrupted("what was on the disk may be overwritten in part: import again"):
-        import_file(_image(image, key_file, control), file, disk, format_)
+        copied = import_file(_image(image, key_file, control), file, disk, format_)
+    if json:
+        _print_copied(image, file, format_, copied, begun_s)
 
 
 @app.command()
@@ -308,11 +316,22 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Even to a file that exists, or to a block device.")] = False,
     key_file: KeyFile = None,
     control: Control = None,
+    json: Json = False,
 ) -> None:
-    """Write a disk to a new file; its holes stay holes."""
+    """Write a disk to a new file, which is there once it is whole; its holes stay holes."""
     from nbdvde.cli.copy import export_file
 
-    export_file(_image(image, key_file, control), file, disk, format_, overwrite=force)
+    begun_s = time.monotonic()
+    copied = export_file(_image(image, key_file, control), file, disk, format_, overwrite=force)
+    if json:
+        _print_copied(image, file, format_, copied, begun_s)
+
+
+def _print_copied(image: Path, file: Path, file_format: str, copied: "Copied", begun_s: float) -> None:
+    from nbdvde.admin.messages import CopyReport
+
+    seconds = round(time.monotonic() - begun_s, 3)
+    output.json(CopyReport(str(image), copied.disk, str(file), file_format, copied.bytes, seconds))
 
 
 app.command()(clone)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from nbdvde.cli.images import ImageByPath
+from nbdvde.cli.images import Copied, ImageByPath
 from nbdvde.disk import Disk
 from nbdvde.errors import ImageError, NbdvdeError, NoSpaceError, RefusedError, UsageError
 from nbdvde.exports import Export, Exports
@@ -22,22 +22,21 @@ from nbdvde.transfer import opened, target
 RAW = "raw"
 
 
-def import_file(image: ImageByPath, file: Path, disk: str | None, file_format: str) -> None:
+def import_file(image: ImageByPath, file: Path, disk: str | None, file_format: str) -> Copied:
     """Make a disk hold what a file of some format holds, and zeroes behind that. Raises NbdvdeError."""
     _check_name(file)
     if file_format == RAW:
-        image.copy_in(file, disk)
-        return
+        return image.copy_in(file, disk)
     _check(file_format)
 
-    async def run(target: Disk) -> None:
+    async def run(target: Disk) -> int:
         with opened(file, os.O_RDONLY):
-            await _convert_in(file, file_format, target)
+            return await _convert_in(file, file_format, target)
 
-    image.use(disk, run)
+    return image.use(disk, run)
 
 
-async def _convert_in(file: Path, file_format: str, disk: Disk) -> None:
+async def _convert_in(file: Path, file_format: str, disk: Disk) -> int:
     described = await _qemu_img("info", "--output=json", "-f", file_format, _name(file))
     size = int(json.loads(described)["virtual-size"])
     if size > disk.size:
@@ -48,21 +47,22 @@ async def _convert_in(file: Path, file_format: str, disk: Disk) -> None:
             "convert", *_progress(), "-n", "--target-is-zero", "-f", file_format, "-O", RAW, _name(file), uri
         )
     await disk.flush()
+    return size
 
 
-def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: str, *, overwrite: bool) -> None:
+def export_file(image: ImageByPath, file: Path, disk: str | None, file_format: str, *, overwrite: bool) -> Copied:
     """Write a disk to a file of some format. Raises NbdvdeError."""
     _check_name(file)
     if file_format == RAW:
-        image.copy_out(file, disk, overwrite=overwrite)
-        return
+        return image.copy_out(file, disk, overwrite=overwrite)
     _check(file_format)
 
-    async def run(source: Disk) -> None:
-        async with target(file, overwrite=overwrite), _serving(source) as uri:
-            await _qemu_img("convert", *_progress(), "-f", RAW, "-O", file_format, uri, _name(file))
+    async def run(source: Disk) -> int:
+        async with target(file, overwrite=overwrite) as (_, part), _serving(source) as uri:
+            await _qemu_img("convert", *_progress(), "-f", RAW, "-O", file_format, uri, _name(part))
+        return source.size
 
-    image.use(disk, run, read_only=True)
+    return image.use(disk, run, read_only=True)
 
 
 def _check_name(file: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 from msgspec import structs
@@ -18,6 +18,7 @@ from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.difference import Range, Ranges, difference
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.messages import (
+    CopyLine,
     CopyRequest,
     DictionaryReport,
     DictionaryRequest,
@@ -43,6 +44,17 @@ from nbdvde.transfer import copy_in, copy_out
 T = TypeVar("T")
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+
+class Copied(NamedTuple):
+    """From or to which disk how many bytes were copied."""
+
+    disk: str
+    bytes: int
+
+
+def _copied(answer: CopyLine) -> Copied:
+    return Copied(answer.disk, answer.bytes)
 
 
 SERVED_RATE = 64 << 20
@@ -226,29 +238,36 @@ class ImageByPath:
         with self._at_rest(), ProgressBar("checking") as bar:
             return trio.run(partial(work, self._path, key=self.secret(), progress=bar))
 
-    def copy_in(self, file: Path, disk: str | None) -> None:
+    def copy_in(self, file: Path, disk: str | None) -> Copied:
         """Make a disk hold what a raw file holds."""
         with ProgressBar("importing") as bar:
             if self._served:
-                self._served.copy("import", CopyRequest(str(file.absolute()), disk), bar)
-            else:
-                self._with_image(lambda image: copy_in(file, image.disk(disk), bar))
+                return _copied(self._served.copy("import", CopyRequest(str(file.absolute()), disk), bar))
+            return self._with_disk(disk, lambda opened: copy_in(file, opened, bar))
 
-    def copy_out(self, file: Path, disk: str | None, *, overwrite: bool) -> None:
+    def copy_out(self, file: Path, disk: str | None, *, overwrite: bool) -> Copied:
         """Write a disk to a raw file."""
         with ProgressBar("exporting") as bar:
             if self._served:
-                self._served.copy("export", CopyRequest(str(file.absolute()), disk, overwrite), bar)
-            else:
-                copying = partial(copy_out, path=file, progress=bar, overwrite=overwrite)
-                self._with_image(lambda image: copying(image.disk(disk)), read_only=True)
+                return _copied(self._served.copy("export", CopyRequest(str(file.absolute()), disk, overwrite), bar))
+            copying = partial(copy_out, path=file, progress=bar, overwrite=overwrite)
+            return self._with_disk(disk, copying, read_only=True)
 
-    def use(self, disk: str | None, work: Callable[[Disk], Awaitable[None]], *, read_only: bool = False) -> None:
-        """Do something with a disk of the image, which must be at rest."""
+    def use(self, disk: str | None, work: Callable[[Disk], Awaitable[int]], *, read_only: bool = False) -> Copied:
+        """Copy from or to a disk of the image, which must be at rest; `work` answers how many bytes."""
         if self._served:
             hint = "stop its server, or give qemu-img the URI that nbdvde ctl status shows"
             raise InUseError(str(self._path), "is being served", hint)
-        self._with_image(lambda image: work(image.disk(disk)), read_only=read_only)
+        return self._with_disk(disk, work, read_only=read_only)
+
+    def _with_disk(
+        self, disk: str | None, work: Callable[[Disk], Awaitable[int]], *, read_only: bool = False
+    ) -> Copied:
+        async def run(image: Image) -> Copied:
+            opened = image.disk(disk)
+            return Copied(opened.name, await work(opened))
+
+        return self._with_image(run, read_only=read_only)
 
     def _with_image(self, work: Callable[[Image], Awaitable[T]], *, read_only: bool = False) -> T:
         async def run() -> T:

@@ -48,7 +48,7 @@ with `"passes": [TEXT, …]` and `"level": N`. Closing the connection cancels. A
 `POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
 in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
 `POST /v1/import` and `/v1/export` take `{"file": PATH, "disk": NAME, "overwrite": BOOL}`, and answer with progress and
-`{"done": true}`.
+`{"done": true, "disk": NAME, "bytes": N}`.
 Those about disks and snapshots take `{"name": TEXT, "source": TEXT, "size": BYTES, "discard": BOOL, "force": BOOL}`, of
 which each uses what it needs, and answer with `name`, `size` and `created_ns` of the one they made, changed or deleted.
 `POST /v1/snapshots/diff` takes `{"since": DISK@NAME, "until": TEXT}`, and answers with lines
@@ -60,7 +60,7 @@ The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` w
 
 
 COMMANDS = (
-    "create", "serve", "info", "df", "check", "scrub", "import", "export",
+    "create", "serve", "info", "df", "check", "scrub", "optimize", "import", "export",
     *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
     *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
     *(f"dict {action}" for action in ("train", "list", "replace", "remove")),

@@ -58,6 +58,7 @@ from nbdvde.errors import (
     UsageError,
     reason,
 )
+from nbdvde.newfile import NewFile
 
 PathLike = str | os.PathLike[str]
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -152,42 +153,26 @@ def fresh() -> keys.Fresh:
     return keys.Fresh(os.urandom(32), os.urandom(12), time.time_ns())
 
 
-def _create_file(path: Path) -> int:
+@contextmanager
+def new_file(path: PathLike) -> Iterator[FileStorage]:
+    """A new file that is there under its name, durable, when all went well, and else not at all. Close it inside.
+
+    Raises RefusedError, ImageError, NoSpaceError.
+    """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise RefusedError(str(path), "exists already", "choose another name, or remove it first") from None
+        new = NewFile(Path(path))
+        try:
+            yield FileStorage(new.file)
+            new.finish()
+        finally:
+            new.abandon()
     except OSError as error:
         raise _host_error(path, error) from None
 
 
-@contextmanager
-def new_file(path: PathLike) -> Iterator[FileStorage]:
-    """A new file, locked, that goes again when anything goes wrong; its name is durable at the end. Close it inside.
-
-    Raises RefusedError, ImageError, NoSpaceError.
-    """
-    fd = _create_file(Path(path))
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield FileStorage(fd)
-        _sync_folder(Path(path).parent)
-    except BaseException as error:
-        os.unlink(path)
-        if isinstance(error, OSError):
-            raise _host_error(path, error) from None
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _host_error(path: PathLike, error: OSError) -> NbdvdeError:
+    if isinstance(error, FileExistsError):
+        return RefusedError(str(path), "exists already", "choose another name, or remove it first")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(str(path), "no space left on the host", "free some")
     hint = "check the path and its permissions"

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def test_create_with_a_passphrase(command: Command, monkeypatch: pytest.MonkeyPa
 
 
 def test_create_without_encryption_asks_nothing(command: Command) -> None:
-    assert command("create", "new.vde", "1M", "--encryption", "none", "--compression", "7").code == 0
+    created = ok(command, "create", "new.vde", "1M", "--encryption", "none", "--compression", "7")
+    assert (created["path"], created["disks"][0]["name"], created["disks"][0]["size"]) == ("new.vde", "disk", 1 << 20)
     info = ok(command, "info", "new.vde")
+    assert info["uuid"] == created["uuid"]
     assert (info["encryption"], info["compression"], info["key_slots"]) == ("none", "7", 0)
     assert ok(command, "check", "new.vde")["ok"] is True
 
@@ -379,6 +382,30 @@ def test_import_and_export(command: Command, image: Path, key_file: Path, tmp_pa
             assert client.recv(18 + 10, socket.MSG_WAITALL)
             command("import", image, "in").fails(5, "1 client uses it", "(disconnect them first)")
     assert (tmp_path / "served").read_bytes() == (b"more" * 5000).ljust(SIZE, b"\0")
+
+
+def _told_of_copy(command: Command, *words: object) -> dict[str, Any]:
+    told = ok(command, *words)
+    assert 0 <= told.pop("seconds") < 60
+    assert isinstance(told, dict)
+    return told
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_copies_tell_what_they_did(command: Command, plain_image: Path, served: bool) -> None:
+    Path("in").write_bytes(b"data" * 500)
+    with serving(plain_image, "--listen", "unix:sock", cwd=plain_image.parent) if served else nullcontext():
+        told = _told_of_copy(command, "import", plain_image, "in")
+        assert told == {"path": str(plain_image), "disk": "disk", "file": "in", "format": "raw", "bytes": 2000}
+        told = _told_of_copy(command, "export", plain_image, "out")
+        assert told == {"path": str(plain_image), "disk": "disk", "file": "out", "format": "raw", "bytes": SIZE}
+
+
+def test_copies_of_other_formats_do_so_too(command: Command, plain_image: Path) -> None:
+    need("qemu-img")
+    told = _told_of_copy(command, "export", plain_image, "q", "--format", "qcow2")
+    assert (told["format"], told["bytes"]) == ("qcow2", SIZE)
+    assert _told_of_copy(command, "import", plain_image, "q", "--format", "qcow2")["bytes"] == SIZE
 
 
 @pytest.mark.parametrize("file_format", ["raw", "qcow2"])

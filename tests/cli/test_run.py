@@ -168,10 +168,11 @@ def test_signals_end_a_command_in_order(plain_image: Path, tmp_path: Path, numbe
     ) as process:
         assert process.stdout is not None
         assert process.stdout.read(11) == "half a file"
-        assert (tmp_path / "out").exists()
+        made = [*tmp_path.glob("out*")]
         process.send_signal(number)
         assert (process.wait(30), process.communicate()[1]) == (130, "nbdvde: interrupted\n")
-    assert not (tmp_path / "out").exists()
+    assert [path.suffix for path in made] == [".part"]
+    assert not [*tmp_path.glob("out*")]
 
 
 def test_a_signal_while_modules_are_imported() -> None:
