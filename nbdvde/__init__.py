@@ -1,8 +1,6 @@
 """A network block device server whose disks are compressed, encrypted and authenticated."""
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as that of `typing`, whose import is time in which Ctrl-C shows a traceback
 if TYPE_CHECKING:
     from nbdvde.engine.access import (
         check_image,
@@ -30,6 +28,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import on first use: `nbdvde --version` needs none of the engine."""
+    import importlib  # noqa: PLC0415 - as above
+
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

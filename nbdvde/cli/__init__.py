@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 
 INTERRUPTED = 130
@@ -24,6 +23,8 @@ def main() -> None:
 
 def _listen_to_signals() -> None:
     """Have what ends a command end it as Ctrl-C does, so that no half file is left behind."""
+    import signal  # here, where Ctrl-C is met already
+
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: nothing may hang on it
         return
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -55,7 +55,7 @@ def _meet(error: BaseException, whole: BaseException) -> int:
     match error:
         case NbdvdeError() | BrokenPipeError():
             raise error
-        case KeyboardInterrupt():
+        case _ if _is_interrupt(error):
             output.note("interrupted")
             return INTERRUPTED
         case io.UnsupportedOperation():
@@ -65,6 +65,13 @@ def _meet(error: BaseException, whole: BaseException) -> int:
         case OSError(filename=str() as path):
             raise ImageError(path, reason(error), "check the path") from None
     raise output.bug(whole) from None
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it began with Ctrl-C: Python makes another exception of one that comes while a class is made."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

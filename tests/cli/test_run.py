@@ -62,6 +62,13 @@ def test_interrupt(failing) -> None:
         assert (result.code, result.out, result.err) == (130, "", "nbdvde: interrupted\n")
 
 
+def test_an_interrupt_in_disguise(failing) -> None:
+    error = RuntimeError("Error calling __set_name__ on an attribute")
+    error.__cause__ = KeyboardInterrupt()
+    result = failing(error)
+    assert (result.code, result.out, result.err) == (130, "", "nbdvde: interrupted\n")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])])
 def test_an_interrupted_import_tells_of_the_disk(
     command: Command, plain_image: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
