@@ -22,7 +22,12 @@ CHANGES = frozenset({
     "/v1/dictionaries/train", "/v1/dictionaries/replace", "/v1/dictionaries/remove",
 })  # fmt: skip
 """What may be done as well where changes are allowed. The rest needs files of the host or secrets, or tells of data."""
-PAGES = {"/": ("index.html", "text/html; charset=utf-8")}
+PAGES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
+    "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
 """Path to file and content type."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "

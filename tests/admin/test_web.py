@@ -100,5 +100,5 @@ async def test_pages() -> None:
         assert (method, page.status) == ("GET", 200)
     text = (await routes["/"][1](b"", None)).body.decode()  # type: ignore[arg-type, attr-defined]
     links = re.findall(r'(?:href|src)="([^"#]+)"', text)
-    assert set(links) <= {*web.READABLE, *web.PAGES}
+    assert {f"/{link}" for link in links} <= {*web.READABLE, *web.PAGES}
     assert not re.search(r"<script(?![^>]*src=)|<style| style=| on[a-z]+=", text), "the policy forbids what is inline"

@@ -1,0 +1,442 @@
+// The dashboard: asks the control interface every other second, and shows what has changed since.
+// Everything is text that is set as text, so that no name can be taken for markup.
+
+const POLL_MS = 2000, RETRY_MS = 4000, PATIENCE_MS = 8000, SLOW_MS = 15000;
+const POINTS = 91, RECENT_S = 10, ROWS = 12, IMAGES = 4;
+const COMMANDS = ["read", "write", "flush", "trim", "write_zeroes", "block_status", "cache"];
+const REGIONS = { DICT: "dictionaries", STRM: "stream", WORM: "write once", VAUL: "vault", METR: "metrics", ANON: "pseudonyms" };
+
+const $ = (id) => document.getElementById(id);
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// Numbers as people read them
+
+function rounded(value) {
+  return value >= 100 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+}
+
+function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+  let unit = 0;
+  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  return `${unit ? rounded(value) : Math.round(value)} ${units[unit]}`;
+}
+
+function count(value) {
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
+    if (value >= size) return `${rounded(value / (size === 1e4 ? 1e3 : size))} ${unit}`;
+  }
+  return value && value < 10 ? rounded(value).replace(/\.?0+$/, "") : Math.round(value).toString();
+}
+
+function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  if (value >= 1) return `${rounded(value)} s`;
+  return value >= 1e-3 ? `${rounded(value * 1e3)} ms` : `${rounded(value * 1e6)} µs`;
+}
+
+function span(value) {
+  for (const [size, unit] of [[86400, "day"], [3600, "hour"], [60, "minute"]]) {
+    if (value >= size) return `${Math.floor(value / size)} ${unit}${value >= 2 * size ? "s" : ""}`;
+  }
+  return `${Math.floor(value)} s`;
+}
+
+const plural = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
+// What happened between two answers of /v1/metrics
+
+function rates(now, before, elapsed_s) {
+  const per = (kind, command) => Math.max(0, (now[kind][command] ?? 0) - (before?.[kind][command] ?? 0)) / elapsed_s;
+  return {
+    read: per("bytes", "read"), written: per("bytes", "write"), reads: per("requests", "read"), writes: per("requests", "write"),
+    requests: sum(Object.keys(now.requests).map((command) => per("requests", command))),
+  };
+}
+
+function recentLatency(now, before) {
+  const left = new Map(before?.buckets ?? []);
+  const buckets = (now?.buckets ?? []).map(([bound, number]) => [bound, number - (left.get(bound) ?? 0)]);
+  return buckets.filter(([, number]) => number > 0);
+}
+
+function joined(list) {
+  const all = new Map();
+  for (const [bound, number] of list.flat()) all.set(bound, (all.get(bound) ?? 0) + number);
+  return [...all].sort(([a], [b]) => (a ?? Infinity) - (b ?? Infinity));
+}
+
+function quantile(buckets, share) {
+  const wanted = share * sum(buckets.map(([, number]) => number));
+  let below = 0;
+  for (const [bound, number] of buckets) {
+    below += number;
+    if (below >= wanted) return bound ?? 100;
+  }
+  return null;
+}
+
+// A table that can be searched, sorted and turned over
+
+class Table {
+  // Columns: {title, value(row), text(value, row), wide, kind}
+  constructor(root, columns, { caption, search = false, sorted = 0, rows = ROWS }) {
+    Object.assign(this, { columns, sorted, descending: columns[sorted].descending ?? false, page: 0, size: rows, rows: [], found: "" });
+    this.body = make("tbody");
+    this.heads = columns.map((column, index) => this.head(column, index));
+    this.table = make("table", {}, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
+    this.table.setAttribute("aria-label", caption);
+    this.empty = make("p", { className: "muted", hidden: true });
+    this.previous = make("button", { type: "button", textContent: "‹", onclick: () => this.turn(-1) });
+    this.next = make("button", { type: "button", textContent: "›", onclick: () => this.turn(1) });
+    this.previous.setAttribute("aria-label", "Previous page");
+    this.next.setAttribute("aria-label", "Next page");
+    this.where = make("span");
+    this.pages = make("div", { className: "pages" }, this.previous, this.where, this.next);
+    this.tools = make("div", { className: "tools" }, this.pages);
+    if (search) {
+      const input = make("input", { type: "search", placeholder: "Find by name", oninput: () => this.find(input.value) });
+      input.setAttribute("aria-label", `Find in ${caption}`);
+      this.tools.prepend(input);
+    }
+    root.append(this.tools, this.table, this.empty);
+    this.search = search;
+  }
+
+  head(column, index) {
+    const button = make("button", { type: "button", textContent: column.title, onclick: () => this.sort(index) });
+    const cell = make("th", { scope: "col" }, button);
+    cell.classList.toggle("wide", Boolean(column.wide));
+    return cell;
+  }
+
+  update(rows) { this.rows = rows; this.draw(); }
+  turn(step) { this.page += step; this.draw(); }
+  find(text) { this.found = text.toLowerCase(); this.page = 0; this.draw(); }
+
+  sort(index) {
+    this.descending = index === this.sorted ? !this.descending : this.columns[index].descending ?? false;
+    this.sorted = index;
+    this.page = 0;
+    this.draw();
+  }
+
+  draw() {
+    const name = this.columns[0].value, { value } = this.columns[this.sorted], sign = this.descending ? -1 : 1;
+    const order = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
+    const found = this.rows.filter((row) => String(name(row)).toLowerCase().includes(this.found));
+    found.sort((a, b) => sign * order(value(a) ?? -1, value(b) ?? -1) || order(name(a), name(b)));
+    const pages = Math.max(1, Math.ceil(found.length / this.size));
+    this.page = Math.min(Math.max(0, this.page), pages - 1);
+    this.fill(found.slice(this.page * this.size, (this.page + 1) * this.size));
+    this.heads.forEach((cell, index) => {
+      if (index === this.sorted) cell.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
+      else cell.removeAttribute("aria-sort");
+    });
+    this.table.hidden = !this.rows.length;
+    this.empty.hidden = Boolean(found.length);
+    setText(this.empty, this.rows.length ? "None of that name." : "None yet.");
+    this.pages.hidden = pages === 1;
+    this.tools.hidden = pages === 1 && !(this.search && this.rows.length > this.size);
+    setText(this.where, `${this.page * this.size + 1}–${Math.min((this.page + 1) * this.size, found.length)} of ${found.length}`);
+    this.previous.disabled = this.page === 0;
+    this.next.disabled = this.page === pages - 1;
+  }
+
+  fill(rows) {
+    while (this.body.rows.length > rows.length) this.body.lastChild.remove();
+    rows.forEach((row, index) => {
+      const line = this.body.rows[index] ?? this.body.appendChild(make("tr", {}, ...this.columns.map(() => make("td"))));
+      this.columns.forEach((column, number) => {
+        const cell = line.cells[number], found = column.value(row), text = column.text?.(found, row) ?? String(found ?? "–");
+        setText(cell, text);
+        cell.className = [column.wide ? "wide" : "", column.kind ?? (found ? "" : "zero"), column.bad && found ? "bad" : ""].join(" ");
+        if (column.kind === "name") cell.title = column.title_of?.(row) ?? text;
+      });
+    });
+  }
+}
+
+// A chart of lines over the last minutes
+
+function linear(values) {
+  const highest = 2 ** Math.ceil(Math.log2(Math.max(1024, ...values)));
+  return { share: (value) => value / highest, marks: [0, highest / 2, highest] };
+}
+
+function logarithmic(values) {
+  const lowest = Math.floor(Math.log10(Math.min(1e-4, ...values))), highest = Math.ceil(Math.log10(Math.max(1e-2, ...values)));
+  const marks = Array.from({ length: highest - lowest + 1 }, (_, index) => 10 ** (lowest + index));
+  return { share: (value) => (Math.log10(Math.max(value, marks[0])) - lowest) / (highest - lowest), marks };
+}
+
+function drawChart(svg, series, text, scale) {
+  const width = svg.clientWidth, height = svg.clientHeight, left = 62, bottom = 20, top = 8;
+  if (!width) return;
+  const { share, marks } = scale(series.flatMap(({ values }) => values.filter(Number.isFinite)));
+  const x = (index) => left + (index / (POINTS - 1)) * (width - left - 4);
+  const y = (value) => top + (1 - share(value)) * (height - top - bottom);
+  const node = (tag, attributes, content = "") => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.textContent = content;
+    return element;
+  };
+  const parts = marks.flatMap((mark) => [
+    node("line", { class: "grid", x1: left, x2: width, y1: y(mark), y2: y(mark) }),
+    node("text", { x: left - 8, y: y(mark) + 4, "text-anchor": "end" }, text(mark)),
+  ]);
+  parts.push(node("text", { x: left, y: height - 4 }, `${span((POINTS - 1) * POLL_MS / 1000)} ago`));
+  parts.push(node("text", { x: width - 2, y: height - 4, "text-anchor": "end" }, "now"));
+  for (const { name, values } of series) {
+    for (const run of runs(values, POINTS - values.length)) {
+      const line = run.map(([index, value]) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(" L");
+      const [[first], [last]] = [run[0], run.at(-1)];
+      const floor = height - bottom;
+      if (scale === linear) parts.push(node("path", { class: `area ${name}`, d: `M${x(first)},${floor} L${line} L${x(last)},${floor} Z` }));
+      parts.push(node("path", { class: `line ${name}`, d: `M${line}${run.length === 1 ? "h1" : ""}` }));
+    }
+  }
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.replaceChildren(...parts);
+}
+
+function runs(values, offset) {
+  const found = [];
+  values.forEach((value, index) => {
+    if (!Number.isFinite(value)) return;
+    if (!index || !Number.isFinite(values[index - 1])) found.push([]);
+    found.at(-1).push([index + offset, value]);
+  });
+  return found;
+}
+
+// What is on the page
+
+const perSecond = (value) => (value ? `${bytes(value)}/s` : "0");
+const tables = {
+  commands: new Table($("commands"), [
+    { title: "Request", value: (row) => row.name, kind: "name" },
+    { title: "Per second", value: (row) => row.rate, text: count, descending: true },
+    { title: "50 %", value: (row) => row.p50, text: seconds, descending: true },
+    { title: "95 %", value: (row) => row.p95, text: seconds, descending: true, wide: true },
+    { title: "99 %", value: (row) => row.p99, text: seconds, descending: true },
+    { title: "Longest ever", value: (row) => row.max, text: seconds, descending: true, wide: true },
+    { title: "Total", value: (row) => row.total, text: count, descending: true, wide: true },
+  ], { caption: "Requests", sorted: 6 }),
+  exports: new Table($("exports"), [
+    { title: "Name", value: (row) => row.name, kind: "name" },
+    { title: "Size", value: (row) => row.size, text: bytes, descending: true, wide: true },
+    { title: "Mode", value: (row) => (row.read_only ? "read-only" : "read-write"), wide: true },
+    { title: "Clients", value: (row) => row.clients, descending: true, wide: true },
+    { title: "Read", value: (row) => row.rates.read, text: perSecond, descending: true },
+    { title: "Written", value: (row) => row.rates.written, text: perSecond, descending: true },
+    { title: "Requests/s", value: (row) => row.rates.requests, text: count, descending: true, wide: true },
+    { title: "Latency", value: (row) => row.p99, text: seconds, descending: true },
+    { title: "Errors", value: (row) => row.traffic.errors, text: count, descending: true, wide: true, bad: true },
+  ], { caption: "Exports", search: true, sorted: 3 }),
+  connections: new Table($("connections"), [
+    { title: "Client", value: (row) => `${row.number}`, text: (_, row) => `${row.number} · ${row.peer}`, kind: "name" },
+    { title: "Export", value: (row) => row.export ?? "handshake" },
+    { title: "Requests/s", value: (row) => row.requestRate, text: count, descending: true },
+    { title: "Traffic", value: (row) => row.byteRate, text: perSecond, descending: true },
+  ], { caption: "Clients", sorted: 3, rows: 10 }),
+  snapshots: new Table($("snapshots"), [
+    { title: "Name", value: (row) => row.name, kind: "name" },
+    { title: "Size", value: (row) => row.size, text: bytes, descending: true, wide: true },
+    { title: "Taken", value: (row) => row.created_ns, text: (value) => `${span(Math.max(0, Date.now() / 1e3 - value / 1e9))} ago`, descending: true },
+  ], { caption: "Snapshots", search: true, sorted: 2, rows: 10 }),
+  regions: new Table($("regions"), [
+    { title: "Region", value: (row) => `${row.disk} · ${REGIONS[row.type] ?? row.type}`, kind: "name" },
+    { title: "Room", value: (row) => row.size, text: bytes, descending: true },
+    { title: "Header", value: (row) => row.metadata, text: bytes, descending: true, wide: true },
+  ], { caption: "Regions", rows: 10 }),
+};
+const charts = { read: [], written: [], reads: [], writes: [], flushes: [] };
+let samples = [], allImages = false, failures = 0, goneSince = null, slowDue = 0, timer = null, asking = false;
+
+function showTraffic(now, before, old) {
+  const elapsed_s = before ? now.uptime_s - before.uptime_s : 0;
+  const zero = elapsed_s > 0 ? rates(now.traffic, before.traffic, elapsed_s) : rates(now.traffic, now.traffic, 1);
+  const recent = Object.fromEntries(COMMANDS.map((name) => [name, recentLatency(now.traffic.latency[name], old?.traffic.latency[name])]));
+  const all = joined(Object.values(recent));
+  tile("read", `${bytes(zero.read)}/s`, `${count(zero.reads)} requests/s`);
+  tile("write", `${bytes(zero.written)}/s`, `${count(zero.writes)} requests/s`);
+  tile("latency", seconds(quantile(all, 0.99)), all.length ? `half within ${seconds(quantile(all, 0.5))}` : "no requests just now");
+  if (before) {
+    const point = (name) => quantile(recentLatency(now.traffic.latency[name], before.traffic.latency[name]), 0.99) ?? NaN;
+    push({ read: zero.read, written: zero.written, reads: point("read"), writes: point("write"), flushes: point("flush") });
+  }
+  const rate = (name) => (before ? Math.max(0, now.traffic.requests[name] - (before.traffic.requests[name] ?? 0)) / elapsed_s : 0);
+  tables.commands.update(COMMANDS.filter((name) => now.traffic.requests[name]).map((name) => ({
+    name: name.replace("_", " "), rate: rate(name), total: now.traffic.requests[name], max: now.traffic.latency[name]?.max_s ?? null,
+    p50: quantile(recent[name], 0.5), p95: quantile(recent[name], 0.95), p99: quantile(recent[name], 0.99),
+  })));
+  document.title = `${bytes(zero.read + zero.written)}/s · nbdvde`;
+}
+
+function tile(name, value, more) {
+  const [number, ...unit] = value.split(" ");
+  if ($(name).dataset.value !== value) $(name).replaceChildren(number, make("small", { textContent: unit.length ? ` ${unit.join(" ")}` : "" }));
+  $(name).dataset.value = value;
+  setText($(`${name}-more`), more);
+}
+
+function push(point) {
+  for (const [name, value] of Object.entries(point)) {
+    charts[name].push(value);
+    charts[name].splice(0, charts[name].length - POINTS);
+  }
+}
+
+function drawCharts() {
+  drawChart($("throughput-chart"), [{ name: "read", values: charts.read }, { name: "write", values: charts.written }], perSecond, linear);
+  const latencies = [{ name: "read", values: charts.reads }, { name: "write", values: charts.writes }, { name: "flush", values: charts.flushes }];
+  drawChart($("latency-chart"), latencies, (value) => seconds(value).replace(/\.0+ /, " "), logarithmic);
+}
+
+function showExports(now, before, old) {
+  const [then, earlier] = [before, old].map((sample) => new Map((sample?.exports ?? []).map((one) => [one.name, one.traffic])));
+  const elapsed_s = before ? now.uptime_s - before.uptime_s : 1;
+  tables.exports.update(now.exports.map((one) => {
+    const buckets = joined(Object.entries(one.traffic.latency).map(([name, found]) => recentLatency(found, earlier.get(one.name)?.latency[name])));
+    return { ...one, rates: rates(one.traffic, then.get(one.name) ?? one.traffic, elapsed_s), p99: old ? quantile(buckets, 0.99) : null };
+  }));
+  setText($("exports-title"), now.exports.length > 1 ? `Exports (${now.exports.length})` : "Export");
+}
+
+function showClients(now, before) {
+  const then = new Map((before?.clients ?? []).map((client) => [client.number, client]));
+  const elapsed_s = before ? now.uptime_s - before.uptime_s : 1;
+  const rate = (client, kind) => Math.max(0, client[kind] - (then.get(client.number) ?? client)[kind]) / elapsed_s;
+  tables.connections.update(now.clients.map((client) => ({ ...client, requestRate: rate(client, "requests"), byteRate: rate(client, "bytes") })));
+  $("clients-section").hidden = !now.clients.length;
+  const used = now.exports.filter((one) => one.clients).length;
+  tile("clients", `${now.connections.open}`, now.connections.open ? `at ${plural(used, "export")} of ${now.exports.length}` : `${plural(now.connections.total, "connection")} so far`);
+}
+
+function showImages(images) {
+  const sorted = [...images].sort((a, b) => b.file_bytes - a.file_bytes), shown = allImages ? sorted : sorted.slice(0, IMAGES);
+  $("images-section").hidden = !images.length;
+  $("images").replaceChildren(...shown.map(imageItem));
+  $("images-more").hidden = images.length <= IMAGES;
+  setText($("images-more"), allImages ? "Show the largest only" : `Show all ${images.length} images`);
+}
+
+function imageItem(image) {
+  const { space, statistics } = image, inFile = space.live_bytes + space.overhead_bytes + space.garbage_bytes + space.free_bytes;
+  const kinds = [["live", space.live_bytes, "data"], ["overhead", space.overhead_bytes, "maps and prepared segments"], ["garbage", space.garbage_bytes, "garbage"], ["free", space.free_bytes, "free in the file"]];
+  if (space.capacity_bytes !== null) kinds.push(["left", Math.max(0, space.capacity_bytes - inFile), "left of the capacity"]);
+  const whole = Math.max(1, sum(kinds.map(([, size]) => size)));
+  const bar = make("div", { className: "bar" });
+  bar.setAttribute("role", "img");
+  bar.setAttribute("aria-label", kinds.map(([, size, name]) => `${bytes(size)} ${name}`).join(", "));
+  for (const [kind, size, name] of kinds) {
+    if (!size) continue;
+    const part = make("span", { className: kind, title: `${name}: ${bytes(size)}` });
+    part.style.flex = `${size / whole} 0 0`;
+    bar.append(part);
+  }
+  const fact = (value, name) => make("span", {}, make("b", { textContent: value }), ` ${name}`);
+  const fresh = statistics.bytes_in - 4096 * statistics.blocks_shared, looked = image.cache_hits + image.cache_misses;
+  const facts = [fact(bytes(space.live_bytes), "data"), fact(bytes(space.garbage_bytes), "garbage")];
+  facts.push(fact(bytes(sum(image.disks.map((disk) => disk.logical_bytes))), "as clients see it"));
+  if (statistics.bytes_stored && fresh) facts.push(fact(`${rounded(fresh / statistics.bytes_stored)}:1`, "compressed"));
+  if (statistics.blocks_shared && fresh) facts.push(fact(`${rounded(statistics.bytes_in / fresh)}:1`, "by sharing"));
+  if (looked) facts.push(fact(`${Math.round(100 * image.cache_hits / looked)} %`, "cache hits"));
+  if (image.syncs.count) facts.push(fact(seconds(image.syncs.p99_s), "sync, 99 %"));
+  if (image.cleaned_segments) facts.push(fact(bytes(image.cleaned_bytes), "cleaned"));
+  const size = `${bytes(image.file_bytes)}${space.capacity_bytes === null ? "" : ` of ${bytes(space.capacity_bytes)}`}`;
+  const title = make("h3", {}, make("span", { textContent: image.path, title: image.path }), make("span", { textContent: size }));
+  return make("li", {}, title, bar, make("div", { className: "facts" }, ...facts));
+}
+
+function showAlerts(images) {
+  const alerts = [];
+  if (goneSince) alerts.push(`The server has not answered since ${goneSince.toLocaleTimeString()}. These figures are from before.`);
+  for (const image of images) {
+    if (image.failure) alerts.push(`${image.path} takes no more writes: ${image.failure}. Mend the device and open it again.`);
+    if (image.damaged_segments) alerts.push(`${image.path}: damage was found in ${plural(image.damaged_segments, "segment")}. Run nbdvde check.`);
+  }
+  const box = $("alerts"), text = alerts.join("\n");
+  if (box.dataset.text === text) return;
+  box.dataset.text = text;
+  box.replaceChildren(...alerts.map((alert) => make("p", { className: "card alert", textContent: alert })));
+}
+
+function showState(kind, text) {
+  $("state").className = `state ${kind}`;
+  setText($("state"), text);
+  $("content").classList.toggle("stale", kind === "bad");
+}
+
+// Asking
+
+async function ask(path) {
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer;
+}
+
+const optional = (path) => fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) }).then((answer) => (answer.ok ? answer : null), () => null);
+
+async function askSlowly(images) {
+  slowDue = performance.now() + SLOW_MS;
+  const status = await (await ask("v1/status")).json();
+  setText($("about"), `${location.host} · version ${status.version} · process ${status.pid}`);
+  const [info, regions] = images.length ? await Promise.all([optional("v1/info"), optional("v1/regions")]) : [null, null];
+  const snapshots = ((await info?.json())?.disks ?? []).flatMap((disk) => disk.snapshots.map((one) => ({ ...one, name: `${disk.name}@${one.name}` })));
+  tables.snapshots.update(snapshots);
+  $("snapshots-section").hidden = !snapshots.length;
+  const found = (await regions?.json())?.regions ?? [];
+  tables.regions.update(found);
+  $("regions-section").hidden = !found.length;
+}
+
+async function poll() {
+  clearTimeout(timer);
+  asking = true;
+  try {
+    const now = await (await ask("v1/metrics")).json();
+    if (samples.length && now.uptime_s < samples.at(-1).uptime_s) samples = []; // it was started again
+    show(now);
+    if (goneSince || performance.now() >= slowDue) await askSlowly(now.images);
+    [failures, goneSince] = [0, null];
+    showState("good", `Serving for ${span(now.uptime_s)}`);
+    showAlerts(now.images);
+  } catch (error) {
+    failures += 1;
+    goneSince ??= new Date();
+    if (samples.length) push({ read: NaN, written: NaN, reads: NaN, writes: NaN, flushes: NaN });
+    showState("bad", "No answer, trying again");
+    showAlerts([]);
+  }
+  asking = false;
+  $("content").setAttribute("aria-busy", "false");
+  drawCharts();
+  if (!document.hidden) timer = setTimeout(poll, failures ? RETRY_MS : POLL_MS);
+}
+
+function show(now) {
+  const before = samples.at(-1), old = samples.findLast((sample) => now.uptime_s - sample.uptime_s >= RECENT_S) ?? samples[0];
+  showTraffic(now, before, old);
+  showExports(now, before, old);
+  showClients(now, before);
+  showImages(now.images);
+  samples = [...samples.filter((sample) => now.uptime_s - sample.uptime_s < 2 * RECENT_S), now];
+}
+
+$("images-more").onclick = () => { allImages = !allImages; showImages(samples.at(-1)?.images ?? []); };
+addEventListener("resize", drawCharts);
+document.addEventListener("visibilitychange", () => { if (!document.hidden && !asking) poll(); });
+poll();

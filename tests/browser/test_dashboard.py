@@ -1,0 +1,193 @@
+"""The dashboard in a real browser."""
+
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import nbdvde
+from tests.browser import chromium
+from tests.browser.chromium import Chromium
+from tests.cli.conftest import serving
+from tests.interop.harness import need
+
+REFRESH = "document.dispatchEvent(new Event('visibilitychange')) && "
+"""Before a condition: have the page ask now, and not in two seconds."""
+PHONE = 360
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    name = chromium.program()
+    if name is None:
+        need(chromium.PROGRAMS[0])
+    assert name is not None
+    with chromium.running(name, tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(running: Chromium) -> Iterator[Chromium]:
+    """With nothing to complain of when the test is over."""
+    running.complaints.clear()
+    running.size(1280, 900)
+    yield running
+    running.open("about:blank")
+    assert running.complaints == []
+
+
+@contextmanager
+def watched(*arguments: object, cwd: Path, port: int = 0) -> Iterator[str]:
+    """The URL of the dashboard of a server."""
+    with serving(*arguments, "--listen", "unix:sock", "--admin", f"127.0.0.1:{port}", cwd=cwd) as server:
+        assert server.process.stderr is not None
+        found = re.search(r"http://\S+", server.process.stderr.readline())
+        assert found
+        yield found[0]
+
+
+@contextmanager
+def client(folder: Path) -> Iterator[socket.socket]:
+    """A client of the default export (NBD proto.md, NBD_OPT_EXPORT_NAME)."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(folder / "sock"))
+        sock.recv(18, socket.MSG_WAITALL)
+        sock.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
+        sock.recv(10, socket.MSG_WAITALL)
+        yield sock
+
+
+def work(sock: socket.socket) -> None:
+    """Write 4 MiB, flush, and read 2 MiB."""
+    for number in range(64):
+        request = struct.pack(">IHHQQI", 0x25609513, 0, 1, number, number << 16, 1 << 16)
+        sock.sendall(request + bytes([number + 1]) * (1 << 16))
+        sock.recv(16, socket.MSG_WAITALL)
+    sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 3, 0, 0, 0))
+    sock.recv(16, socket.MSG_WAITALL)
+    for number in range(32):
+        sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, number, number << 16, 1 << 16))
+        sock.recv(16 + (1 << 16), socket.MSG_WAITALL)
+
+
+def test_figures(browser: Chromium, tmp_path: Path) -> None:
+    nbdvde.create_image(tmp_path / "image.vde", 1 << 30, secret=None)
+    with watched("image.vde", cwd=tmp_path) as url, client(tmp_path) as sock:
+        browser.open(url)
+        browser.until("document.querySelector('#state.good')")
+        work(sock)
+        browser.until(REFRESH + "document.querySelector('#write').innerText.includes('MiB/s')")
+        commands = browser.text("#commands")
+        assert re.search(r"write\s+\S+.*\s(µs|ms)", commands)
+        assert re.search(r"flush\s", commands)
+        assert re.search(r"disk\s+1\.00 GiB\s+read-write\s+1\s", browser.text("#exports"))
+        assert "image.vde" in browser.text("#images")
+        assert "4.00 MiB as clients see it" in browser.text("#images")
+        assert "unix" in browser.text("#connections")
+        assert browser.ask("document.querySelectorAll('#throughput-chart path.line').length") == 2
+        assert "NaN" not in browser.ask("document.documentElement.outerHTML")
+        assert browser.ask("document.querySelector('#snapshots-section').hidden") is True
+        assert browser.ask("document.querySelector('#map-section').hidden") is True
+
+
+def test_a_server_that_goes_and_comes_back(browser: Chromium, tmp_path: Path) -> None:
+    with watched("--memory", "1M", cwd=tmp_path) as url:
+        browser.open(url)
+        browser.until("document.querySelector('#state.good')")
+        port = int(url.rstrip("/").rpartition(":")[2])
+    browser.until(REFRESH + "document.querySelector('#state.bad')")
+    assert "has not answered since" in browser.text("#alerts")
+    assert browser.ask("getComputedStyle(document.querySelector('.tiles')).opacity") < "0.6"
+    assert any("CONNECTION_REFUSED" in complaint for complaint in browser.complaints)
+    with watched("--memory", "2M", cwd=tmp_path, port=port):
+        browser.until(REFRESH + "document.querySelector('#state.good')")
+        assert browser.text("#alerts") == ""
+        assert "2.00 MiB" in browser.text("#exports")
+    browser.complaints.clear()
+
+
+def hundred(folder: Path) -> Path:
+    """A configuration with 100 exports, of which one has a name that would do harm as markup."""
+    names = [f"tenant-{number:03}.a-rather-long-name.example" for number in range(99)]
+    tables = [f'[[disk]]\nname = "{name}"\nmemory = "1M"\n' for name in [*names, "<img src=x onerror=alert(1)>"]]
+    (folder / "many.toml").write_text("".join(tables))
+    return folder / "many.toml"
+
+
+def find(browser: Chromium, text: str) -> None:
+    """Type into the field above the table of exports."""
+    browser.ask(f"document.querySelector('#exports input').value = {text!r}")
+    browser.ask("document.querySelector('#exports input').dispatchEvent(new Event('input'))")
+
+
+def test_many_exports_on_a_phone(browser: Chromium, tmp_path: Path) -> None:
+    rows = "document.querySelectorAll('#exports tbody tr').length"
+    with watched("--config", hundred(tmp_path), "--memory", "1M", "--export", "first", cwd=tmp_path) as url:
+        browser.size(PHONE, 740, phone=True)
+        browser.open(url)
+        browser.until("document.querySelector('#state.good')")
+        assert browser.ask("document.documentElement.scrollWidth") == PHONE
+        assert browser.text("#exports-title") == "Exports (101)"
+        assert browser.ask(rows) == 12
+        assert "12 of 101" in browser.text("#exports")
+        browser.ask("document.querySelector('#exports [aria-label=\"Next page\"]').click()")
+        assert "24 of 101" in browser.text("#exports")
+        browser.ask("document.querySelector('#exports thead button').click()")
+        assert browser.ask("document.querySelector('#exports th').getAttribute('aria-sort')") == "ascending"
+        find(browser, "TENANT-04")
+        assert browser.ask(rows) == 10
+        find(browser, "onerror")
+        assert "<img src=x onerror=alert(1)>" in browser.text("#exports tbody")
+        assert browser.ask("document.querySelectorAll('#exports img').length") == 0
+        find(browser, "nothing like that")
+        assert "None of that name." in browser.text("#exports")
+
+
+CONTRAST = """(() => {
+    const channel = (value) => (value /= 255, value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    const light = (color) => {
+        const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(channel);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = (node) => {
+        for (; node; node = node.parentElement) {
+            const color = getComputedStyle(node).backgroundColor;
+            if (color !== "rgba(0, 0, 0, 0)") return color;
+        }
+    };
+    const texts = [...document.querySelectorAll("body *")].filter((node) => node.offsetParent && !node.disabled
+        && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+    return texts.map((node) => {
+        const pair = [light(getComputedStyle(node).color), light(behind(node))].sort((a, b) => b - a);
+        return [(pair[0] + 0.05) / (pair[1] + 0.05), node.outerHTML.slice(0, 80)];
+    }).sort((a, b) => a[0] - b[0])[0];
+})()"""
+"""The text on the page that is the hardest to read, by WCAG 2.2."""
+
+
+NAMELESS = """[...document.querySelectorAll("button, input, a, img, svg[role]")].filter((node) =>
+    !(node.textContent.trim() || node.hasAttribute("alt") || node.ariaLabel || node.hasAttribute("aria-labelledby"))
+).length"""
+"""Things of which nobody can say what they are who does not see them."""
+INLINE = "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.bad = 1'}))"
+
+
+def test_it_can_be_read_and_runs_nothing_of_others(browser: Chromium, tmp_path: Path) -> None:
+    with watched("--memory", "1M", cwd=tmp_path) as url:
+        browser.open(url)
+        browser.until("document.querySelector('#state.good')")
+        assert browser.ask(NAMELESS) == 0
+        for dark in (False, True):
+            browser.size(1280, 900, dark=dark)
+            ratio, text = browser.ask(CONTRAST)
+            assert ratio >= 4.5, text
+        browser.ask(INLINE)
+        assert browser.ask("window.bad") is None
+        browser.ask("fetch('http://127.0.0.2:9/').catch(() => 0)")
+        assert sum("Content Security Policy" in complaint for complaint in browser.complaints) >= 2
+    browser.complaints.clear()
