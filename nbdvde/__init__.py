@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         update_keys,
     )
     from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+    from nbdvde.engine.managed.vault import Vault
     from nbdvde.engine.repair import repair_image, salvage_image
 
 _HOMES = {
@@ -18,11 +19,12 @@ _HOMES = {
         "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
     ),
     "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+    "nbdvde.engine.managed.vault": ("Vault",),
     "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
-    "KeyFile", "MasterKey", "Passphrase", "check_image", "create_image", "open_image", "read_info", "read_key_area",
-    "repair_image", "salvage_image", "update_keys",
+    "KeyFile", "MasterKey", "Passphrase", "Vault", "check_image", "create_image", "open_image", "read_info",
+    "read_key_area", "repair_image", "salvage_image", "update_keys",
 ]  # fmt: skip
 
 

@@ -7,11 +7,13 @@ from getpass import getpass
 from pathlib import Path
 
 from nbdvde.engine.keys import KeyFile, Passphrase, Secret
+from nbdvde.engine.regions.signature import PrivateKey, PublicKey, load_private, load_public
 from nbdvde.errors import KeyFailure, reason
 
 MIN_BYTES, MAX_BYTES = 32, 8192
 """Length of a key file."""
 _MAX_SHARED = 1 << 20
+_MAX_PEM = 64 << 10
 _MIN_SHARED = 16
 _USE_KEY_FILE = "use --key-file"
 
@@ -63,6 +65,30 @@ def read_shared_keys(path: Path) -> dict[str, bytes]:
     if not keys:
         raise KeyFailure(what, "holds none", "use psktool")
     return keys
+
+
+def read_signing_key(path: Path) -> PrivateKey:
+    """The private key in a PEM file that nobody else can read; asks for its passphrase. Raises KeyFailure."""
+    what = f"key {path}"
+
+    def passphrase() -> bytes:
+        try:
+            return ask_passphrase(f"Passphrase of {path}: ").data
+        except KeyFailure as error:
+            hint = "openssl ec -in FILE -out NEW removes the passphrase"
+            raise KeyFailure(what, f"is encrypted, and {error.why}", hint) from None
+
+    return load_private(_read_protected(path, what, _MAX_PEM), what, passphrase)
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """The public key in a PEM file. Raises KeyFailure."""
+    what = f"public key {path}"
+    try:
+        with path.open("rb") as file:
+            return load_public(file.read(_MAX_PEM), what)
+    except OSError as error:
+        raise KeyFailure(what, reason(error), "check its path") from None
 
 
 def _check_protection(what: str, status: os.stat_result) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from struct import pack
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from xxhash import xxh64_intdigest
 
 
@@ -19,6 +22,33 @@ def directory() -> Iterator[bytes]:
     return blocks(b"RDIR", [(pack("<I12x", 2) + slots, 7)])
 
 
+def vault() -> Iterator[bytes]:
+    """Section "Compliance vault": passports with the longest texts, one verified, one revoked, in two blocks."""
+    about, time = bytes(range(16)), 1_800_000_000 * 10**9
+    names = [b"passport" + pack(">Q", number) for number in range(10)]
+    records = [_signed(name, about, 8, 4, time, time + 7, time, "é" * 64, "ñ" * 128) for name in names]
+    verified = _record(bytes([1]) * 16, names[0], 65535, 1, time + 1, 0, 0, "auditor", "") + bytes(64)
+    revoked = _signed(bytes([2]) * 16, names[9], 65535, 2, time + 2, 0, 0, "", "mistake")
+    first = pack("<I12x", 10) + b"".join(records[:7])
+    return blocks(b"CMVT", [(first, 1), (b"".join([*records[7:], verified, revoked]), 1)])
+
+
+def _record(id_: bytes, about: bytes, *rest: object) -> bytes:
+    *numbers, issuer, notes = rest
+    texts = [str(text).encode() for text in (issuer, notes)]
+    return pack("<16s16sHHQQQ", id_, about, *numbers) + b"".join(pack("<I", len(text)) + text for text in texts)
+
+
+def _signed(*fields: object) -> bytes:
+    record = _record(*fields)  # type: ignore[arg-type]
+    key = ec.derive_private_key(1234567, ec.SECP256R1())
+    r, s = decode_dss_signature(key.sign(record, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
+    return record + r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
 def regions() -> dict[str, list[bytes]]:
     """Blocks by name."""
-    return {"directory": list(directory())}
+    return {
+        "directory": list(directory()),
+        "vault": list(vault()),
+    }

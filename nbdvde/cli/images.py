@@ -93,6 +93,7 @@ class ImageByPath:
 
     def __init__(self, path: Path, *, key_file: Path | None = None, control: Path | None = None) -> None:
         self._path, self._key_file = path, key_file
+        self._secret: Secret | None = None
         self._control = control or default_control(path)
 
     @cached_property
@@ -308,7 +309,12 @@ class ImageByPath:
         return self.keys()
 
     def secret(self) -> Secret | None:
-        """What opens the image; None when it is not encrypted."""
+        """What opens the image, asked for once; None when it is not encrypted."""
+        if self._secret is None:
+            self._secret = self._ask()
+        return self._secret
+
+    def _ask(self) -> Secret | None:
         encryption = nbdvde.read_info(self._path).encryption  # also tells first what is wrong with the image
         if encryption == "none" and not self._key_file:
             return None

@@ -27,6 +27,7 @@ from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
     from nbdvde.admin.messages import DictionaryInfo, ExportStatus, Reloaded, Status
+    from nbdvde.admin.vaultcalls import PassportInfo
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -38,6 +39,17 @@ def line(text: str) -> None:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
+    except OSError as error:
+        silence(sys.stdout)
+        error.filename = "standard output"
+        raise
+
+
+def raw(data: bytes) -> None:
+    """Bytes on standard output. Raises OSError when they cannot be written."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
     except OSError as error:
         silence(sys.stdout)
         error.filename = "standard output"
@@ -277,6 +289,17 @@ def dictionaries(found: Iterable["DictionaryInfo"]) -> None:
     rows += [
         (str(one.id), one.algorithm, size(one.size), _time(one.trained_ns), str(one.samples), str(one.kept),
          one.sha256[:16])
+        for one in found
+    ]  # fmt: skip
+    _aligned(rows)
+
+
+def passports(found: Iterable["PassportInfo"]) -> None:
+    """Compliance passports, as text."""
+    rows = [("id", "object", "framework", "status", "state", "issued", "expires", "issuer")]
+    rows += [
+        (str(one.id), str(one.object), one.framework, one.status, one.state, _time(one.issued_ns),
+         "never" if one.expires_ns is None else _time(one.expires_ns), clean(one.issuer))
         for one in found
     ]  # fmt: skip
     _aligned(rows)

@@ -64,6 +64,7 @@ COMMANDS = (
     *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
     *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
     *(f"dict {action}" for action in ("train", "list", "replace", "remove")),
+    *(f"vault {action}" for action in ("create", "issue", "verify", "revoke", "query", "export")),
     "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),

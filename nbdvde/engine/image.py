@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from uuid import UUID
 
 import msgspec
 import trio
@@ -23,6 +24,7 @@ from nbdvde.engine.dictionaries import Entry as DictionaryEntry
 from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.gauges import DiskGauges, ImageGauges, space_gauges
+from nbdvde.engine.identity import volume_uuid
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
 from nbdvde.engine.layout import (
@@ -477,8 +479,15 @@ class Image:
         return self._writer.log.syncs if self._writer else Histogram()
 
     def _described(self, disk: Volume, stored: int | None) -> DiskInfo:
-        snapshots = [SnapshotInfo(m.name, m.size, m.created_ns) for m in self.volumes.snapshots(disk)]
-        sharing = self.volumes.shares_with(disk)
+        snapshots = [
+            SnapshotInfo(m.name, m.size, m.created_ns, str(self.uuid_of(m.number)))
+            for m in self.volumes.snapshots(disk)
+        ]
+        sharing, uuid = self.volumes.shares_with(disk), str(self.uuid_of(disk.number))
         catalogue = self._loaded.catalogue
         origin = catalogue.origin(catalogue.members[disk.number])
-        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, stored, snapshots, sharing, origin)
+        return DiskInfo(disk.name, disk.size, disk.map.mapped * BLOCK, stored, snapshots, sharing, origin, uuid)
+
+    def uuid_of(self, number: int) -> UUID:
+        """What identifies a disk or a snapshot, of which this is the number."""
+        return volume_uuid(self.superblock.uuid, number)

@@ -11,6 +11,8 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     size: int
     created_ns: int
     """Nanoseconds since 1970."""
+    uuid: str | None = None
+    """Stays the same whatever the image does, and is given to nothing else."""
 
 
 class DiskInfo(msgspec.Struct, frozen=True):
@@ -28,6 +30,8 @@ class DiskInfo(msgspec.Struct, frozen=True):
     """The oldest disk that it shares what it stores with, itself if no other; None when it takes no part."""
     origin: str | None = None
     """Of a clone: the disk or DISK@SNAPSHOT that it began as, or `(deleted)`."""
+    uuid: str | None = None
+    """As that of a snapshot; only the key tells it."""
 
 
 class ImageInfo(msgspec.Struct, frozen=True):

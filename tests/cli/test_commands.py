@@ -117,7 +117,9 @@ def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> 
         "format", "path", "uuid", "encryption", "compression", "capacity", "file_bytes", "disks", "key_slots",
         "statistics", "extent_bytes", "created_ns", "clean", "stored_bytes", "dedup_memory",
     }  # fmt: skip
-    unknown = {"logical_bytes": 0, "stored_bytes": 0, "snapshots": [], "dedup_with": None, "origin": None}
+    unknown = {
+        "logical_bytes": 0, "stored_bytes": 0, "snapshots": [], "dedup_with": None, "origin": None, "uuid": None,
+    }  # fmt: skip
     assert info["disks"] == [{"name": "disk", "size": SIZE, **unknown}]
     assert (info["extent_bytes"], info["clean"], info["dedup_memory"]) == (EXTENT_BYTES, True, 0)
     assert abs(info["created_ns"] - image.stat().st_ctime_ns) < 60e9

@@ -86,7 +86,7 @@ def test_life_of_disks_and_snapshots(command: Command, target: Path) -> None:
     assert [(found["disk"], found["name"], found["size"]) for found in snapshots] == [
         ("disk", "a", SIZE), ("disk", "b", SIZE),
     ]  # fmt: skip
-    assert [set(found) for found in snapshots] == [{"disk", "name", "size", "created_ns"}] * 2
+    assert [set(found) for found in snapshots] == [{"disk", "name", "size", "created_ns", "uuid"}] * 2
     assert ok(command, "snapshot", "list", target, "two") == {"snapshots": []}
     shown = ok(command, "info", target)["disks"][0]["snapshots"]
     assert [found["name"] for found in shown] == ["a", "b"]

@@ -571,6 +571,29 @@ MUTANTS += [
         "features=0",
         "older readers",
     ),
+    Mutant(
+        "a signature covers a passport without its texts",
+        (
+            Edit("regions.vault:Record.signed_with", "self.signed", "self.signed[:60]"),
+            Edit("regions.vault:Record.fits", "self.signed", "self.signed[:60]"),
+        ),
+        "vault",
+    ),
+    mutant("a revoked passport holds", "regions.vault:Entry.flaw", "if self.revocation:", "if False:", "vault"),
+    mutant(
+        "anybody revokes a passport",
+        "regions.vault:Ledger._refuse_event",
+        "not entry.passport.fits(key)",
+        "False",
+        "vault",
+    ),
+    mutant(
+        "a passport is acknowledged before it is durable",
+        "managed.vault:Vault.add",
+        "await self._area.flush()",
+        "pass",
+        "vault crashes",
+    ),
 ]
 
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import trio
 
-from tests.crash import test_damage, test_faults, test_keys, test_roots
+from tests.crash import test_damage, test_faults, test_keys, test_roots, test_vault_crashes
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
@@ -22,6 +22,8 @@ from tests.engine import (
     test_replay,
     test_volumes,
 )
+from tests.engine.regions import test_vault
+from tests.engine.regions.passports import NOW
 
 
 def crash() -> None:
@@ -120,6 +122,19 @@ def keys() -> None:
     test_keys.test_a_change_that_a_crash_made_visible_is_not_undone_by_the_next_crash()
 
 
+def vault() -> None:
+    """What passports are signed for, and what ends them."""
+    test_vault.test_the_signature_covers_every_bit_before_it()
+    test_vault.test_a_revoked_one_stays_revoked_whatever_the_clock_says()
+    for record, key, error, why in test_vault.WRONG:
+        refused = ""
+        try:
+            test_vault.ledger(test_vault.GOOD).refuse(record, key, NOW)
+        except error as caught:
+            refused = str(caught)
+        assert why in refused
+
+
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
     "history": history,
@@ -164,6 +179,8 @@ DETECTORS: dict[str, Callable[[], None]] = {
     ),
     "lost dictionaries": with_image(test_dictchange.test_nothing_becomes_a_duplicate_of_what_needs_a_lost_one),
     "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
+    "vault": vault,
+    "vault crashes": test_vault_crashes.test_what_was_acknowledged_survives_every_crash,
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }
 

@@ -23,7 +23,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
-from nbdvde.engine.regions import directory
+from nbdvde.engine.regions import directory, vault
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -129,6 +129,10 @@ DIRECTORY_SLOT = directory.Slot(0x01020304, 2 << 34, 0x1112131415, 0x010203, 0x0
 DIRECTORY_BLOCK = directory.Directory((DIRECTORY_SLOT,), 5).pack()
 [DICT_BLOCK] = dictionaries.Table([DICT_ENTRY], 0x01020304).pack()
 
+PASSPORT = vault.Record(
+    UUID, SALT[:16], 0x0102, 0x0304, 0x1112131415161718, 0x191A1B1C1D1E1F20, 0x2122232425262728, "issuer"
+)
+
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "superblock": (layout._SUPER.format, SUPERBLOCK_BYTES[:296], SUPERBLOCK_NAMES),
@@ -155,6 +159,8 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "region-slot": (directory._SLOT.format, DIRECTORY_BLOCK[16:48], _fields(DIRECTORY_SLOT)),
     "dict-header": (dictionaries._HEADER.format, DICT_BLOCK[:16], {"dictionaries": 1}),
     "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
+    "vault-header": (vault._HEADER.format, vault.header(7), {"passports": 7}),
+    "vault-record": (vault._HEAD.format, PASSPORT.pack()[:64], _fields(PASSPORT) | {"issuer_bytes": 6}),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
     "operation": (layout._OPERATION.format, OPERATION.pack(), _fields(OPERATION) | NAMED),

@@ -1,0 +1,8 @@
+"""What identifies a disk or a snapshot for ever, wherever its name goes."""
+
+import uuid
+
+
+def volume_uuid(image: bytes, number: int) -> uuid.UUID:
+    """UUID of a volume: version 5 (RFC 9562) of `nbdvde volume NUMBER` in the namespace of the image's uuid."""
+    return uuid.uuid5(uuid.UUID(bytes=image), f"nbdvde volume {number}")

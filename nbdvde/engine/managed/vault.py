@@ -1,0 +1,77 @@
+"""The compliance vault of a disk in an open image. All of it is in memory once it was asked for."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Self
+
+import trio
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.managed.area import Area
+from nbdvde.engine.regions import vault
+from nbdvde.engine.regions.form import Form
+from nbdvde.engine.regions.pages import Pages
+from nbdvde.engine.regions.signature import PublicKey
+from nbdvde.engine.regions.vault import Entry, Ledger, Record
+from nbdvde.errors import NoSpaceError, UsageError
+
+CAPACITY = 64 << 20
+"""Bytes that a vault may have by default: room for 200000 passports of usual length."""
+CAPACITY_MAX = 1 << 32
+
+
+class Vault:
+    """Passports and events. Get it with `await image.regions.get(Vault, disk)`, make one with `create`."""
+
+    FORM: ClassVar[Form] = vault.FORM
+
+    def __init__(self, area: Area, pages: Pages, ledger: Ledger) -> None:
+        self._area, self._pages, self._ledger = area, pages, ledger
+        self._adding = trio.Lock()
+
+    @classmethod
+    async def create(cls, area: Area, capacity: int = CAPACITY) -> None:
+        """Give a disk an empty vault of so many bytes at most; durable.
+
+        Raises UsageError, RefusedError when there is one, NoSpaceError, PoisonedError.
+        """
+        if not BLOCK <= capacity <= CAPACITY_MAX:
+            raise UsageError(f"capacity {capacity}", "is not between 4K and 4G", f"the default is {CAPACITY >> 20}M")
+        _, blocks = Pages(cls.FORM, b"").adding(vault.header(0), [])
+        await area.create(cls.FORM, capacity // BLOCK, blocks, 1)
+
+    @classmethod
+    async def load(cls, area: Area) -> Self:
+        """Read it whole. Raises DamageError."""
+        used = area.get(cls.FORM).used
+        data = await area.read(cls.FORM, 0, used)
+        return cls(area, *vault.load(lambda number: data[number * BLOCK : (number + 1) * BLOCK], used))
+
+    async def add(self, record: Record, key: PublicKey | None, now_ns: int) -> None:
+        """Add a passport or an event that was signed with this key (None for an unsigned verification); durable.
+
+        Raises RefusedError, UsageError, NoSpaceError when the vault or the image is full, PoisonedError.
+        """
+        raw = record.pack()
+        async with self._adding:
+            self._ledger.refuse(record, key, now_ns)
+            header = vault.header(self._ledger.passports + (not record.is_event))
+            pages, changed = self._pages.adding(header, [raw])
+            room = self._area.get(self.FORM).blocks
+            if pages.blocks > room:
+                raise NoSpaceError("vault", f"its {room * BLOCK} bytes are full", "create one for another disk")
+            with trio.CancelScope(shield=True):  # what is logged is in memory, too
+                await self._area.change(self.FORM, changed, used=pages.blocks)
+                self._pages = pages
+                self._ledger.add(record)
+                await self._area.flush()
+
+    def find(self, id_: bytes) -> Entry | Record:
+        """A passport with its events, or an event, by its UUID. Raises UsageError."""
+        return self._ledger.find(id_)
+
+    def query(
+        self, *, about: bytes | None = None, framework: int | None = None, status: int | None = None,
+        valid_at_ns: int | None = None,
+    ) -> Iterator[Entry]:  # fmt: skip
+        """The passports of all that is asked for, oldest first: of an object, of a framework, valid at a time."""
+        return self._ledger.query(about=about, framework=framework, status=status, valid_at_ns=valid_at_ns)
