@@ -305,7 +305,8 @@ class LbaMap:
         if ref is None or len(found) >= limit:
             return
         if level == 0:
-            found.append(index)
+            if first <= index <= last:  # not so for the only leaf of a map without nodes, perhaps
+                found.append(index)
             return
         node, shift = self._node(level, index, ref), _FANOUT_SHIFT * (level - 1)
         low, high = max(index * FANOUT, first >> shift), min(index * FANOUT + FANOUT - 1, last >> shift)

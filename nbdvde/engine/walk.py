@@ -18,7 +18,7 @@ class Walk:
     @property
     def last(self) -> int:
         """Number of the disk's last leaf."""
-        return self._disk.map.blocks >> LEAF_SHIFT
+        return (self._disk.map.blocks - 1) >> LEAF_SHIFT
 
     async def leaf(self) -> tuple[int, Entries] | None:
         """(first block, a copy of the map entries) of the next leaf, None at the end."""

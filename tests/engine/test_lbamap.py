@@ -102,6 +102,7 @@ def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> Non
     present = stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS // LEAF_BLOCKS - 1, BLOCKS))
     assert {block // LEAF_BLOCKS for block, entry in model.items() if entry} <= {*present, *stored.map.leaves}
     assert stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS, 2)) == present[:2]
+    assert stored.asked(lambda: stored.map.stored_leaves(1, BLOCKS, BLOCKS)) == [leaf for leaf in present if leaf]
     for block, entry in model.items():
         stored.load(block // LEAF_BLOCKS)
         assert stored.map.lookup(block) == entry

@@ -11,7 +11,7 @@ from nbdvde.engine import optimize
 from nbdvde.engine.dictionaries import Choice
 from nbdvde.engine.extent import Compressor
 from nbdvde.engine.layout import KIND_COMPACT, unpack_index
-from nbdvde.engine.optimize import RECOMPRESS, Options, options_of
+from nbdvde.engine.optimize import RECOMPRESS, REPACK, Options, options_of
 from nbdvde.engine.report import OptimizeReport
 from nbdvde.errors import RefusedError, UsageError
 from tests.crash.session import overwritten
@@ -56,6 +56,16 @@ async def test_what_gains_nothing_stays() -> None:
         await optimized(life, Options(level=19))  # frees the ends of the segments, that no group fitted into
         assert (await optimized(life, Options(level=19))).segments_recompressed == 0
         assert await life.holds_everything()
+
+
+async def test_a_disk_of_one_leaf_has_an_end() -> None:
+    """Behind the only leaf of a disk of 2 MiB the walk found that leaf again, for ever."""
+    async with living() as life:
+        await life.image.volumes.create("small", 2 << 20)
+        await life.image.disk("small").write(0, memoryview(life.rng.randbytes(64 << 10)))
+        await life.image.checkpoint()
+        with trio.fail_after(30):
+            await optimized(life, Options((REPACK,)))
 
 
 async def test_no_compression_is_left_at_that() -> None:
