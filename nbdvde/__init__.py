@@ -11,7 +11,9 @@ if TYPE_CHECKING:
         update_keys,
     )
     from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+    from nbdvde.engine.managed.stream import Stream
     from nbdvde.engine.managed.vault import Vault
+    from nbdvde.engine.regions.stream import StreamPolicy
     from nbdvde.engine.repair import repair_image, salvage_image
 
 _HOMES = {
@@ -19,12 +21,14 @@ _HOMES = {
         "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
     ),
     "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+    "nbdvde.engine.managed.stream": ("Stream",),
     "nbdvde.engine.managed.vault": ("Vault",),
+    "nbdvde.engine.regions.stream": ("StreamPolicy",),
     "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
-    "KeyFile", "MasterKey", "Passphrase", "Vault", "check_image", "create_image", "open_image", "read_info",
-    "read_key_area", "repair_image", "salvage_image", "update_keys",
+    "KeyFile", "MasterKey", "Passphrase", "Stream", "StreamPolicy", "Vault", "check_image", "create_image",
+    "open_image", "read_info", "read_key_area", "repair_image", "salvage_image", "update_keys",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol, Self, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import trio
 
@@ -88,7 +88,7 @@ def _network(text: str) -> Network:
 
 
 class Kin(Protocol):
-    """What there is of an image behind one of its exports: snapshots, and other disks. It may change at any time."""
+    """What there is of an image behind one of its exports: snapshots, regions, other disks. It may change any time."""
 
     def find(self, export: "Export", name: str) -> "Export | None":
         """An export of that name, if it belongs to this one."""
@@ -140,7 +140,7 @@ class Exports:
         """`default` is the name of the default export, which may be added later."""
         self._exports = {export.name: export for export in exports}
         self._default = default
-        self._kin: WeakValueDictionary[str, Export] = WeakValueDictionary()
+        self._kin: WeakSet[Export] = WeakSet()
         """Those that somebody uses."""
         self._held: set[Disk] = set()
 
@@ -165,9 +165,8 @@ class Exports:
     def _kin_of(self, name: str) -> Export | None:
         for export in self._exports.values():
             if export.kin is not None and (found := export.kin.find(export, name)) is not None:
-                known = self._kin.get(name)
-                if known is None or known.disk is not found.disk:
-                    self._kin[name] = known = found
+                known = next((kin for kin in self._kin if kin.name == name and kin.disk is found.disk), found)
+                self._kin.add(known)
                 known.access, known.read_only = found.access, found.read_only
                 return known
         return None
@@ -183,7 +182,7 @@ class Exports:
 
     def used(self) -> list[Export]:
         """The exports that clients use, those that were removed left out."""
-        return [export for export in (*self, *self._kin.values()) if export.clients]
+        return [export for export in (*self, *self._kin) if export.clients]
 
     @contextmanager
     def holding(self, disk: Disk) -> Iterator[None]:

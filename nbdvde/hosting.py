@@ -14,6 +14,7 @@ from nbdvde.disk import Disk
 from nbdvde.engine.access import open_image
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
+from nbdvde.engine.managed.exported import RegionDisks
 from nbdvde.errors import InUseError, NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export, Exports
 from nbdvde.inventory import Inventory
@@ -126,7 +127,7 @@ class Host:
                 raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
             image = await self._image(spec, secret, not spec.read_only if writable is None else writable)
             disk = await self._disk(spec, image)
-            kin = Inventory(image.volumes, whole=spec.whole) if image else None
+            kin = Inventory(image.volumes, RegionDisks(image.regions), whole=spec.whole) if image else None
             self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access, kin))
             self._specs[spec.name] = spec
             _log.debug("export %s added: %s", spec.name, spec.image or "in memory")

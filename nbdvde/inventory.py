@@ -1,10 +1,12 @@
-"""What of an image can be asked for besides the exports it was opened for: its other disks, and snapshots."""
+"""What of an image can be asked for besides the exports it was opened for: its other disks, snapshots and regions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
 
 from nbdvde.engine.catalogue import SEPARATOR, Member
+from nbdvde.engine.managed.exported import SEPARATOR as REGION_SEPARATOR
+from nbdvde.engine.managed.exported import RegionDisks
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.exports import Export
@@ -14,20 +16,30 @@ from nbdvde.protocol.messages import ExportInfo
 LISTED = 256
 """Snapshots, and other disks, of an export that clients are told of unasked; whoever knows the names of older ones may
 use them all the same."""
+_REGION = "management region"
 
 
 class Inventory:
-    """The kin (`exports.Kin`) of an export that shows a disk of an image: EXPORT@SNAPSHOT, and DISK.
+    """The kin (`exports.Kin`) of an export that shows a disk of an image: EXPORT@SNAPSHOT, EXPORT/REGION, and DISK.
 
     All are looked for when a client asks, so that nothing has to follow the image. They inherit the export's rules.
     """
 
-    def __init__(self, volumes: Volumes, *, whole: bool) -> None:
+    def __init__(self, volumes: Volumes, regions: RegionDisks, *, whole: bool) -> None:
         """With `whole` the image's other disks belong to it as well."""
-        self._volumes, self._whole = volumes, whole
+        self._volumes, self._regions, self._whole = volumes, regions, whole
 
     def find(self, export: Export, name: str) -> Export | None:
         """See `Kin`."""
+        return self._region(export, name) or self._volume(export, name)
+
+    def _region(self, export: Export, name: str) -> Export | None:
+        base, _, region = name.rpartition(REGION_SEPARATOR)
+        shown = export if base == export.name else self._other(export, base)
+        disk = self._regions.find(shown.disk.number, region) if shown and isinstance(shown.disk, Volume) else None
+        return Export(name, disk, export.read_only, _REGION, export.access, base=export) if disk else None
+
+    def _volume(self, export: Export, name: str) -> Export | None:
         base, at, snapshot = name.rpartition(SEPARATOR)
         if not at:
             return self._other(export, name)
@@ -54,6 +66,11 @@ class Inventory:
             disk = self._volumes.get(name)
             shown[disk.number] = name
             yield ExportInfo(name, disk.size, export.read_only or disk.read_only)
+        for number, base in shown.items():
+            for region, held in self._regions.of(number):
+                name = f"{base}{REGION_SEPARATOR}{region}"
+                if len(name.encode()) <= MAX_STRING:
+                    yield ExportInfo(name, held.size, export.read_only or held.read_only, _REGION, held.contexts)
         names = ((f"{shown[m.parent]}{SEPARATOR}{m.name}", m) for m in reversed(self._volumes) if m.parent in shown)
         for name, member in islice(names, LISTED):
             if len(name.encode()) <= MAX_STRING:

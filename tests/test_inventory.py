@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from nbdvde import inventory
+from nbdvde.disk import BLOCK
+from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.volumes import Volumes
 from nbdvde.errors import InUseError
 from nbdvde.exports import LOCAL, Access, Peer, Visitor
@@ -153,3 +155,30 @@ async def test_a_client_of_a_snapshot(hosted: Hosted, volumes: Volumes, address:
         await hosted.host.remove("a", force=True)
         assert await again.stream.receive_some(1) == b""
     assert hosted.open == []
+
+
+async def test_a_stream_is_an_export_to_read(hosted: Hosted, path: Path) -> None:
+    kin = await serve(hosted, ExportSpec(name="a", image=path, whole=True))
+    disk = kin._volumes.disks[0]
+    stream = await Stream.create(kin._regions._regions, disk, 4)
+    await stream.append_many([b"0", b"1"])
+    found = find(hosted, "a/stream")
+    assert found is not None
+    assert (found.size, found.read_only) == (4 * BLOCK, True)
+    assert names(hosted) == ["a", "a/stream"]
+    for name in ("a/", "/stream", "stream", "a/stream/stream", "a@s/stream", "none/stream", "a/worms"):
+        assert find(hosted, name) is None, name
+    first = Visitor(hosted.exports, HERE)
+    assert first.enter("a/stream") is None
+    await stream.advance_read_tail(1)
+    second = Visitor(hosted.exports, HERE)
+    assert second.enter("a/stream") is None
+    assert first.export is not None
+    assert second.export is not None
+    shown = [b"".join(map(bytes, await export.disk.read(0, 2 * BLOCK))) for export in (first.export, second.export)]
+    assert [(page[:1], page[BLOCK : BLOCK + 1]) for page in shown] == [(b"\0", b"1"), (b"1", b"\0")]
+    assert {export.clients for export in hosted.exports.used()} == {1}
+    with pytest.raises(InUseError, match="2 clients use it"):
+        await hosted.host.remove("a")
+    first.leave()
+    second.leave()

@@ -46,9 +46,17 @@ def _signed(*fields: object) -> bytes:
     return record + r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
+def stream() -> Iterator[bytes]:
+    """Section "Stream": five places, all allocated, and the entries 7, 8 and 9 of 1, 0 and 4096 bytes."""
+    header = pack("<QQQQQIB", 5, 5, 10, 7, 3, 3, 1)
+    lengths = pack("<5H", 0, 0, 1, 0, 4096)  # places 2, 3 and 4
+    return blocks(b"STRE", [(header, 4), (lengths, 4)])
+
+
 def regions() -> dict[str, list[bytes]]:
     """Blocks by name."""
     return {
         "directory": list(directory()),
+        "stream": list(stream()),
         "vault": list(vault()),
     }

@@ -25,7 +25,8 @@ REQUEST_S = 10.0
 """Seconds in which a request has to arrive."""
 FINISH_S = 1.0
 """Seconds a client has to take the end of its answer when the server stops."""
-MAX_BODY_BYTES = 64 << 10
+MAX_BODY_BYTES = 2 << 20
+"""1 MiB of data in base64, and more."""
 _STATUS = {
     ExitCode.USAGE: 400, ExitCode.KEY: 403, ExitCode.IN_USE: 409, ExitCode.REFUSED: 409, ExitCode.NO_SPACE: 507,
 }  # fmt: skip

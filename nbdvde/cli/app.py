@@ -12,6 +12,7 @@ from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
+from nbdvde.cli.streams import stream_app
 from nbdvde.cli.vault import vault_app
 from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
@@ -34,6 +35,7 @@ app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(key_app, name="key")
 app.add_typer(dict_app, name="dict")
 app.add_typer(vault_app, name="vault")
+app.add_typer(stream_app, name="stream")
 app.add_typer(ctl_app, name="ctl")
 
 

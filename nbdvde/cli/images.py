@@ -1,7 +1,7 @@
 """An image by its path: through its control socket when it is served, at rest otherwise."""
 
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -158,6 +158,19 @@ class ImageByPath:
         if self._served:
             return self._served.call(call, request)
         return self._with_image(lambda image: call.work(image, request), read_only=not call.changes)
+
+    def calls(self, call: Call[Q, A], requests: Iterable[Q], show: Callable[[A], None]) -> None:
+        """The same, once for each request, of which each is taken when the one before it is answered."""
+        if self._served:
+            for request in requests:
+                show(self._served.call(call, request))
+            return
+
+        async def ask(image: Image) -> None:
+            for request in requests:
+                show(await call.work(image, request))
+
+        self._with_image(ask, read_only=not call.changes)
 
     def feed(self, call: Feed[Q, A], request: Q, show: Callable[[A], None]) -> None:
         """The same, with any number of answers."""

@@ -27,6 +27,7 @@ from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
     from nbdvde.admin.messages import DictionaryInfo, ExportStatus, Reloaded, Status
+    from nbdvde.admin.streamcalls import StreamInfo
     from nbdvde.admin.vaultcalls import PassportInfo
     from nbdvde.engine.keys import SlotInfo
 
@@ -303,6 +304,17 @@ def passports(found: Iterable["PassportInfo"]) -> None:
         for one in found
     ]  # fmt: skip
     _aligned(rows)
+
+
+def stream(found: "StreamInfo") -> None:
+    """The state of a stream, as text."""
+    _aligned([
+        ("policy", found.policy),
+        ("capacity", f"{size(found.capacity)}, {found.allocation:.1%} allocated, {size(found.increment)} at a time"),
+        ("entries", str(found.entries)),
+        ("tail", str(found.tail)),
+        ("head", str(found.head)),
+    ])  # fmt: skip
 
 
 def trained(found: Iterable[ClassReport]) -> None:

@@ -40,6 +40,7 @@ from nbdvde.engine.layout import (
     VolumeEntry,
 )
 from nbdvde.engine.lbamap import height_for
+from nbdvde.engine.managed.exported import load_exported
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.pace import paced
 from nbdvde.engine.recovery import empty_segment, load, read_superblocks
@@ -270,6 +271,7 @@ async def open_storage(
         )  # fmt: skip
         with trio.CancelScope(shield=True):
             await image.start()
+            await load_exported(path, image.volumes, image.regions)
     except BaseException:
         storage.close()
         raise

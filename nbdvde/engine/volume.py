@@ -330,13 +330,18 @@ class Volume(Disk):
             await self.writer.flush(mark, alone=alone)
 
     async def write_together(self, blocks: Mapping[int, bytes], holes: Sequence[tuple[int, int]] = ()) -> None:
-        """Make ranges of blocks, (start, stop), holes and write whole blocks, of which a crash leaves all or none."""
-        payload = len(blocks) * BLOCK
-        await self._writable().admit(payload + sum(zero_cost(start, stop, False) for start, stop in holes))
+        """Make ranges of blocks, (start, stop), holes and write whole blocks, of which a crash leaves all or none.
+
+        What is written are bytes of one block or of several from there on.
+        """
+        payload = sum(map(len, blocks.values()))
+        freeing = sum(stop - start for start, stop in holes) * BLOCK > payload
+        cost = payload + sum(zero_cost(start, stop, False) for start, stop in holes)
+        await self._writable().admit(cost, freeing=freeing)
         for start, stop in holes:
             self.active.zero(start, stop, False)
-        for block, page in blocks.items():
-            self.active.put(block, memoryview(page))
+        for block, pages in blocks.items():
+            self.active.put(block, memoryview(pages))
         self.active.payload += payload
 
     # Whole disk

@@ -113,6 +113,12 @@ PROFILES = {
         largest=12 << 10,
         weights={"write": 10, "flush": 6, "checkpoint": 2, "dictionary": 6, "clean": 2},
     ),
+    "streams": Profile(
+        size=128 << 10, steps=8, weights={"write": 5, "flush": 1, "checkpoint": 1, "stream": 12, "clean": 1}
+    ),
+    "failing streams": Profile(
+        fault="sync", size=128 << 10, steps=10, weights={"write": 5, "flush": 1, "checkpoint": 1, "stream": 12}
+    ),
     "failing snapshots": Profile(
         fault="sync",
         weights={"write": 10, "flush": 2, "checkpoint": 3, "snapshot": 3, "unsnapshot": 1, "rollback": 2, "clean": 2},

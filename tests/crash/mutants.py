@@ -596,6 +596,49 @@ MUTANTS += [
     ),
 ]
 
+MUTANTS += [
+    mutant(
+        "an entry lies modulo what is allocated",
+        "regions.stream:Ring.runs",
+        "start % self.capacity",
+        "start % max(1, self.allocated)",
+        "rings",
+    ),
+    mutant(
+        "the header of a stream before its entries",
+        "managed.stream:Stream._change",
+        "await self._area.change(FORM, {0: FORM.block(after.pack(), generation), **blocks}, holes=holes)",
+        "await self._area.change(FORM, {0: FORM.block(after.pack(), generation)})\n"
+        "        await self._area.flush()\n"
+        "        await self._area.change(FORM, blocks, holes=holes)",
+        "streams",
+    ),
+    mutant(
+        "an append is answered before it is durable",
+        "managed.stream:Stream._settle",
+        "await self._area.flush()",
+        "pass",
+        "streams",
+    ),
+    mutant(
+        "the lengths of a stream change later than its entries",
+        "managed.stream:Stream._append",
+        "blocks |= self._placed(after, before.head, entries)",
+        "late, blocks = blocks, dict(self._placed(after, before.head, entries))\n"
+        "    await self._change(after, blocks)\n"
+        "    await self._area.flush()\n"
+        "    blocks = late",
+        "streams",
+    ),
+    mutant(
+        "what was overwritten while it was read is shown",
+        "managed.stream:Stream.read",
+        "range(max(first, self.tail), stop)",
+        "range(first, stop)",
+        "read beside a writer",
+    ),
+]
+
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
 """No fault: either superblock is enough to open. With it the crash tests see that."""
 

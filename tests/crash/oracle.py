@@ -15,11 +15,17 @@ from nbdvde.engine.layout import ALLOCATED_ZERO, ENCRYPTION_NONE, FRAME_BLOCKS, 
 from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.reader import Reader
+from nbdvde.engine.regionreader import RegionReader
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.directory import Directory
+from nbdvde.engine.regions.stream import FORM as STREAM_FORM
+from nbdvde.engine.regions.stream import Ring, lengths_in
+from nbdvde.engine.regions.verify import verify
 from nbdvde.engine.sealing import public_master
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import ImageError, NbdvdeError
 from tests.crash.recording import FrozenStorage
-from tests.crash.session import ABSENT, DICTIONARIES, KEY, digest, with_snapshot
+from tests.crash.session import ABSENT, DICTIONARIES, KEY, digest, with_snapshot, with_stream
 from tests.crash.states import Crash
 
 _DIGEST_BYTES = 16
@@ -40,7 +46,29 @@ def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
             continue
         held = _pages_of(loaded, member)
         pages = dict(with_snapshot(pages, int(member.name[1:]), held)) if member.parent else {**pages, **held}
+    for member in loaded.catalogue:
+        if member.region == DIRECTORY.tag:
+            pages |= _stream_of(loaded, member)
     return pages | {DICTIONARIES + entry.slot: entry.sha256 for entry in loaded.dictionaries.table}
+
+
+def _stream_of(loaded: recovery.Loaded, member: Member) -> dict[int, bytes]:
+    """The entries of a stream, which must be sound."""
+    reader = RegionReader(loaded.segments, member)
+    assert not list(verify(lambda block: reader.read((block,)))), "the regions are sound"
+    first = reader.read((0,))
+    slot = Directory.unpack(lambda _: first).find(STREAM_FORM) if any(first) else None
+    if slot is None:
+        return {}
+    start = slot.start
+    ring = Ring.unpack(STREAM_FORM.opened(reader.read((start,)))[0])
+    held = {}
+    for position in range(ring.tail, ring.head):
+        ((block, _),) = ring.runs(position, position + 1)
+        lengths, index = ring.lengths_at(position)
+        [length] = lengths_in(STREAM_FORM.opened(reader.read((start + lengths,)))[0], index, 1)
+        held[position] = reader.read((start + block,))[:length]
+    return dict(with_stream({}, ring.head, held, ring.tail))
 
 
 def _pages_of(loaded: recovery.Loaded, volume: Member) -> dict[int, bytes]:

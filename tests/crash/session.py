@@ -21,6 +21,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, Fresh, KeyArea, KeyFile, MasterKey
+from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.optimize import PASSES, Options
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError, RefusedError
@@ -35,6 +36,10 @@ SNAPSHOT_SHIFT = 48
 """Blocks of snapshot N are numbered from N << 48 on, the disk's from 0; the last one says that it exists."""
 DICTIONARIES = 1 << 62
 """Dictionaries count as blocks from this one on."""
+STREAM = 1 << 63
+"""And the entries of the stream; the block behind all positions says which there are."""
+_PLACES = 5
+"""Of the stream."""
 _PIECES = 6
 """Blocks that are written one by one."""
 ABSENT = b"no image"
@@ -84,7 +89,7 @@ def with_snapshot(pages: Pages, number: int, source: Pages) -> Pages:
 
 def snapshots_in(pages: Pages) -> list[int]:
     """Numbers of the snapshots, oldest first."""
-    return sorted({block >> SNAPSHOT_SHIFT for block in pages} - {0})
+    return sorted({block >> SNAPSHOT_SHIFT for block in pages if block < DICTIONARIES} - {0})
 
 
 def of_snapshot(pages: Pages, number: int) -> Pages:
@@ -96,6 +101,21 @@ def of_snapshot(pages: Pages, number: int) -> Pages:
 def without(pages: Pages, number: int) -> Pages:
     """The pages without a snapshot's; of number 0, without the disk's."""
     return {block: page for block, page in pages.items() if block >> SNAPSHOT_SHIFT != number}
+
+
+STREAM_STATE = STREAM + (1 << 62)
+
+
+def with_stream(pages: Pages, head: int, held: Mapping[int, bytes], tail: int | None = None) -> Pages:
+    """The pages with a stream that has the newest of these entries."""
+    kept = sorted(held)[-_PLACES:]
+    tail = min(kept, default=head) if tail is None else tail
+    return {**pages, **{STREAM + at: held[at] for at in kept}, STREAM_STATE: b"%d %d" % (head, tail)}
+
+
+def entries_in(pages: Pages) -> dict[int, bytes]:
+    """Those of the stream, by position."""
+    return {block - STREAM: page for block, page in pages.items() if STREAM <= block < STREAM_STATE}
 
 
 @dataclass(frozen=True)
@@ -264,8 +284,10 @@ class Session:
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
-        elif kind in ("dictionary", "snapshot", "unsnapshot", "rollback") and _has_failed(image):
+        elif kind in ("dictionary", "snapshot", "unsnapshot", "rollback", "stream") and _has_failed(image):
             return  # what came of the last of these is not known
+        elif kind == "stream":
+            await self._stream(image)
         elif kind == "dictionary":
             await self._dictionary(image)
         elif kind in ("snapshot", "unsnapshot", "rollback"):
@@ -295,6 +317,42 @@ class Session:
         else:
             new = {**without(pages, 0), **of_snapshot(pages, number)}
             action = partial(volumes.rollback, f"disk@s{number}")
+        await self._operate(image, new, action)
+
+    async def _stream(self, image: Image) -> None:
+        """Make the stream, append to it, give up entries, or the stream; that is durable when it returns."""
+        pages, rng = self._pages, self._rng
+        without = {block: page for block, page in pages.items() if block < STREAM}
+        if STREAM_STATE not in pages:
+            await self._operate(image, with_stream(without, 0, {}), self._create_stream(image))
+            return
+        stream = await image.regions.get(Stream, image.disk())
+        held, kind = entries_in(pages), rng.choice(("append", "append", "append", "advance", "reset", "delete"))
+        action: Callable[[], Awaitable[Any]]
+        if kind == "append":
+            more = [rng.randbytes(rng.choice((0, 3, 100, BLOCK))) for _ in range(rng.randint(1, 2 * _PLACES))]
+            held |= dict(enumerate(more, stream.head))
+            new, action = with_stream(without, stream.head + len(more), held), partial(stream.append_many, more)
+            if len(more) > _PLACES:  # in two transactions
+                first = {**entries_in(pages), **dict(enumerate(more[:_PLACES], stream.head))}
+                self._enter(with_stream(without, stream.head + _PLACES, first))
+        elif kind == "advance" and stream.tail < stream.head:
+            position = rng.randint(stream.tail + 1, stream.head)
+            held = {at: entry for at, entry in held.items() if at >= position}
+            new = with_stream(without, stream.head, held, position)
+            action = partial(stream.advance_read_tail, position)
+        elif kind == "delete":
+            new, action = without, stream.delete
+        else:
+            new, action = with_stream(without, stream.head, {}), stream.reset
+        await self._operate(image, new, action)
+
+    @staticmethod
+    def _create_stream(image: Image) -> Callable[[], Awaitable[Any]]:
+        return partial(Stream.create, image.regions, image.disk(), _PLACES, increment=2)
+
+    async def _operate(self, image: Image, new: Pages, action: Callable[[], Awaitable[Any]]) -> None:
+        """Do what is durable when it returns, or leaves nothing."""
         self._enter(new)
         self._mark()
         if await self._tolerating(action):

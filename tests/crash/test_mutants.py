@@ -22,7 +22,7 @@ from tests.engine import (
     test_replay,
     test_volumes,
 )
-from tests.engine.regions import test_vault
+from tests.engine.regions import test_stream, test_vault
 from tests.engine.regions.passports import NOW
 
 
@@ -135,6 +135,20 @@ def vault() -> None:
         assert why in refused
 
 
+def streams() -> None:
+    """As `crash`, only of images with a stream."""
+    tally = Tally()
+    for seed in range(8):
+        run_seed(seed, Effort(subsets=16, torn=4, sessions=2), tally, "streams")
+
+
+def read_beside_a_writer() -> None:
+    """Entries of a stream are overwritten while they are read."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        test = test_stream.test_what_is_overwritten_while_it_is_read_is_not_shown
+        trio.run(test, test_stream.new(folder), patch)
+
+
 DETECTORS: dict[str, Callable[[], None]] = {
     "crash": crash,
     "history": history,
@@ -181,6 +195,9 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
     "vault": vault,
     "vault crashes": test_vault_crashes.test_what_was_acknowledged_survives_every_crash,
+    "rings": test_stream.test_entries_that_are_there_have_places_of_their_own,
+    "streams": streams,
+    "read beside a writer": read_beside_a_writer,
     "no space": test_faults.test_without_space_writers_are_told_and_nothing_is_lost,
 }
 

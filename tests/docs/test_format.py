@@ -23,7 +23,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
-from nbdvde.engine.regions import directory, vault
+from nbdvde.engine.regions import directory, stream, vault
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -132,6 +132,8 @@ DIRECTORY_BLOCK = directory.Directory((DIRECTORY_SLOT,), 5).pack()
 PASSPORT = vault.Record(
     UUID, SALT[:16], 0x0102, 0x0304, 0x1112131415161718, 0x191A1B1C1D1E1F20, 0x2122232425262728, "issuer"
 )
+RING = stream.Ring(0x0102030405, 0x0102030404, 0x1112131415161718, 0x1112131415161716, 2, stream.StreamPolicy.WAIT)
+RING_NAMES = _fields(RING) | {"entries": 2}
 
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
@@ -157,6 +159,7 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     }),
     "region-directory": (directory._HEADER.format, DIRECTORY_BLOCK[:16], {"slots": 1}),
     "region-slot": (directory._SLOT.format, DIRECTORY_BLOCK[16:48], _fields(DIRECTORY_SLOT)),
+    "stream-header": (stream._HEADER.format, RING.pack(), RING_NAMES),
     "dict-header": (dictionaries._HEADER.format, DICT_BLOCK[:16], {"dictionaries": 1}),
     "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
     "vault-header": (vault._HEADER.format, vault.header(7), {"passports": 7}),

@@ -14,16 +14,19 @@ from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slo
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
-from nbdvde.errors import UsageError
+from nbdvde.errors import RefusedError, UsageError
 
 
 class Area:
     """The regions of one disk. Its volume is made when the first region is."""
 
-    def __init__(self, volumes: Volumes, disk: Volume, enable: Callable[[], Awaitable[None]]) -> None:
-        """`enable` says in the image that there may be regions."""
+    def __init__(
+        self, volumes: Volumes, disk: Volume, enable: Callable[[], Awaitable[None]],
+        forget: Callable[[Form], None] = lambda form: None,
+    ) -> None:  # fmt: skip
+        """`enable` says in the image that there may be regions; `forget` is told of those that are given up."""
         self.disk = disk
-        self._volumes, self._enable = volumes, enable
+        self._volumes, self._enable, self._forget = volumes, enable, forget
         self._changing = trio.Lock()
         self._volume = volumes.existing_region(DIRECTORY, disk.number)
         self.directory = Directory()
@@ -46,8 +49,10 @@ class Area:
         return self.directory.find(form)
 
     def get(self, form: Form) -> Slot:
-        """The same. Raises UsageError."""
+        """The same. Raises UsageError, RefusedError once the disk is deleted."""
         slot = self.find(form)
+        if self._volumes.existing_region(DIRECTORY, self.disk.number) is not self._volume:
+            raise RefusedError(f"disk {self.disk.name}", "was deleted")
         if slot is None:
             raise UsageError(f"region {form.name}", f"disk {self.disk.name} has none", "create it first")
         return slot
@@ -70,8 +75,9 @@ class Area:
         self, form: Form, written: Mapping[int, bytes], *, holes: Sequence[tuple[int, int]] = (),
         used: int | None = None,
     ) -> None:  # fmt: skip
-        """Write blocks of a region, and give others up, (start, stop), all or nothing; not durable yet.
+        """Write blocks of a region, one or several from a number on, and give others up, (start, stop), all or nothing.
 
+        Not durable yet.
         Raises NoSpaceError, PoisonedError.
         """
         slot = self.get(form)
@@ -88,6 +94,7 @@ class Area:
             after = self.directory.removing(form)
             await self.volume.write_together({0: after.pack()}, [(slot.start, slot.start + slot.blocks)])
             self.directory = after
+            self._forget(form)
         await self.flush()
 
     async def read(self, form: Form, first: int, count: int = 1) -> bytes:

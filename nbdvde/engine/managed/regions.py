@@ -1,6 +1,7 @@
 """The management regions of an open image: each is loaded once, by whoever asks first."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import trio
@@ -51,13 +52,20 @@ class Regions:
                 self._loaded[key] = await kind.load(area)
             return cast(R, self._loaded[key])
 
+    def loaded(self, kind: type[R], disk: int) -> R | None:
+        """A region of the disk with this number, if it was loaded already."""
+        return cast(R | None, self._loaded.get((disk, kind.FORM.tag)))
+
     def forget(self, kind: type[Region], disk: Volume) -> None:
         """The region of a disk was given up."""
-        self._loaded.pop((disk.number, kind.FORM.tag), None)
+        self._forget(disk.number, kind.FORM)
+
+    def _forget(self, disk: int, form: Form) -> None:
+        self._loaded.pop((disk, form.tag), None)
 
     async def _area(self, disk: Volume) -> Area:
         if disk.number not in self._areas:
-            area = Area(self._volumes, disk, self._enable)
+            area = Area(self._volumes, disk, self._enable, partial(self._forget, disk.number))
             await area.load()
             self._areas[disk.number] = area
         return self._areas[disk.number]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from nbdvde.engine.regions import vault
+from nbdvde.engine.regions import stream, vault
 from nbdvde.engine.regions.directory import Directory, Slot
 from nbdvde.engine.regions.pages import Read
 from nbdvde.errors import DamageError
@@ -11,6 +11,7 @@ from nbdvde.errors import DamageError
 Verifier: TypeAlias = Callable[[Read, Slot], Iterator[str]]
 """Tells what is wrong with a region; `Read` answers its blocks. May raise DamageError at the first flaw."""
 VERIFIERS: Mapping[int, Verifier] = {
+    stream.FORM.tag: stream.verify,
     vault.FORM.tag: vault.verify,
 }
 """By type. Of what a newer version has made nothing is known."""

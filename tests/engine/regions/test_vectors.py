@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdvde.engine.regions import vault
+from nbdvde.engine.regions import stream, vault
 from nbdvde.engine.regions.directory import FORM, WINDOW, Directory, Slot
 from nbdvde.engine.regions.pages import Pages
 from tests.engine.regions.passports import KEY, NOW
@@ -29,6 +29,10 @@ def _vault() -> list[bytes]:
 MADE = {
     "directory": [Directory((_STREAM, _UNKNOWN), 7).pack()],
     "vault": _vault(),
+    "stream": [
+        stream.FORM.block(stream.Ring(5, 5, 10, 7, 3, stream.StreamPolicy.REJECT).pack(), 4),
+        stream.FORM.block(stream.with_lengths(bytes(4), 2, (1, 0, 4096)), 4),
+    ],
 }  # fmt: skip
 
 
