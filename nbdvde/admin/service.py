@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +67,7 @@ PATHS = {
     "/metrics": ("GET", "exposition"),
     "/healthz": ("GET", "health"),
     "/readyz": ("GET", "readiness"),
+    "/v1/openapi.json": ("GET", "openapi"),
     "/v1/status": ("GET", "status"),
     "/v1/metrics": ("GET", "metrics"),
     "/v1/info": ("GET", "info"),
@@ -155,6 +156,10 @@ class Service:
     async def exposition(self, body: bytes, emit: Emit) -> Page:
         """Counters, latencies and gauges in the text format of Prometheus."""
         return await workers.run(_exposition, await self.metrics(body, emit))
+
+    async def openapi(self, body: bytes, emit: Emit) -> Page:
+        """This interface as an OpenAPI 3.1 document."""
+        return Page("application/json", await workers.run(_openapi))
 
     async def health(self, body: bytes, emit: Emit) -> Health:
         """Whether the process is alive, which it is when it answers, and what is wrong with its images."""
@@ -386,6 +391,13 @@ class Service:
         if not image.encrypted:
             raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
         return image
+
+
+@cache
+def _openapi() -> bytes:
+    from nbdvde.admin import openapi  # noqa: PLC0415 - it describes this module
+
+    return msgspec.json.encode(openapi.document())
 
 
 def _exposition(found: Measures) -> Page:

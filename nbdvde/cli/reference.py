@@ -1,8 +1,6 @@
 """docs/reference.md, made from the code: `python -m nbdvde.cli.reference > docs/reference.md`."""
 
-import ast
 import inspect
-import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +10,7 @@ import msgspec
 from typer.testing import CliRunner
 
 from nbdvde.admin import service
+from nbdvde.admin.openapi import docstrings
 from nbdvde.cli import INTERRUPTED
 from nbdvde.cli.app import app
 from nbdvde.cli.output import size
@@ -86,7 +85,7 @@ def _help(command: str) -> str:
 
 
 def _exit_codes() -> str:
-    meanings = _docstrings(ExitCode)
+    meanings = docstrings(ExitCode)
     rows = [(str(int(code)), meanings[code.name]) for code in ExitCode]
     rows += [(str(INTERRUPTED), "interrupted by Ctrl-C"), (str(CLOSED), "nobody reads the output any more")]
     return _table(("exit", "meaning"), rows)
@@ -96,7 +95,7 @@ def _configuration(table: msgspec.structs.FieldInfo) -> str:
     kind, title = table.type, f"[{table.name}]"
     if get_origin(kind) is tuple:
         kind, title = get_args(kind)[0], f"[[{table.name}]]"
-    meanings = _docstrings(kind)
+    meanings = docstrings(kind)
     rows = [
         (f"`{field.name}`", meanings[field.name], _default(table.name, field)) for field in msgspec.structs.fields(kind)
     ]
@@ -128,21 +127,6 @@ def _control() -> str:
         for path, (method, name) in service.PATHS.items()
     ]
     return _table(("request", "does"), rows)
-
-
-def _docstrings(kind: type) -> dict[str, str]:
-    """The string below each member of a class, which Python itself forgets."""
-    (body,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for member, text in itertools.pairwise(body.body):
-        match member, text:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
-                ast.Expr(value=ast.Constant(value=str(words))),
-            ):
-                found[name] = words
-    return found
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
