@@ -152,6 +152,8 @@ def info(image: ImageInfo) -> None:
             newest = disk.snapshots[-1]
             text = f"{len(disk.snapshots)}, the newest is {newest.name} of {_time(newest.created_ns)}"
             facts.append(("snapshots", text))
+    if image.cleaning_held:
+        facts.append(("cleaning", image.cleaning_held))
     if taken := image.statistics.get("bytes_in"):
         facts.append(("written", _compressed(int(taken), int(image.statistics["bytes_stored"]))))
     if shared := image.statistics.get("blocks_shared"):

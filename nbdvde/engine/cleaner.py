@@ -25,7 +25,7 @@ from nbdvde.engine.compact import Kept, Survivor, Used, kept_prints, survivors, 
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.extent import Compressor, Decoder
-from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, pack_index
+from nbdvde.engine.layout import BLOCK, KIND_COMPACT, STATE_OPEN, TAG_BYTES, Kind, UnitRef, pack_index
 from nbdvde.engine.mark import Tree, Usage, mark
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.writer import Writer
@@ -64,6 +64,10 @@ class Cleaner:
         self.lock = trio.Lock()
         """While it is held, no segment is replaced."""
         self._damaged: set[State] = set()
+        self._unknown: set[State] = set()
+        """Of which it is not known what is in use."""
+        self.held = ""
+        """Why some segments cannot be cleaned, if so: a part of a map cannot be read, and may lead to any of them."""
         self._stopping = False
         self._debt = 0.0
         self._next_slot = 0
@@ -111,11 +115,11 @@ class Cleaner:
     def _choose(self, worth: float, open_sequence: int) -> list[State]:
         """The zones with most to gain: of what the log has left, segments that lie side by side, or single ones."""
         space, cells = self._segments.space, _CELLS_MAX
-        room = space.scratch
+        room, passed_over = space.scratch, self._damaged | self._unknown
         zones: defaultdict[int, list[State]] = defaultdict(list)
         for slot, state in self._segments.states.items():
             left = state.kind == KIND_COMPACT or state.segment.sequence < open_sequence
-            if left and state.holds_blocks and state.linked and state.live and state not in self._damaged:
+            if left and state.holds_blocks and state.linked and state.live and state not in passed_over:
                 zones[space.zone(state.segment.offset) or -slot].append(state)
         victims: list[State] = []
         ranked = [(*self._gain(zone, worth), zone) for zone in zones.values()]
@@ -151,6 +155,8 @@ class Cleaner:
             for state in victims:
                 if self._stopping:
                     break
+                if state in self._unknown:
+                    continue
                 freed += await self._replace(writer, state, usage.of(state.segment.slot))
                 if gently:
                     await self._pause(state.used)
@@ -173,17 +179,46 @@ class Cleaner:
         return units
 
     async def _count(self, cut: Result, usage: Usage) -> None:
-        """Mark the maps of a checkpoint, and make the counts exact; what changed since stays counted."""
+        """Mark the maps of a checkpoint, and make the counts exact; what changed since stays counted.
+
+        Where a part of a map cannot be read, counts stay as they are. They never say less than there is: the blocks
+        that were found to be in use are all there are where they are as many as the count.
+        """
+        damages: list[DamageError] = []
+
+        def read(ref: UnitRef, kind: int) -> bytes:
+            try:
+                return self._segments.read_unit(ref, kind)
+            except DamageError as damage:
+                damages.append(damage)
+                return bytes(BLOCK)  # as if all were holes
+
         trees = [Tree(volume.volume, volume.height, volume.root) for volume in cut.catalogue]
         indexes = [ref for entry in cut.entries for ref in entry.refs]
         slots = max((entry.segment.slot for entry in cut.entries), default=0) + 1
-        used = await workers.run(mark, trees, indexes, self._segments.read_unit, slots, usage)
+        used = await workers.run(mark, trees, indexes, read, slots, usage)
+        self._hold(damages)
         for entry in cut.entries:
-            state = self._segments.states.get(entry.segment.slot)
-            if state is not None and state.segment.sequence == entry.segment.sequence:
-                state.live += used[entry.segment.slot] - entry.live
-                if entry.segment.slot in usage:
-                    state.dead = max(0, entry.blocks - int(np.count_nonzero(usage.of(entry.segment.slot))))
+            slot = entry.segment.slot
+            state = self._segments.states.get(slot)
+            if state is None or state.segment.sequence != entry.segment.sequence:
+                continue
+            blocks = int(np.count_nonzero(usage.of(slot))) if slot in usage else 0
+            if damages and blocks != entry.live:
+                self._unknown |= {state} if slot in usage else set()
+                continue
+            self._unknown.discard(state)
+            state.live += used[slot] - entry.live
+            if slot in usage:
+                state.dead = max(0, entry.blocks - blocks)
+
+    def _hold(self, damages: Sequence[DamageError]) -> None:
+        """Say once that cleaning is held up."""
+        held = f"what a damaged part of a map may lead to is not cleaned: {damages[0].message}" if damages else ""
+        if held and not self.held:
+            hint = "run nbdvde check; --salvage saves what can be read"
+            _log.warning("%s: %s (%s)", self._segments.name, held, hint)
+        self.held = held
 
     async def _replace(self, writer: Writer, old: State, used: Used) -> int:
         """Put what is in use of a segment in its place; answers by how much it is shorter."""

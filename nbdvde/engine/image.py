@@ -456,7 +456,7 @@ class Image:
         disks = [self._described(disk, alone) for disk in self.volumes.disks]
         return msgspec.structs.replace(
             info, disks=disks, stored_bytes=stored, dedup_memory=self._dedup_memory,
-            statistics=described(self.statistics),
+            statistics=described(self.statistics), cleaning_held=self._cleaner.held,
         )  # fmt: skip
 
     def gauges(self) -> ImageGauges:

@@ -61,6 +61,8 @@ class ImageInfo(msgspec.Struct, frozen=True):
     dedup_memory: int = 0
     """Bytes for finding duplicates."""
     statistics: dict[str, int | float] = {}
+    cleaning_held: str = ""
+    """Why a part of the garbage cannot be cleaned, if that is so since it was opened."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):

@@ -344,6 +344,13 @@ MUTANTS += [
 
 MUTANTS += [
     mutant(
+        "what a damaged leaf may lead to is cleaned",
+        "cleaner:Cleaner._count",
+        "damages and blocks != entry.live",
+        "False",
+        "damaged leaf",
+    ),
+    mutant(
         "dictionaries are recompressed with themselves",
         "recompress:Recompression._pack_one",
         "None if is_own else self._choice",

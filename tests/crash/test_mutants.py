@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -75,6 +77,12 @@ def recompressed_wrongly() -> None:
     """A compressor that makes something else of its input."""
     with pytest.MonkeyPatch.context() as patch:
         trio.run(test_optimize.test_only_what_gives_the_same_again_is_kept, patch)
+
+
+def damaged_leaf() -> None:
+    """Cleaning beside a leaf that cannot be read."""
+    messages = cast(pytest.LogCaptureFixture, SimpleNamespace(records=[]))
+    trio.run(test_cleaner.test_what_a_damaged_leaf_may_lead_to_is_left_alone, messages)
 
 
 def removed_meanwhile() -> None:
@@ -159,6 +167,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "optimizing": optimizing,
     "recompressed": lambda: trio.run(test_optimize.test_segments_are_recompressed_once),
     "recompressed wrongly": recompressed_wrongly,
+    "damaged leaf": damaged_leaf,
     "dictionaries lie": lambda: trio.run(test_learning.test_what_dictionaries_lie_in_needs_none_of_them),
     "removed meanwhile": removed_meanwhile,
     "nobody uses": lambda: trio.run(test_learning.test_what_nobody_uses_is_not_trained_from),

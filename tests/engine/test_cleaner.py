@@ -19,7 +19,7 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.checkpoint import Result, write
 from nbdvde.engine.image import Image
-from nbdvde.engine.layout import KIND_COMPACT, KIND_LOG
+from nbdvde.engine.layout import KIND_COMPACT, KIND_LOG, SLOT_SHIFT
 from nbdvde.engine.recovery import load
 from nbdvde.engine.segments import State
 from tests.crash.oracle import master_of, observe
@@ -157,6 +157,35 @@ async def test_a_damaged_extent_stays_where_it_is() -> None:
         await life.image.clean()
         assert life.image.segments.states[first.segment.slot] is first
         life.storage.image[first.segment.offset : first.segment.end] = saved[first.segment.offset : first.segment.end]
+        assert await life.holds_everything()
+
+
+async def test_what_a_damaged_leaf_may_lead_to_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with living() as life:
+        image, disk = life.image, life.image.disk()
+        for block in range(0, 1024, 16):
+            await life.write(block, 16)
+        for block in range(0, 1024, 32):
+            await life.trim(block, 24)
+        await image.flush()
+        await image.checkpoint()
+        led_to = [{entry >> SLOT_SHIFT for entry in disk.map.leaves[number] if entry} for number in (0, 1)]
+        ref = disk.map.leaf_ref(0)
+        assert ref is not None
+        at = image.segments.states[ref.slot].segment.offset + ref.position
+        life.storage.image[at] ^= 1
+        before = dict(image.segments.states)
+        assert await image.clean() > 0
+        assert await image.clean() == 0
+        replaced = {slot for slot, state in before.items() if image.segments.states.get(slot) is not state}
+        assert len(replaced & (led_to[1] - led_to[0])) > 5
+        assert not replaced & led_to[0]
+        assert len([record for record in caplog.records if "not cleaned" in record.getMessage()]) == 1
+        assert "damaged part of a map" in image.info().cleaning_held
+        assert await life.holds_everything()
+        life.storage.image[at] ^= 1
+        assert await image.clean() > 0
+        assert image.info().cleaning_held == ""
         assert await life.holds_everything()
 
 
