@@ -274,8 +274,8 @@ MUTANTS += [
     mutant(
         "the mark forgets what happened since",
         "cleaner:Cleaner._count",
-        "state.live += used[entry.segment.slot] - entry.live",
-        "state.live = used[entry.segment.slot]",
+        "state.live += used[slot] - entry.live",
+        "state.live = used[slot]",
         "cleaning",
     ),
     mutant(
