@@ -11,8 +11,10 @@ if TYPE_CHECKING:
         update_keys,
     )
     from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+    from nbdvde.engine.managed.metricslog import MetricsLog
     from nbdvde.engine.managed.stream import Stream
     from nbdvde.engine.managed.vault import Vault
+    from nbdvde.engine.regions.samples import Sample
     from nbdvde.engine.regions.stream import StreamPolicy
     from nbdvde.engine.repair import repair_image, salvage_image
 
@@ -21,14 +23,16 @@ _HOMES = {
         "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
     ),
     "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+    "nbdvde.engine.managed.metricslog": ("MetricsLog",),
     "nbdvde.engine.managed.stream": ("Stream",),
     "nbdvde.engine.managed.vault": ("Vault",),
+    "nbdvde.engine.regions.samples": ("Sample",),
     "nbdvde.engine.regions.stream": ("StreamPolicy",),
     "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
-    "KeyFile", "MasterKey", "Passphrase", "Stream", "StreamPolicy", "Vault", "check_image", "create_image",
-    "open_image", "read_info", "read_key_area", "repair_image", "salvage_image", "update_keys",
+    "KeyFile", "MasterKey", "MetricsLog", "Passphrase", "Sample", "Stream", "StreamPolicy", "Vault", "check_image",
+    "create_image", "open_image", "read_info", "read_key_area", "repair_image", "salvage_image", "update_keys",
 ]  # fmt: skip
 
 

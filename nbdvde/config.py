@@ -122,6 +122,8 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """File that holds the process id while the server is ready."""
     print_uri: bool = False
     """Print the address of each export on standard output."""
+    metrics_interval: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """Seconds between samples in the metrics logs of disks that have one; 0 for none."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log on standard error."""
 

@@ -40,6 +40,13 @@ class Histogram:
         self.sum_ns += other.sum_ns
         self.max_ns = max(self.max_ns, other.max_ns)
 
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """What was noted since this one was as `earlier` is; its greatest duration may be an older one."""
+        later = Histogram()
+        later.counts = [max(0, new - old) for new, old in zip(self.counts, earlier.counts, strict=True)]
+        later.sum_ns, later.max_ns = max(0, self.sum_ns - earlier.sum_ns), self.max_ns
+        return later
+
     def quantile_ns(self, share: float) -> float:
         """The duration that this share of them (0 to 1) does not exceed, within 15 %; 0 when there are none."""
         wanted, below = share * self.count, 0
@@ -94,6 +101,19 @@ class Traffic:
         for command, histogram in enumerate(other.latencies):
             if histogram is not None:
                 self.latency(command).merge(histogram)
+
+    def since(self, earlier: "Traffic") -> "Traffic":
+        """What was counted since this one was as `earlier` is; all of it when the counting began anew."""
+        if any(new < old for new, old in zip(self.requests, earlier.requests, strict=True)):
+            return self
+        later = Traffic()
+        later.requests = list(map(int.__sub__, self.requests, earlier.requests))
+        later.request_bytes = list(map(int.__sub__, self.request_bytes, earlier.request_bytes))
+        later.errors = self.errors - earlier.errors
+        for command, histogram in enumerate(self.latencies):
+            before = earlier.latencies[command]
+            later.latencies[command] = histogram.since(before) if histogram and before else histogram
+        return later
 
 
 def total(parts: Iterable[Traffic]) -> Traffic:

@@ -53,10 +53,28 @@ def stream() -> Iterator[bytes]:
     return blocks(b"STRE", [(header, 4), (lengths, 4)])
 
 
+def metrics() -> Iterator[bytes]:
+    """Section "Metrics log": 256 KiB in generation 3, with two samples, and a window of a minute with 302."""
+    tiers = b"".join(
+        pack("<QQQQQ", width, *place)
+        for width, place in zip(
+            (0, 60 * 10**9, 3600 * 10**9, 86400 * 10**9),
+            ((1, 7, 9, 10), (8, 15, 0, 1), (23, 15, 0, 0), (38, 26, 0, 0)),
+            strict=True,
+        )
+    )
+    header = pack("<QQd8x", 304, 256 << 10, 0.75)
+    samples = pack("<HQdB", 7, 1_700_000_000 * 10**9, -2.5, 0) + pack("<HQdB", 65535, 1, 1e300, 6)
+    window = pack("<HBBHBBQQddd", 7, 0, 2, 3, 0, 0, 60 * 10**9 * 28_333_333, 302, 9.0, -1.0, 10.0)
+    window += pack("<hhh", -15024, 0, 15082) + pack("<HHH", 1, 300, 1)
+    return blocks(b"MTRK", [(header + tiers, 3), (samples, 3), (window, 2)])
+
+
 def regions() -> dict[str, list[bytes]]:
     """Blocks by name."""
     return {
         "directory": list(directory()),
         "stream": list(stream()),
         "vault": list(vault()),
+        "metrics": list(metrics()),
     }

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from nbdvde.admin import regioncalls, streamcalls, vaultcalls
+from nbdvde.admin import metricscalls, regioncalls, streamcalls, vaultcalls
 from nbdvde.admin.calls import Call, Feed
 
 CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
     regioncalls.REGIONS,
     *streamcalls.CALLS,
     *vaultcalls.VAULT_CALLS,
+    *metricscalls.CALLS,
 )
 """What the control interface answers besides what `service.PATHS` has."""

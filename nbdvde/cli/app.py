@@ -12,6 +12,7 @@ from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
+from nbdvde.cli.metrics import metrics_app
 from nbdvde.cli.streams import stream_app
 from nbdvde.cli.vault import vault_app
 from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
@@ -36,6 +37,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(dict_app, name="dict")
 app.add_typer(vault_app, name="vault")
 app.add_typer(stream_app, name="stream")
+app.add_typer(metrics_app, name="metrics")
 app.add_typer(ctl_app, name="ctl")
 
 
@@ -184,6 +186,10 @@ def serve(
     dedup_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory for finding duplicates. [default: that of the image]")
     ] = None,
+    metrics_interval: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Between samples in metrics logs; 0 for none. [default: 10]"),
+    ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:
     """Serve the disks of images until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -201,6 +207,7 @@ def serve(
         "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
         "tls_client_ca": tls_client_ca and str(tls_client_ca), "tls_psk": tls_psk and str(tls_psk),
         "log_format": log_format and log_format.value, "engine_dedup_memory": dedup_memory,
+        "metrics_interval": metrics_interval,
     }  # fmt: skip
     serve(Plan.make(images or (), memory, lambda: load(given, config, os.environ)))
 

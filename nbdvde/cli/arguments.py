@@ -30,6 +30,10 @@ Control = Annotated[
     Path | None,
     typer.Option(metavar="PATH", readable=False, help="Control socket of the running server. [default: IMAGE.ctl]"),
 ]
+PngFile = Annotated[
+    Path | None, typer.Option("--png", metavar="FILE", readable=False, help="Write a picture to this PNG file instead.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
 Slot = Annotated[int | None, typer.Option(metavar="N", help=SLOT_HELP)]

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from json import dumps
 from typing import TYPE_CHECKING, TextIO
 
@@ -55,6 +56,27 @@ def raw(data: bytes) -> None:
         silence(sys.stdout)
         error.filename = "standard output"
         raise
+
+
+def lines(texts: Iterable[str]) -> None:
+    """As `line`, many at a time."""
+    rest = iter(texts)
+    while part := list(islice(rest, 1000)):
+        _print("\n".join(map(clean, part)))
+
+
+def prints(text: str) -> bool:
+    """Whether standard output has the characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def coloured(text: str) -> None:
+    """As `line`, of text that is ours and may have escape sequences of colours."""
+    _print(text)
 
 
 def note(text: str) -> None:
@@ -343,6 +365,11 @@ def slots(used: Sequence["SlotInfo"]) -> None:
     """The key slots, as text."""
     rows = [("slot", "kind", "created", "label")]
     rows += [(str(slot.slot), slot.kind, _time(slot.created_ns), slot.label) for slot in used]
+    _aligned(rows)
+
+
+def table(rows: Iterable[Sequence[str]]) -> None:
+    """Rows of cells, the first one their titles, in columns."""
     _aligned(rows)
 
 

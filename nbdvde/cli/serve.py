@@ -15,6 +15,7 @@ from nbdvde import workers
 from nbdvde.admin import http
 from nbdvde.admin.client import connect
 from nbdvde.admin.messages import Reloaded
+from nbdvde.admin.recorder import Recorder
 from nbdvde.admin.service import Service
 from nbdvde.cli.dashboard import Dashboard
 from nbdvde.cli.images import default_control
@@ -178,25 +179,33 @@ class _Serving:
 
     @asynccontextmanager
     async def _attend(self, path: Path | None) -> AsyncIterator[Callable[[Image | None], Awaitable[None]]]:
-        """Answer at the control socket of an image while it is open."""
+        """Answer at the control socket of an image while it is open, and record what becomes of it."""
         control = self._control_of(path)
-        scope = trio.CancelScope()
+        scope, recording = trio.CancelScope(), trio.CancelScope()
 
         async def attend(image: Image | None) -> None:
             if listener:
                 routes = Service(self._server, lambda: image, self._host, self._uris, self).routes()
                 await self._nursery.start(_answer, scope, listener, routes)
+            if image and not image.read_only and self._plan.options.server.metrics_interval:
+                self._nursery.start_soon(self._record, recording, image)
 
         listener = await self._bind_control(control, path) if control else None
         try:
             yield attend
         finally:
             scope.cancel()
+            recording.cancel()
             if listener:
                 listener.close()
 
     def _first_image(self) -> Image | None:
         return next(iter(self._host.images), None)
+
+    async def _record(self, scope: trio.CancelScope, image: Image) -> None:
+        with scope:
+            recorder = Recorder(image, self._server, lambda: self._host.exports, time.time_ns)
+            await recorder.run(self._plan.options.server.metrics_interval)
 
     def _control_of(self, path: Path | None) -> Path | None:
         if path == self._first or self._control is None:
@@ -242,7 +251,10 @@ async def _answer(
 def _warn_of_the_rest(old: Plan, new: Plan) -> None:
     """Say what of the configuration counts only from the next start on."""
     before, after = old.options, new.options
-    for key in ("listen", "control", "admin", "admin_allow", "admin_names", "pid_file", "log_format", "export"):
+    for key in (
+        "listen", "control", "admin", "admin_allow", "admin_names", "pid_file", "log_format", "export",
+        "metrics_interval",
+    ):  # fmt: skip
         if getattr(before.server, key) != getattr(after.server, key):
             _log.warning("server.%s has changed: restart to let it count", key)
     if before.engine != after.engine:

@@ -424,6 +424,11 @@ class Image:
         return self._checkpointer.superblock
 
     @property
+    def closed(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closed
+
+    @property
     def poisoned(self) -> str | None:
         """Why nothing is written any more, if so."""
         return self._writer.log.poisoned if self._writer else None

@@ -23,7 +23,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
-from nbdvde.engine.regions import directory, stream, vault
+from nbdvde.engine.regions import directory, samples, stream, tiers, vault
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -134,6 +134,11 @@ PASSPORT = vault.Record(
 )
 RING = stream.Ring(0x0102030405, 0x0102030404, 0x1112131415161718, 0x1112131415161716, 2, stream.StreamPolicy.WAIT)
 RING_NAMES = _fields(RING) | {"entries": 2}
+RINGS = tiers.Head.unpack(tiers.History.create(tiers.CAPACITY, 0.5)[1].blocks[0]).rings
+METRICS = samples.FORM.opened(tiers.History.create(tiers.CAPACITY, 0.5)[1].blocks[0])[0]
+SAMPLE = samples.rows_of([samples.Sample(0x0102, 0x1112131415161718, 1.5, 3)])
+WINDOW = samples.Samples(SAMPLE).windows().grouped(8)
+WINDOW_NAMES = {name: WINDOW.rows[0][name].tobytes() for name in samples.WINDOW.names or ()} | {"width": 1}
 
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
@@ -164,6 +169,14 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
     "vault-header": (vault._HEADER.format, vault.header(7), {"passports": 7}),
     "vault-record": (vault._HEAD.format, PASSPORT.pack()[:64], _fields(PASSPORT) | {"issuer_bytes": 6}),
+    "metrics-header": (tiers._HEADER.format, METRICS[:32], {
+        "samples": 0, "capacity": 32 << 20, "threshold": struct.pack("<d", 0.5),
+    }),
+    "metrics-tier": (tiers._TIER.format, METRICS[72:112], _fields(RINGS[1])),
+    "metrics-sample": ("<HQ8sB", SAMPLE.tobytes(), {
+        "metric": 0x0102, "time_ns": 0x1112131415161718, "value": struct.pack("<d", 1.5), "aggregation": 3,
+    }),
+    "metrics-window": ("<HBBHBBQQ8s8s8s", WINDOW.bodies()[0][0][:48], WINDOW_NAMES),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
     "operation": (layout._OPERATION.format, OPERATION.pack(), _fields(OPERATION) | NAMED),

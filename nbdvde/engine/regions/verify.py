@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from nbdvde.engine.regions import stream, vault
+from nbdvde.engine.regions import samples, stream, tiers, vault
 from nbdvde.engine.regions.directory import Directory, Slot
 from nbdvde.engine.regions.pages import Read
 from nbdvde.errors import DamageError
@@ -13,6 +13,7 @@ Verifier: TypeAlias = Callable[[Read, Slot], Iterator[str]]
 VERIFIERS: Mapping[int, Verifier] = {
     stream.FORM.tag: stream.verify,
     vault.FORM.tag: vault.verify,
+    samples.FORM.tag: tiers.flaws,
 }
 """By type. Of what a newer version has made nothing is known."""
 

@@ -1,6 +1,7 @@
 """The blocks of regions are pinned by tests/vectors/regions.json, which the documents alone have made."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from nbdvde.engine.regions import stream, vault
 from nbdvde.engine.regions.directory import FORM, WINDOW, Directory, Slot
 from nbdvde.engine.regions.pages import Pages
+from nbdvde.engine.regions.samples import FORM as MTRK
+from nbdvde.engine.regions.samples import Sample, Samples, rows_of
+from nbdvde.engine.regions.tiers import History
 from tests.engine.regions.passports import KEY, NOW
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "regions.json").read_text())
@@ -26,7 +30,28 @@ def _vault() -> list[bytes]:
     return [blocks[number] for number in sorted(blocks)]
 
 
+_MINUTE = 60 * 10**9
+
+
+def metrics() -> list[bytes]:
+    """The log of the vector, in the places where its rings have got to."""
+    made = History.create(256 << 10, 0.75)[0]
+    found = rows_of([Sample(7, 1_700_000_000 * 10**9, -2.5), Sample(65535, 1, 1e300, 6)])
+    raw, minutes, *others = made.tiers
+    raw = replace(raw, ring=replace(raw.ring, head=9, tail=9))
+    made = replace(made, tiers=(raw, minutes, *others), generation=1)
+    values = [-1.0, *[0.0] * 300, 10.0]
+    old = rows_of([Sample(7, 28_333_333 * _MINUTE + 5, value) for value in values])
+    windows = Samples(old).windows().grouped(_MINUTE)
+    [(window, _)] = windows.bodies()
+    made = replace(made, tiers=(raw, minutes.adding(windows, [1]), *others), samples=302, generation=2)
+    _, change, _ = made.adding(found)
+    first, sample = change.blocks.values()
+    return [first, sample, MTRK.block(window, 2)]
+
+
 MADE = {
+    "metrics": metrics(),
     "directory": [Directory((_STREAM, _UNKNOWN), 7).pack()],
     "vault": _vault(),
     "stream": [

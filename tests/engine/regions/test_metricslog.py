@@ -1,0 +1,108 @@
+"""The metrics log of a disk in an open image: what is added is there again, within its capacity."""
+
+from pathlib import Path
+
+import pytest
+
+import nbdvde
+from nbdvde import MasterKey, MetricsLog, Sample
+from nbdvde.engine.image import Image
+from nbdvde.engine.regions.query import Question, Series
+from nbdvde.engine.regions.samples import FORM
+from nbdvde.engine.regions.tiers import CAPACITY_MIN, DAY_NS
+from nbdvde.errors import RefusedError, UsageError
+
+KEY = MasterKey(bytes(range(32)))
+NOW_NS = 1_700_000_000 * 10**9
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "image.vde"
+    nbdvde.create_image(path, 64 << 20, secret=KEY, segment_bytes=256 << 10)
+    return path
+
+
+async def make(image: Image, capacity: int = CAPACITY_MIN, threshold: float = 0.8) -> MetricsLog:
+    await MetricsLog.create(await image.regions.area(image.disk()), capacity, threshold)
+    return await image.regions.get(MetricsLog, image.disk())
+
+
+def samples(count: int, metrics: int = 5, begin: int = 0) -> list[Sample]:
+    return [Sample(n % metrics, NOW_NS + (begin + n) * 10**9, float(n % 97)) for n in range(count)]
+
+
+async def test_samples_are_there_again(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        for begin in range(0, 6000, 1000):
+            await log.append(samples(1000, begin=begin))
+        before = log.history
+        assert before.tiers[1].ring.used, "some were taken together"
+        assert (await image.regions.get(MetricsLog, image.disk())).history is before
+    report = nbdvde.check_image(path, key=KEY)
+    assert report.ok, report.errors
+    async with nbdvde.open_image(path, key=KEY, read_only=True) as image:
+        log = await image.regions.get(MetricsLog, image.disk())
+        assert log.history.samples == before.samples == 6000
+        for found, tier in zip(log.history.tiers, before.tiers, strict=True):
+            assert found.ring == tier.ring
+            assert found.contents.rows.tobytes() == tier.contents.rows.tobytes()
+        [answer] = await log.ask([Question(Series(1), resolution_ns=DAY_NS)])
+        assert answer.windows.count == 1200
+        with pytest.raises(RefusedError, match="reading only"):
+            await log.append(samples(1))
+
+
+async def test_blocks_of_old_samples_are_given_back(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        for begin in range(0, 30_000, 3000):
+            await log.append(samples(3000, begin=begin))
+        await image.flush()
+        in_use = log.history.used_bytes
+        area = await image.regions.area(image.disk())
+        assert area.volume.map.mapped * 4096 == in_use + 4096, "the directory is the other block"
+        assert in_use <= CAPACITY_MIN
+
+
+async def test_an_append_of_a_few_samples_writes_two_blocks(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        await log.append(samples(20))
+        await image.flush()
+        area = await image.regions.area(image.disk())
+        await log.append(samples(20))
+        assert len(area.volume.active.blocks) == 2
+
+
+async def test_what_is_not_valid_changes_nothing(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        with pytest.raises(UsageError, match="not finite"):
+            await log.append([*samples(3), Sample(1, 1, float("nan"))])
+        assert log.history.samples == 0
+        await log.append([])
+        area = await image.regions.area(image.disk())
+        for capacity, threshold in (
+            (CAPACITY_MIN - 4096, 0.8),
+            (CAPACITY_MIN + 1, 0.8),
+            (2 << 30, 0.8),
+            (1 << 20, 1.0),
+        ):
+            with pytest.raises(UsageError, match="is not"):
+                await MetricsLog.create(area, capacity, threshold)
+        with pytest.raises(RefusedError, match=f"region {FORM.name}: exists already"):
+            await MetricsLog.create(area)
+
+
+async def test_it_is_of_one_disk_and_goes_with_it(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.create("two", 1 << 20)
+        area = await image.regions.area(image.disk("two"))
+        await MetricsLog.create(area)
+        with pytest.raises(UsageError, match="disk disk has none"):
+            await image.regions.get(MetricsLog, image.disk())
+        await image.volumes.snapshot("two", "then")
+        with pytest.raises(UsageError, match="two@then has none"):
+            await image.regions.get(MetricsLog, image.disk("two@then"))
