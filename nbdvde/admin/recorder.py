@@ -53,6 +53,7 @@ class Recorder:
 
     async def run(self, interval_s: float) -> None:
         """Record until it is cancelled. What goes wrong is logged, each failure once."""
+        self._before = {disk.number: self._state(disk) for disk in self._image.volumes.disks}
         while True:
             await trio.sleep(interval_s)
             try:
@@ -68,6 +69,8 @@ class Recorder:
             area = await self._image.regions.area(disk)
             if area.find(FORM):
                 await self._record(disk)
+            else:
+                self._before.pop(disk.number, None)
 
     async def _record(self, disk: Volume) -> None:
         state = self._state(disk)
