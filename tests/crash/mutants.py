@@ -586,6 +586,37 @@ MUTANTS += [
         ),
         "vault",
     ),
+    mutant(
+        "what became windows stays beside them",
+        "regions.tiers:History._taken_together",
+        "changed = {number: tier.without(blocks), number + 1: added}",
+        "changed = {number + 1: added}",
+        "metrics tiers",
+    ),
+    mutant(
+        "blocks of old samples are not given back",
+        "regions.tiers:History._changed",
+        "Change({0: after._first(), **blocks}, holes)",
+        "Change({0: after._first(), **blocks}, [])",
+        "metrics tiers",
+    ),
+    mutant(
+        "wide buckets are added to narrow ones",
+        "regions.sketch:Sketches.merged",
+        "levels[owners] - np.repeat(self.levels, self.sizes)",
+        "levels[owners] * 0",
+        "sketches",
+    ),
+    mutant(
+        "the header of a metrics log comes after its blocks",
+        "managed.metricslog:MetricsLog._write",
+        "await self._area.change(FORM, change.blocks, holes=change.holes)",
+        "blocks = dict(change.blocks); first = blocks.pop(0)\n"
+        "    await self._area.change(FORM, blocks, holes=change.holes)\n"
+        "    await self._area.flush()\n"
+        "    await self._area.change(FORM, {0: first})",
+        "metrics crashes",
+    ),
     mutant("a revoked passport holds", "regions.vault:Entry.flaw", "if self.revocation:", "if False:", "vault"),
     mutant(
         "anybody revokes a passport",

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 import trio
 
-from tests.crash import test_damage, test_faults, test_keys, test_roots, test_vault_crashes
+from tests.crash import test_damage, test_faults, test_keys, test_metrics_crashes, test_roots, test_vault_crashes
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
@@ -24,7 +24,7 @@ from tests.engine import (
     test_replay,
     test_volumes,
 )
-from tests.engine.regions import test_stream, test_vault
+from tests.engine.regions import test_sketch, test_stream, test_tiers, test_vault
 from tests.engine.regions.passports import NOW
 
 
@@ -202,6 +202,9 @@ DETECTORS: dict[str, Callable[[], None]] = {
     ),
     "lost dictionaries": with_image(test_dictchange.test_nothing_becomes_a_duplicate_of_what_needs_a_lost_one),
     "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
+    "metrics tiers": test_tiers.test_interleaved_metrics_become_windows_of_a_minute,
+    "metrics crashes": test_metrics_crashes.test_a_crash_leaves_the_first_samples_whole,
+    "sketches": test_sketch.test_a_level_is_the_same_whenever_it_is_reached,
     "vault": vault,
     "vault crashes": test_vault_crashes.test_what_was_acknowledged_survives_every_crash,
     "rings": test_stream.test_entries_that_are_there_have_places_of_their_own,

@@ -71,7 +71,9 @@ def test_many_buckets_become_few_wide_ones() -> None:
 def test_a_level_is_the_same_whenever_it_is_reached() -> None:
     values = np.exp(np.random.default_rng(2).uniform(0, 30, 3000))
     whole = sketch(values.tolist())
-    halves = sketch(values.tolist(), [0] * 1000 + [1] * 2000)
-    merged = halves.merged(np.zeros(2, np.int64), 1)
+    parts = sketch(values.tolist(), [0] * 5 + [1] * 2995)
+    assert parts.levels[0] == 0 < parts.levels[1]
+    merged = parts.merged(np.zeros(2, np.int64), 1)
     assert merged.levels.tolist() == whole.levels.tolist()
+    assert merged.keys.tolist() == whole.keys.tolist()
     assert merged.counts.tolist() == whole.counts.tolist()
