@@ -46,7 +46,7 @@ MAX_EXTENTS = 1 << 14
 """Extents in one answer to BLOCK_STATUS; the specification allows 2^20, the client asks again for the rest."""
 _SAMPLED = 3
 """Of plain reads and writes that come one at a time one in four is timed, and counts for the others: timing each costs
-4 % of the 120,000 in a second, timing batches 1 % [measured]."""
+5 % of the 120,000 in a second, timing batches 1 % [measured]."""
 _OTHERS = tuple(number for number in range(len(COMMANDS)) if number not in (_READ, _WRITE, Command.DISC))
 """Commands that have an answer, but READ and WRITE."""
 _CHARGE = 1 << 12

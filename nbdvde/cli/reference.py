@@ -38,24 +38,13 @@ CONFIGURATION = """## Configuration of the server
 commas). The command line wins over the environment, which wins over the file. Unknown keys are errors."""
 CONTROL = """## Control socket
 
-HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image. One request a connection; the answer is
-one line of JSON, or several of which the last is the result. `POST /v1/check` sends
-`{"progress": {"done", "total"}}` and at the end `{"report": …}`; `POST /v1/scrub` does the same and takes
-`{"rate": N}`, bytes a second; so does `POST /v1/optimize`,
-with `"passes": [TEXT, …]` and `"level": N`. Closing the connection cancels. A failure is
-`{"error": {"code", "message", "hint"}}`.
-`POST /v1/exports/add` takes the keys of a `[[disk]]` table, with `secret` (as below) instead of `key_file` and `memory`
-in bytes; `POST /v1/exports/remove` takes `{"name": TEXT, "force": BOOL}`.
-`POST /v1/import` and `/v1/export` take `{"file": PATH, "disk": NAME, "overwrite": BOOL}`, and answer with progress and
-`{"done": true, "disk": NAME, "bytes": N}`.
-Those about disks and snapshots take `{"name": TEXT, "source": TEXT, "size": BYTES, "discard": BOOL, "force": BOOL}`, of
-which each uses what it needs, and answer with `name`, `size` and `created_ns` of the one they made, changed or deleted.
-`POST /v1/snapshots/diff` takes `{"since": DISK@NAME, "until": TEXT}`, and answers with lines
-`{"changes": [[OFFSET, LENGTH], …]}` and `{"done": true}`.
-Those that change dictionaries take `{"id": N, "disk": NAME, "size": BYTES, "classes": [TEXT, …], "dry_run": BOOL}`, and
-answer with progress and `{"report": {"dictionaries", "classes"}}`, as `nbdvde dict` prints it with `--json`.
-The keys paths take `{"secret": S, "new_secret": S, "slot": N, "label": TEXT}` with S =
-`{"kind": "passphrase" | "keyfile", "data": base64}`."""
+HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image; what only reads and tells of no data also
+at the address of `--admin` ([how](how-to/ask-from-programs.md)). [openapi.json](openapi.json) describes bodies and
+answers, and is there at `/v1/openapi.json` as well.
+
+One request a connection. The answer is one line of JSON, or of what takes long several: progress as
+`{"progress": {"done", "total"}}`, and the result at the end. Closing the connection cancels. A failure is
+`{"error": {"code", "message", "hint"}}`, where `code` is an exit code."""
 
 
 COMMANDS = (

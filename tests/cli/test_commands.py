@@ -115,7 +115,7 @@ def test_info_has_exactly_the_promised_fields(command: Command, image: Path) -> 
     info = ok(command, "info", image)
     assert set(info) == {
         "format", "path", "uuid", "encryption", "compression", "capacity", "file_bytes", "disks", "key_slots",
-        "statistics", "extent_bytes", "created_ns", "clean", "stored_bytes", "dedup_memory",
+        "statistics", "extent_bytes", "created_ns", "clean", "stored_bytes", "dedup_memory", "cleaning_held",
     }  # fmt: skip
     unknown = {
         "logical_bytes": 0, "stored_bytes": 0, "snapshots": [], "dedup_with": None, "origin": None, "uuid": None,

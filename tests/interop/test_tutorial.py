@@ -16,7 +16,12 @@ from tests.interop.test_filesystems import need_mounts
 
 DOCS = Path(__file__).parents[2] / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
-PROGRAMS = {"firewalling": ("nft", "ip", "unshare"), "use-from-qemu-and-libvirt": ("qemu-storage-daemon",)}
+PROGRAMS = {
+    "ask-from-programs": ("curl",),
+    "firewalling": ("nft", "ip", "unshare"),
+    "use-from-qemu-and-libvirt": ("qemu-storage-daemon",),
+    "watch-a-server": ("curl",),
+}
 """What a page needs beyond the usual."""
 MARK = "\x1e"
 LIMIT_S = 100

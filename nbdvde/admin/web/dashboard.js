@@ -4,7 +4,7 @@
 const POLL_MS = 2000, RETRY_MS = 4000, PATIENCE_MS = 8000, SLOW_MS = 15000;
 const POINTS = 91, RECENT_S = 10, ROWS = 12, IMAGES = 4;
 const COMMANDS = ["read", "write", "flush", "trim", "write_zeroes", "block_status", "cache"];
-const REGIONS = { DICT: "dictionaries", STRM: "stream", WORM: "write once", VAUL: "vault", METR: "metrics", ANON: "pseudonyms" };
+const REGIONS = { DICT: "dictionaries", STRE: "stream", WORM: "write once", CMVT: "compliance vault", MTRK: "metrics log", ANON: "anonymisation" };
 
 const $ = (id) => document.getElementById(id);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
