@@ -74,7 +74,7 @@ def picture(folder: Path, file: Path) -> None:
 def shrink(file: Path) -> None:
     """A palette is enough for a picture of so few colours."""
     with Image.open(file) as whole:
-        few = whole.convert("RGB").quantize(128)
+        few = whole.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
     few.save(file, optimize=True)
 
 

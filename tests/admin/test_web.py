@@ -1,8 +1,13 @@
 """What a stranger may ask over TCP."""
 
 import re
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdvde.admin import web
 from nbdvde.admin.catalog import CALLS
@@ -89,6 +94,24 @@ async def test_refusals_say_what_to_do() -> None:
     assert (code, line["error"]["code"]) == (421, 9)
     code, (line,) = await ask(post("/v1/echo").replace(b"Host: x", b"Host: localhost"), ROUTES, READING)
     assert (code, line["error"]["hint"]) == (403, "ask there")
+
+
+def test_what_is_shown_is_packaged() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["nbdvde"]
+    folder = Path(web.__file__).parent / "web"
+    names = {f"admin/web/{path.name}" for path in folder.iterdir()}
+    assert names == {f"admin/web/{name}" for name, _ in web.PAGES.values()}
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in names)
+
+
+@given(st.text(st.characters(max_codepoint=255)), st.text(), st.text())
+def test_any_header_gets_an_answer(host: str, site: str, origin: str) -> None:
+    headers = {"host": host, "sec-fetch-site": site, "origin": origin}
+    for policy in (READING, CHANGING):
+        refusal = policy.refusal(Asked("POST", "/v1/flush", headers))
+        assert refusal is not None
+        assert refusal.status in (403, 415, 421)
 
 
 async def test_pages() -> None:

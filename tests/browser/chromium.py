@@ -84,6 +84,13 @@ class Chromium:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
+    @contextmanager
+    def prepared(self, script: str) -> Iterator[None]:
+        """Run a script before those of the pages that are opened meanwhile."""
+        number = self.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+        yield
+        self.call("Page.removeScriptToEvaluateOnNewDocument", identifier=number)
+
     def open(self, url: str) -> None:
         """Show a page."""
         assert "errorText" not in self.call("Page.navigate", url=url)

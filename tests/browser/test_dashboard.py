@@ -1,5 +1,6 @@
 """The dashboard in a real browser."""
 
+import json
 import re
 import socket
 import struct
@@ -92,7 +93,36 @@ def test_figures(browser: Chromium, tmp_path: Path) -> None:
         assert browser.ask("document.querySelectorAll('#throughput-chart path.line').length") == 2
         assert "NaN" not in browser.ask("document.documentElement.outerHTML")
         assert browser.ask("document.querySelector('#snapshots-section').hidden") is True
-        assert browser.ask("document.querySelector('#map-section').hidden") is True
+
+
+MAP = {
+    "disk": "disk", "size": 1 << 30, "since": None, "cells": 4096, "blocks": 262144, "shared_known": True,
+    "bytes": {"hole": 1 << 29, "compressed": 1 << 28, "shared": 1 << 28},
+    "counts": {"compressed": [64] * 1024 + [0] * 3072, "shared": [0] * 1024 + [32] * 1024 + [0] * 2048},
+}  # fmt: skip
+PIXELS = """(() => {
+    const map = document.querySelector("#map").getContext("2d").getImageData(0, 0, 128, 32).data;
+    return [0, 8, 31].map((row) => [...map.slice(512 * row, 512 * row + 4)]);
+})()"""
+
+
+def test_a_map_of_the_disk(browser: Chromium, tmp_path: Path) -> None:
+    answer = f"new Response({json.dumps(MAP)!r})"
+    paths = 'new Response(\'{"paths": {"/v1/map": {}}}\')'
+    answers = f"{{'v1/map': () => {answer}, 'v1/openapi.json': () => {paths}}}"
+    script = f"const real = fetch, fakes = {answers}; window.fetch = async (url, how) => (fakes[url] ?? real)(url, how)"
+    nbdvde.create_image(tmp_path / "image.vde", 1 << 30, secret=None)
+    with watched("image.vde", cwd=tmp_path) as url, browser.prepared(script):
+        browser.open(url)
+        browser.until("!document.querySelector('#map-section').hidden")
+        assert browser.text("#map-title") == "Map of disk, 1.00 GiB"
+        assert browser.text("#map-legend").split() == ["compressed", "256", "MiB", "shared", "256", "MiB"]
+        size = "[document.querySelector('#map').width, document.querySelector('#map').height]"
+        assert browser.ask(size) == [128, 32]
+        compressed, half_shared, hole = browser.ask(PIXELS)
+        assert compressed == [0, 114, 178, 255]
+        assert 100 < half_shared[3] < 200
+        assert hole[3] == 0
 
 
 def test_a_server_that_goes_and_comes_back(browser: Chromium, tmp_path: Path) -> None:

@@ -1,58 +1,11 @@
 // The dashboard: asks the control interface every other second, and shows what has changed since.
-// Everything is text that is set as text, so that no name can be taken for markup.
+
+import { Table, bytes, count, drawChart, drawMap, linear, logarithmic, make, plural, rounded, seconds, setText, span, sum } from "./widgets.js";
 
 const POLL_MS = 2000, RETRY_MS = 4000, PATIENCE_MS = 8000, SLOW_MS = 15000;
-const POINTS = 91, RECENT_S = 10, ROWS = 12, IMAGES = 4;
+const POINTS = 91, RECENT_S = 10, IMAGES = 4;
 const COMMANDS = ["read", "write", "flush", "trim", "write_zeroes", "block_status", "cache"];
 const REGIONS = { DICT: "dictionaries", STRE: "stream", WORM: "write once", CMVT: "compliance vault", MTRK: "metrics log", ANON: "anonymisation" };
-
-const $ = (id) => document.getElementById(id);
-const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-// Numbers as people read them
-
-function rounded(value) {
-  return value >= 100 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
-}
-
-function bytes(value) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-  let unit = 0;
-  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
-  return `${unit ? rounded(value) : Math.round(value)} ${units[unit]}`;
-}
-
-function count(value) {
-  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
-    if (value >= size) return `${rounded(value / (size === 1e4 ? 1e3 : size))} ${unit}`;
-  }
-  return value && value < 10 ? rounded(value).replace(/\.?0+$/, "") : Math.round(value).toString();
-}
-
-function seconds(value) {
-  if (value === null || value === undefined) return "–";
-  if (value >= 1) return `${rounded(value)} s`;
-  return value >= 1e-3 ? `${rounded(value * 1e3)} ms` : `${rounded(value * 1e6)} µs`;
-}
-
-function span(value) {
-  for (const [size, unit] of [[86400, "day"], [3600, "hour"], [60, "minute"]]) {
-    if (value >= size) return `${Math.floor(value / size)} ${unit}${value >= 2 * size ? "s" : ""}`;
-  }
-  return `${Math.floor(value)} s`;
-}
-
-const plural = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
 // What happened between two answers of /v1/metrics
 
@@ -86,143 +39,9 @@ function quantile(buckets, share) {
   return null;
 }
 
-// A table that can be searched, sorted and turned over
-
-class Table {
-  // Columns: {title, value(row), text(value, row), wide, kind}
-  constructor(root, columns, { caption, search = false, sorted = 0, rows = ROWS }) {
-    Object.assign(this, { columns, sorted, descending: columns[sorted].descending ?? false, page: 0, size: rows, rows: [], found: "" });
-    this.body = make("tbody");
-    this.heads = columns.map((column, index) => this.head(column, index));
-    this.table = make("table", {}, make("thead", {}, make("tr", {}, ...this.heads)), this.body);
-    this.table.setAttribute("aria-label", caption);
-    this.empty = make("p", { className: "muted", hidden: true });
-    this.previous = make("button", { type: "button", textContent: "‹", onclick: () => this.turn(-1) });
-    this.next = make("button", { type: "button", textContent: "›", onclick: () => this.turn(1) });
-    this.previous.setAttribute("aria-label", "Previous page");
-    this.next.setAttribute("aria-label", "Next page");
-    this.where = make("span");
-    this.pages = make("div", { className: "pages" }, this.previous, this.where, this.next);
-    this.tools = make("div", { className: "tools" }, this.pages);
-    if (search) {
-      const input = make("input", { type: "search", placeholder: "Find by name", oninput: () => this.find(input.value) });
-      input.setAttribute("aria-label", `Find in ${caption}`);
-      this.tools.prepend(input);
-    }
-    root.append(this.tools, this.table, this.empty);
-    this.search = search;
-  }
-
-  head(column, index) {
-    const button = make("button", { type: "button", textContent: column.title, onclick: () => this.sort(index) });
-    const cell = make("th", { scope: "col" }, button);
-    cell.classList.toggle("wide", Boolean(column.wide));
-    return cell;
-  }
-
-  update(rows) { this.rows = rows; this.draw(); }
-  turn(step) { this.page += step; this.draw(); }
-  find(text) { this.found = text.toLowerCase(); this.page = 0; this.draw(); }
-
-  sort(index) {
-    this.descending = index === this.sorted ? !this.descending : this.columns[index].descending ?? false;
-    this.sorted = index;
-    this.page = 0;
-    this.draw();
-  }
-
-  draw() {
-    const name = this.columns[0].value, { value } = this.columns[this.sorted], sign = this.descending ? -1 : 1;
-    const order = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
-    const found = this.rows.filter((row) => String(name(row)).toLowerCase().includes(this.found));
-    found.sort((a, b) => sign * order(value(a) ?? -1, value(b) ?? -1) || order(name(a), name(b)));
-    const pages = Math.max(1, Math.ceil(found.length / this.size));
-    this.page = Math.min(Math.max(0, this.page), pages - 1);
-    this.fill(found.slice(this.page * this.size, (this.page + 1) * this.size));
-    this.heads.forEach((cell, index) => {
-      if (index === this.sorted) cell.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
-      else cell.removeAttribute("aria-sort");
-    });
-    this.table.hidden = !this.rows.length;
-    this.empty.hidden = Boolean(found.length);
-    setText(this.empty, this.rows.length ? "None of that name." : "None yet.");
-    this.pages.hidden = pages === 1;
-    this.tools.hidden = pages === 1 && !(this.search && this.rows.length > this.size);
-    setText(this.where, `${this.page * this.size + 1}–${Math.min((this.page + 1) * this.size, found.length)} of ${found.length}`);
-    this.previous.disabled = this.page === 0;
-    this.next.disabled = this.page === pages - 1;
-  }
-
-  fill(rows) {
-    while (this.body.rows.length > rows.length) this.body.lastChild.remove();
-    rows.forEach((row, index) => {
-      const line = this.body.rows[index] ?? this.body.appendChild(make("tr", {}, ...this.columns.map(() => make("td"))));
-      this.columns.forEach((column, number) => {
-        const cell = line.cells[number], found = column.value(row), text = column.text?.(found, row) ?? String(found ?? "–");
-        setText(cell, text);
-        cell.className = [column.wide ? "wide" : "", column.kind ?? (found ? "" : "zero"), column.bad && found ? "bad" : ""].join(" ");
-        if (column.kind === "name") cell.title = column.title_of?.(row) ?? text;
-      });
-    });
-  }
-}
-
-// A chart of lines over the last minutes
-
-function linear(values) {
-  const highest = 2 ** Math.ceil(Math.log2(Math.max(1024, ...values)));
-  return { share: (value) => value / highest, marks: [0, highest / 2, highest] };
-}
-
-function logarithmic(values) {
-  const lowest = Math.floor(Math.log10(Math.min(1e-4, ...values))), highest = Math.ceil(Math.log10(Math.max(1e-2, ...values)));
-  const marks = Array.from({ length: highest - lowest + 1 }, (_, index) => 10 ** (lowest + index));
-  return { share: (value) => (Math.log10(Math.max(value, marks[0])) - lowest) / (highest - lowest), marks };
-}
-
-function drawChart(svg, series, text, scale) {
-  const width = svg.clientWidth, height = svg.clientHeight, left = 62, bottom = 20, top = 8;
-  if (!width) return;
-  const { share, marks } = scale(series.flatMap(({ values }) => values.filter(Number.isFinite)));
-  const x = (index) => left + (index / (POINTS - 1)) * (width - left - 4);
-  const y = (value) => top + (1 - share(value)) * (height - top - bottom);
-  const node = (tag, attributes, content = "") => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.textContent = content;
-    return element;
-  };
-  const parts = marks.flatMap((mark) => [
-    node("line", { class: "grid", x1: left, x2: width, y1: y(mark), y2: y(mark) }),
-    node("text", { x: left - 8, y: y(mark) + 4, "text-anchor": "end" }, text(mark)),
-  ]);
-  parts.push(node("text", { x: left, y: height - 4 }, `${span((POINTS - 1) * POLL_MS / 1000)} ago`));
-  parts.push(node("text", { x: width - 2, y: height - 4, "text-anchor": "end" }, "now"));
-  for (const { name, values } of series) {
-    for (const run of runs(values, POINTS - values.length)) {
-      const line = run.map(([index, value]) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`).join(" L");
-      const [[first], [last]] = [run[0], run.at(-1)];
-      const floor = height - bottom;
-      if (scale === linear) parts.push(node("path", { class: `area ${name}`, d: `M${x(first)},${floor} L${line} L${x(last)},${floor} Z` }));
-      parts.push(node("path", { class: `line ${name}`, d: `M${line}${run.length === 1 ? "h1" : ""}` }));
-    }
-  }
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.replaceChildren(...parts);
-}
-
-function runs(values, offset) {
-  const found = [];
-  values.forEach((value, index) => {
-    if (!Number.isFinite(value)) return;
-    if (!index || !Number.isFinite(values[index - 1])) found.push([]);
-    found.at(-1).push([index + offset, value]);
-  });
-  return found;
-}
-
 // What is on the page
 
+const $ = (id) => document.getElementById(id);
 const perSecond = (value) => (value ? `${bytes(value)}/s` : "0");
 const tables = {
   commands: new Table($("commands"), [
@@ -263,7 +82,7 @@ const tables = {
   ], { caption: "Regions", rows: 10 }),
 };
 const charts = { read: [], written: [], reads: [], writes: [], flushes: [] };
-let samples = [], allImages = false, failures = 0, goneSince = null, slowDue = 0, timer = null, asking = false;
+let samples = [], allImages = false, failures = 0, goneSince = null, slowDue = 0, timer = null, asking = false, paths = null;
 
 function showTraffic(now, before, old) {
   const elapsed_s = before ? now.uptime_s - before.uptime_s : 0;
@@ -300,9 +119,10 @@ function push(point) {
 }
 
 function drawCharts() {
-  drawChart($("throughput-chart"), [{ name: "read", values: charts.read }, { name: "write", values: charts.written }], perSecond, linear);
+  const room = [POINTS, (POINTS - 1) * POLL_MS / 1000];
+  drawChart($("throughput-chart"), [{ name: "read", values: charts.read }, { name: "write", values: charts.written }], perSecond, linear, ...room);
   const latencies = [{ name: "read", values: charts.reads }, { name: "write", values: charts.writes }, { name: "flush", values: charts.flushes }];
-  drawChart($("latency-chart"), latencies, (value) => seconds(value).replace(/\.0+ /, " "), logarithmic);
+  drawChart($("latency-chart"), latencies, (value) => seconds(value).replace(/\.0+ /, " "), logarithmic, ...room);
 }
 
 function showExports(now, before, old) {
@@ -361,6 +181,11 @@ function imageItem(image) {
   return make("li", {}, title, bar, make("div", { className: "facts" }, ...facts));
 }
 
+function showMap(map) {
+  setText($("map-title"), `Map of ${map.disk}, ${bytes(map.size)}`);
+  drawMap($("map"), $("map-legend"), map);
+}
+
 function showAlerts(images) {
   const alerts = [];
   if (goneSince) alerts.push(`The server has not answered since ${goneSince.toLocaleTimeString()}. These figures are from before.`);
@@ -388,19 +213,28 @@ async function ask(path) {
   return answer;
 }
 
-const optional = (path) => fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) }).then((answer) => (answer.ok ? answer : null), () => null);
+// What this server has and this image can tell, or null
+async function optional(path) {
+  paths ??= (await (await ask("v1/openapi.json")).json()).paths;
+  return `/${path}` in paths ? ask(path).catch(() => null) : null;
+}
 
 async function askSlowly(images) {
   slowDue = performance.now() + SLOW_MS;
   const status = await (await ask("v1/status")).json();
   setText($("about"), `${location.host} · version ${status.version} · process ${status.pid}`);
-  const [info, regions] = images.length ? await Promise.all([optional("v1/info"), optional("v1/regions")]) : [null, null];
+  const [info, regions, map] = images.length ? await Promise.all(["v1/info", "v1/regions", "v1/map"].map(optional)) : [];
   const snapshots = ((await info?.json())?.disks ?? []).flatMap((disk) => disk.snapshots.map((one) => ({ ...one, name: `${disk.name}@${one.name}` })));
   tables.snapshots.update(snapshots);
   $("snapshots-section").hidden = !snapshots.length;
   const found = (await regions?.json())?.regions ?? [];
   tables.regions.update(found);
   $("regions-section").hidden = !found.length;
+  $("map-section").hidden = !map;
+  if (map) showMap(await map.json());
+  for (const [name, title] of [["snapshots", "Snapshots"], ["regions", "Regions"]]) {
+    setText($(`${name}-title`), images.length > 1 ? `${title} of ${images[0].path}` : title);
+  }
 }
 
 async function poll() {
