@@ -12,6 +12,7 @@ from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
+from nbdvde.cli.maps import map_
 from nbdvde.cli.metrics import metrics_app
 from nbdvde.cli.streams import stream_app
 from nbdvde.cli.vault import vault_app
@@ -347,6 +348,7 @@ def _print_copied(image: Path, file: Path, file_format: str, copied: "Copied", b
 
 app.command()(clone)
 app.command()(resize)
+app.command("map")(map_)
 
 
 @key_app.command("list")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from nbdvde.engine.describe import clear_info, described, file_bytes
 from nbdvde.engine.dictchange import DictionaryChanges
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.dictionaries import Entry as DictionaryEntry
+from nbdvde.engine.diskmap import Drawing, Source, draw
 from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.gauges import DiskGauges, ImageGauges, space_gauges
@@ -37,6 +38,8 @@ from nbdvde.engine.layout import (
     STATISTICS,
     Segment,
     Superblock,
+    TableEntry,
+    VolumeEntry,
 )
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.managed.regions import Regions
@@ -357,17 +360,28 @@ class Image:
     async def space(self) -> SpaceReport:
         """Where the bytes went, exactly; of an image that is open for reading only, at its last checkpoint."""
         async with self._cleaner.lock:
-            if self._writer is not None:
-                await self.flush()
-                cut = await self._checkpointer.run(self._writer, STATE_OPEN)
-                volumes, entries = list(cut.catalogue), cut.entries
-            else:
-                volumes = [member.entry() for member in self._loaded.catalogue]
-                entries = [state.entry() for state in self.segments.states.values()]
+            volumes, entries = await self._cut()
             with self._checkpointer.reading():
                 written = self.statistics["bytes_in"]
                 taken = file_bytes(self.path)
                 return await workers.run(measure, self.segments, self.superblock, volumes, entries, written, taken)
+
+    async def drawing(self, disk: Volume, since: Volume | None, cells: int) -> Drawing:
+        """What a disk is made of in so many cells at most, compared with a snapshot; as up to date as `space`."""
+        async with self._cleaner.lock:
+            volumes, entries = await self._cut()
+            source = Source(self.segments, volumes, entries, self.superblock.extent_bytes // BLOCK)
+            with self._checkpointer.reading():
+                return await workers.run(draw, source, disk.number, since.number if since else None, cells)
+
+    async def _cut(self) -> tuple[list[VolumeEntry], Sequence[TableEntry]]:
+        """Volumes and segments of a checkpoint: one of now, if the image is open for writing."""
+        if self._writer is not None:
+            await self.flush()
+            cut = await self._checkpointer.run(self._writer, STATE_OPEN)
+            return list(cut.catalogue), cut.entries
+        volumes = [member.entry() for member in self._loaded.catalogue]
+        return volumes, [state.entry() for state in self.segments.states.values()]
 
     def _writable(self) -> Writer:
         if self._writer is None:

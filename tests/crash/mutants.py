@@ -586,6 +586,8 @@ MUTANTS += [
         ),
         "vault",
     ),
+    mutant("maps do not see what was trimmed", "diskmap:_pairs", "new.keys() | old.keys()", "new.keys()", "maps"),
+    mutant("maps do not count what is shared", "diskmap:_Kinds.of", "== OFTEN", "== 99", "maps"),
     mutant(
         "what became windows stays beside them",
         "regions.tiers:History._taken_together",

@@ -16,6 +16,7 @@ from tests.crash.nonces import Ledger, lives
 from tests.engine import (
     test_cleaner,
     test_dictchange,
+    test_diskmap,
     test_duplicates,
     test_interleavings,
     test_learning,
@@ -130,6 +131,12 @@ def keys() -> None:
     test_keys.test_a_change_that_a_crash_made_visible_is_not_undone_by_the_next_crash()
 
 
+def maps() -> None:
+    """What a disk is made of, compared with a snapshot."""
+    with TemporaryDirectory() as folder:
+        trio.run(test_diskmap.test_what_changed_since_a_snapshot, test_diskmap.new(Path(folder)))
+
+
 def vault() -> None:
     """What passports are signed for, and what ends them."""
     test_vault.test_the_signature_covers_every_bit_before_it()
@@ -202,6 +209,7 @@ DETECTORS: dict[str, Callable[[], None]] = {
     ),
     "lost dictionaries": with_image(test_dictchange.test_nothing_becomes_a_duplicate_of_what_needs_a_lost_one),
     "older readers": with_image(test_dictchange.test_who_does_not_know_dictionaries_must_not_open_the_image),
+    "maps": maps,
     "metrics tiers": test_tiers.test_interleaved_metrics_become_windows_of_a_minute,
     "metrics crashes": test_metrics_crashes.test_a_crash_leaves_the_first_samples_whole,
     "sketches": test_sketch.test_a_level_is_the_same_whenever_it_is_reached,
