@@ -75,6 +75,8 @@ class _Latest:
     def __init__(self) -> None:
         self.lock = trio.Lock()
         self.until_s = 0.0
+        self.change: tuple[int, ...] = ()
+        """Of the image, when it was drawn."""
         self.map: DiskMap | None = None
 
 
@@ -86,8 +88,9 @@ async def latest(image: Image, _: Nothing) -> DiskMap:
     known = _LATEST.setdefault(image, _Latest())
     async with known.lock:
         begun_s = trio.current_time()
-        if known.map is None or begun_s >= known.until_s:
+        if known.map is None or (begun_s >= known.until_s and image.change != known.change):
             known.map = await draw(image, MapRequest())
+            known.change = image.change
             ended_s = trio.current_time()
             known.until_s = ended_s + max(_PAUSE_MIN_S, _PAUSE * (ended_s - begun_s))
         return known.map

@@ -438,6 +438,12 @@ class Image:
         return self._checkpointer.superblock
 
     @property
+    def change(self) -> tuple[int, ...]:
+        """Another one whenever a disk was written, made, changed or deleted."""
+        buffered = self._writer.buffered if self._writer else 0
+        return self.statistics["commits"], buffered, self.volumes.version
+
+    @property
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
         return self._closed

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
+import trio.testing
 
 import nbdvde
 from nbdvde import MasterKey
@@ -163,11 +165,20 @@ async def test_a_huge_disk_takes_as_long_as_it_has_data(tmp_path: Path) -> None:
         assert sum(found.bytes.values()) == 1 << 60
 
 
-async def test_a_map_anybody_may_ask_for_is_not_drawn_all_the_time(path: Path, autojump_clock: object) -> None:
+async def test_a_map_anybody_may_ask_for_is_not_drawn_all_the_time(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:  # fmt: skip
     async with nbdvde.open_image(path, key=KEY) as image:
         first = await latest(image, Nothing())
         await write(image, 0, [like(1)])
         assert await latest(image, Nothing()) is first
+        await trio.sleep(1000)
+        second = await latest(image, Nothing())
+        assert second.bytes["compressed"] == BLOCK
+        await trio.sleep(1000)
+        assert await latest(image, Nothing()) is second, "nothing has changed"
+        await image.volumes.snapshot("disk", "then")
+        assert (await latest(image, Nothing())).bytes["shared"] == BLOCK
 
 
 async def test_what_cannot_be_drawn_is_told(path: Path) -> None:
