@@ -12,6 +12,7 @@ from nbdvde.engine.regions.metriclist import description_of, name_of, number_of,
 from nbdvde.engine.regions.query import TIME_MAX, Answer, Question, Series
 from nbdvde.engine.regions.samples import AGGREGATIONS
 from nbdvde.engine.regions.tiers import CAPACITY, THRESHOLD
+from nbdvde.errors import UsageError
 
 SHARES = (0.5, 0.95, 0.99)
 """Of the percentiles that are told."""
@@ -127,6 +128,7 @@ async def list_series(image: Image, asked: MetricsRequest) -> MetricsInfo:
 
 async def read(image: Image, asked: ReadMetrics) -> AsyncIterator[SeriesPoints]:
     """What the metrics log of a disk says: a line for each series."""
+    _check(asked)
     log = await _log(image, asked.disk)
     wanted = {number_of(name) for name in asked.metrics}
     for series in await log.series():
@@ -134,6 +136,15 @@ async def read(image: Image, asked: ReadMetrics) -> AsyncIterator[SeriesPoints]:
             question = Question(series, asked.since_ns, asked.until_ns, asked.resolution_ns, asked.last)
             [answer] = await log.ask([question])
             yield _points(series, answer)
+
+
+def _check(asked: ReadMetrics) -> None:
+    if not 0 <= asked.resolution_ns <= TIME_MAX:
+        raise UsageError(f"resolution {asked.resolution_ns}", "is no length of time in nanoseconds")
+    if not 0 <= asked.since_ns <= asked.until_ns <= TIME_MAX:
+        raise UsageError(f"range {asked.since_ns} to {asked.until_ns}", "is none in nanoseconds since 1970")
+    if asked.last is not None and asked.last < 1:
+        raise UsageError(f"last {asked.last}", "is no number of values")
 
 
 def _points(series: Series, answer: Answer) -> SeriesPoints:

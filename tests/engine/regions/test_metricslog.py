@@ -6,6 +6,7 @@ import pytest
 
 import nbdvde
 from nbdvde import MasterKey, MetricsLog, Sample
+from nbdvde.admin.metricscalls import ReadMetrics, read
 from nbdvde.engine.image import Image
 from nbdvde.engine.regions.query import Question, Series
 from nbdvde.engine.regions.samples import FORM
@@ -94,6 +95,29 @@ async def test_what_is_not_valid_changes_nothing(path: Path) -> None:
                 await MetricsLog.create(area, capacity, threshold)
         with pytest.raises(RefusedError, match=f"region {FORM.name}: exists already"):
             await MetricsLog.create(area)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ReadMetrics(resolution_ns=-1), ReadMetrics(resolution_ns=1 << 64), ReadMetrics(since_ns=-1),
+        ReadMetrics(since_ns=2, until_ns=1), ReadMetrics(until_ns=1 << 64), ReadMetrics(last=0),
+        ReadMetrics(metrics=["nonsense"]), ReadMetrics(metrics=["-1"]), ReadMetrics(disk="other"),
+    ],
+)  # fmt: skip
+async def test_questions_that_make_no_sense_are_refused(path: Path, asked: ReadMetrics) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await (await make(image)).append(samples(3))
+        with pytest.raises(UsageError):
+            [_ async for _ in read(image, asked)]
+
+
+async def test_the_longest_range_and_window(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await (await make(image)).append([*samples(3, 1), Sample(0, (1 << 64) - 1, 5.0)])
+        for resolution in (0, 1, (1 << 64) - 1):
+            [series] = [series async for series in read(image, ReadMetrics(resolution_ns=resolution))]
+            assert sum(point.count for point in series.points) == 4
 
 
 async def test_it_is_of_one_disk_and_goes_with_it(path: Path) -> None:
