@@ -1,8 +1,11 @@
 """Counters and latency histograms: plain integers that one event loop adds to."""
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+import numpy as np
 
 COMMANDS = ("read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status")
 """Names of the NBD commands, in the order of their numbers."""
@@ -18,7 +21,7 @@ class Histogram:
     __slots__ = ("counts", "max_ns", "sum_ns")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_NS) + 1)
+        self.counts = array("q", bytes(8 * (len(BOUNDS_NS) + 1)))
         self.sum_ns = 0
         self.max_ns = 0
 
@@ -26,6 +29,11 @@ class Histogram:
     def count(self) -> int:
         """Durations noted."""
         return sum(self.counts)
+
+    @property
+    def filled(self) -> list[tuple[int, int]]:
+        """(bucket, durations in it), ascending, where there are any."""
+        return [(index, self.counts[index]) for index in np.flatnonzero(np.frombuffer(self.counts, np.int64)).tolist()]
 
     def add(self, duration_ns: int, count: int = 1) -> None:
         """Note a duration, `count` times."""
@@ -36,22 +44,31 @@ class Histogram:
 
     def merge(self, other: "Histogram") -> None:
         """Note everything that another has noted."""
-        self.counts = list(map(int.__add__, self.counts, other.counts))
+        np.frombuffer(self.counts, np.int64)[:] += np.frombuffer(other.counts, np.int64)
         self.sum_ns += other.sum_ns
         self.max_ns = max(self.max_ns, other.max_ns)
 
     def since(self, earlier: "Histogram") -> "Histogram":
         """What was noted since this one was as `earlier` is; its greatest duration may be an older one."""
         later = Histogram()
-        later.counts = [max(0, new - old) for new, old in zip(self.counts, earlier.counts, strict=True)]
+        later.counts = array("q", (max(0, new - old) for new, old in zip(self.counts, earlier.counts, strict=True)))
         later.sum_ns, later.max_ns = max(0, self.sum_ns - earlier.sum_ns), self.max_ns
         return later
 
     def quantile_ns(self, share: float) -> float:
         """The duration that this share of them (0 to 1) does not exceed, within 15 %; 0 when there are none."""
-        wanted, below = share * self.count, 0
-        for index, count in enumerate(self.counts):
-            if count and below + count >= wanted:
+        return self.quantiles_ns((share,))[0]
+
+    def quantiles_ns(self, shares: Iterable[float]) -> list[float]:
+        """The same for several shares."""
+        filled = self.filled
+        whole = sum(count for _, count in filled)
+        return [self._quantile_ns(filled, share * whole) for share in shares]
+
+    def _quantile_ns(self, filled: Sequence[tuple[int, int]], wanted: float) -> float:
+        below = 0
+        for index, count in filled:
+            if below + count >= wanted:
                 low = BOUNDS_NS[index - 1] if index else 0
                 high = min(self.max_ns, BOUNDS_NS[index]) if index < len(BOUNDS_NS) else self.max_ns
                 return low + max(0, high - low) * (wanted - below) / count

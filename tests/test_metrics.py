@@ -20,7 +20,7 @@ def histogram_of(durations: list[int]) -> Histogram:
 
 
 def state(histogram: Histogram) -> tuple[list[int], int, int]:
-    return histogram.counts, histogram.sum_ns, histogram.max_ns
+    return histogram.counts.tolist(), histogram.sum_ns, histogram.max_ns
 
 
 def test_bounds() -> None:

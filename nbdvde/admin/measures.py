@@ -15,6 +15,8 @@ from nbdvde.server import Connection, Server
 _PAUSE = 100
 """Times as long as reading the gauges of an image takes: so long they are taken for true."""
 
+_BOUNDS_S = (*(bound / 1e9 for bound in BOUNDS_NS), None)
+
 
 class Latency(msgspec.Struct, frozen=True):
     """How long something took, in seconds; percentiles are within 15 %."""
@@ -31,9 +33,8 @@ class Latency(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, histogram: Histogram) -> Self:
         """What a histogram holds."""
-        p50, p95, p99 = (histogram.quantile_ns(share) / 1e9 for share in (0.5, 0.95, 0.99))
-        bounds = [*(bound / 1e9 for bound in BOUNDS_NS), None]
-        buckets = [(bound, count) for bound, count in zip(bounds, histogram.counts, strict=True) if count]
+        p50, p95, p99 = (quantile / 1e9 for quantile in histogram.quantiles_ns((0.5, 0.95, 0.99)))
+        buckets = [(_BOUNDS_S[index], count) for index, count in histogram.filled]
         return cls(histogram.count, histogram.sum_ns / 1e9, histogram.max_ns / 1e9, p50, p95, p99, buckets)
 
 
