@@ -23,13 +23,13 @@ LOADS = (
     ("web", ["--rw=randread", "--bs=64k", "--rate=9m"]),
 )
 SECONDS = 140
-WIDTH, HEIGHT = 1180, 1052
+WIDTH, HEIGHT = 1180, 1232
 
 
 def prepare(folder: Path) -> None:
     """An image with disks, snapshots and a region."""
     for words in (
-        "create disk.vde 8G --disk mail --capacity 6G --encryption none",
+        "create disk.vde 2G --disk mail --capacity 6G --encryption none",
         "disk create disk.vde web 4G",
         "disk create disk.vde backup 16G",
         "stream create disk.vde --capacity 64M",
@@ -47,7 +47,7 @@ def picture(folder: Path, file: Path) -> None:
         loads = [
             subprocess.Popen(
                 ["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///{disk}?socket={folder}/sock", *options,
-                 "--iodepth=4", "--size=1G", "--buffer_compress_percentage=60", "--time_based",
+                 "--iodepth=4", "--size=1500M", "--buffer_compress_percentage=60", "--time_based",
                  f"--runtime={SECONDS + 300}"],
                 cwd=folder, stdout=subprocess.DEVNULL,
             )

@@ -93,6 +93,8 @@ def test_figures(browser: Chromium, tmp_path: Path) -> None:
         assert browser.ask("document.querySelectorAll('#throughput-chart path.line').length") == 2
         assert "NaN" not in browser.ask("document.documentElement.outerHTML")
         assert browser.ask("document.querySelector('#snapshots-section').hidden") is True
+        browser.until("!document.querySelector('#map-section').hidden")
+        assert browser.text("#map-title") == "Map of disk, 1.00 GiB"
 
 
 MAP = {
