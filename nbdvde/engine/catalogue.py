@@ -63,8 +63,8 @@ class Catalogue:
         """By type and owner: what the image keeps for itself, or for a disk."""
         self._snapshots: dict[int, dict[str, Member]] = {}
         """Of each disk, by its number: by name, oldest first."""
-        self.unwritten: list[Member] = []
-        """Snapshots that no checkpoint has written yet."""
+        self.sealed = 0
+        """Leaves and nodes, about, of versions that no checkpoint has written yet."""
         self.next_number = next_number
         for member in sorted(members, key=lambda member: member.number):
             self._add(member)
@@ -129,33 +129,30 @@ class Catalogue:
         self.version += 1
         del self.members[member.number]
         if member.parent:
-            self.unwritten = [other for other in self.unwritten if other is not member]
             del self._snapshots[member.parent][member.name]
         elif member.region:
             del self.regions[member.region, member.owner]
         else:
             self.disks.remove(member)
 
-    def written(self) -> None:
-        """A checkpoint has written what it found: of snapshots nothing has to be in memory, who reads one loads it."""
-        for member in self.unwritten:
-            member.map.forget()
-        self.unwritten = [member for member in self.unwritten if member.map.dirty]
+    @property
+    def changed(self) -> int:
+        """Leaves and nodes, about, that a checkpoint would write."""
+        return self.sealed + sum(len(member.map.dirty) for member in (*self.disks, *self.regions.values()))
+
+    def seal(self) -> None:
+        """Have all that changed in versions."""
+        for member in self:
+            self.sealed += member.map.seal()
 
     # Operations, in the order of the log
 
     def apply(self, operation: Operation, sequence: int) -> None:
-        """Do what the log says; segments from `sequence` on are not used yet.
-
-        Pure but for RESIZE, before which leaf 0 of the disk has to be in memory. Raises DamageError.
-        """
+        """Do what the log says; segments from `sequence` on are not used yet. Raises DamageError."""
         if operation.action in (Action.CREATE, Action.SNAPSHOT, Action.CLONE):
             if operation.number in self.members or operation.number < self.next_number:
                 raise _impossible(operation, "makes a volume that exists")
-            made = self._made(operation, sequence)
-            self._add(made)
-            if made.parent:
-                self.unwritten.append(made)
+            self._add(self._made(operation, sequence))
             return
         member = self._named(operation, operation.number)
         if operation.action == Action.DELETE:
@@ -164,7 +161,7 @@ class Catalogue:
             self._remove(member)
         elif operation.action == Action.ROLLBACK:
             source = self._named(operation, operation.source)
-            member.map, member.size = source.map.fork(sequence), source.size
+            member.map, member.size = self._fork(source, sequence), source.size
         elif operation.action == Action.RESIZE:
             member.size = _sound_size(operation)
             member.map.resize(-(-member.size // BLOCK))
@@ -186,11 +183,15 @@ class Catalogue:
             )  # fmt: skip
         source = self._named(operation, operation.source)
         parent, origin = (source.number, 0) if operation.action == Action.SNAPSHOT else (0, source.number)
-        lbamap = source.map.fork(sequence)
+        lbamap = self._fork(source, sequence)
         return Member(
             operation.number, operation.name, source.size, lbamap, parent, operation.time_ns, source.domain,
             origin=origin,
         )  # fmt: skip
+
+    def _fork(self, source: Member, sequence: int) -> LbaMap:
+        self.sealed += source.map.seal()
+        return source.map.fork(sequence)
 
     def _named(self, operation: Operation, number: int) -> Member:
         member = self.members.get(number)

@@ -5,14 +5,16 @@ and leaves the reading, and the waiting, to whoever drives it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, SLOT_SHIFT, Kind, UnitRef
-from nbdvde.engine.lbamap import LEAF_SHIFT, Entries, LbaMap, Missing, parse_leaf, uniform_leaf
+from nbdvde.engine.lbamap import LEAF_SHIFT, LbaMap, parse_leaf, uniform_leaf
 from nbdvde.engine.log import Change
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.versions import Entries, Missing, Version
 
 SLICE = 256
 """Leaves changed between two yields: about a millisecond."""
@@ -27,6 +29,13 @@ class Load:
     level: int
     index: int
     ref: UnitRef
+    tree: Version | None = None
+    """That the node belongs to."""
+
+    @classmethod
+    def node(cls, missing: Missing) -> "Load":
+        """What is missing."""
+        return cls(missing.level, missing.index, missing.ref, missing.tree)
 
     @property
     def kind(self) -> int:
@@ -35,10 +44,12 @@ class Load:
 
     def install(self, lbamap: LbaMap, data: bytes) -> None:
         """Hand it to the map, unless the map went on while it was read."""
-        if self.level:
-            lbamap.install_node(self.level, self.index, data)
-        elif lbamap.leaf_ref(self.index) == self.ref:
-            lbamap.install_leaf(self.index, parse_leaf(data))
+        if self.tree is not None:
+            self.tree.install(self.level, self.index, data)
+            return
+        with suppress(Missing):  # a checkpoint was written: whoever wants the leaf asks again
+            if lbamap.held(self.index) is None and lbamap.leaf_ref(self.index) == self.ref:
+                lbamap.install_leaf(self.index, parse_leaf(data))
 
 
 Loads = Iterator[list[Load]]
@@ -47,13 +58,13 @@ Loads = Iterator[list[Load]]
 def loading(lbamap: LbaMap, numbers: Iterable[int]) -> Loads:
     """Have leaves in memory; yields what to load, until they all are."""
     wanted = list(numbers)
-    while missing := [number for number in wanted if number not in lbamap.leaves]:
+    while missing := [number for number in wanted if lbamap.held(number) is None]:
         loads = {}
         for number in missing:
             try:
                 ref = lbamap.leaf_ref(number)
             except Missing as node:
-                loads[node.level, node.index] = Load(node.level, node.index, node.ref)
+                loads[node.level, node.index] = Load.node(node)
             else:
                 if ref is None:
                     lbamap.install_leaf(number, uniform_leaf(HOLE))
@@ -83,7 +94,7 @@ def _zeroing(segments: Segments, lbamap: LbaMap, start: int, stop: int, value: i
         for at in range(first, last + 1, SLICE):
             yield from _fill(segments, lbamap, range(at, min(at + SLICE, last + 1)), start, stop, value)
         return
-    in_memory = [number for number in lbamap.leaves if first <= number <= last]
+    in_memory = [number for number in sorted(lbamap.in_memory()) if first <= number <= last]
     for at in range(0, len(in_memory), SLICE):
         yield from _fill(segments, lbamap, in_memory[at : at + SLICE], start, stop, value)
     done = set(in_memory)
@@ -91,7 +102,7 @@ def _zeroing(segments: Segments, lbamap: LbaMap, start: int, stop: int, value: i
         try:
             numbers = lbamap.stored_leaves(first, last, SLICE)
         except Missing as node:
-            yield [Load(node.level, node.index, node.ref)]
+            yield [Load.node(node)]
             continue
         yield from _fill(segments, lbamap, [n for n in numbers if n not in done], start, stop, value)
         first = numbers[-1] + 1 if numbers else last + 1

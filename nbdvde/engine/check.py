@@ -30,7 +30,7 @@ from nbdvde.engine.layout import (
     Superblock,
     UnitRef,
 )
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, parse_leaf
 from nbdvde.engine.mark import Tree, mark
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, load
@@ -40,6 +40,7 @@ from nbdvde.engine.regions.verify import verify
 from nbdvde.engine.report import CheckError, CheckReport
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
+from nbdvde.engine.versions import FANOUT, Entries, Node
 from nbdvde.errors import DamageError, NbdvdeError
 
 Progress = Callable[[int, int], None]
@@ -146,7 +147,7 @@ class Checker:
                 self._report(f"key area at byte {offset}", error.why)
 
     def _map(self, volume: Member) -> None:
-        walk, errors = Walk(self._known, volume.map.leaves), len(self.errors)
+        walk, errors = Walk(self._known, volume.map.in_memory()), len(self.errors)
         for leaves in _batches(self.leaves(volume, walk)):
             for number, entries in leaves:
                 walk.count(number, int(np.count_nonzero(entries > LOST)))
@@ -163,12 +164,13 @@ class Checker:
 
     def leaves(self, volume: Member, walk: Walk | None = None) -> Iterator[tuple[int, Entries]]:
         """Every leaf: those that replay changed from memory, the others from the image but for what a walk skips."""
-        lbamap = volume.map
-        height, root = lbamap.stored()
-        for number, leaf in lbamap.leaves.items():
+        changed, tree = volume.map.in_memory(), volume.map.base.tree
+        for number in changed:
+            leaf = volume.map.held(number)
+            assert leaf is not None, "it is in memory"
             yield number, np.frombuffer(leaf, np.uint64)
-        for number, ref in self._leaf_refs(volume, height, 0, root, set(), walk):
-            if number in lbamap.leaves:
+        for number, ref in self._leaf_refs(volume, tree.height, 0, tree.root, set(), walk):
+            if number in changed:
                 continue
             try:
                 data = parse_leaf(self._segments.read_unit(ref, Kind.LEAF))

@@ -7,11 +7,10 @@ at what it wrote.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
 
-from nbdvde.disk import Buffer
 from nbdvde.engine.layout import (
     ALLOCATED_ZERO,
     BLOCK,
@@ -28,13 +27,13 @@ from nbdvde.engine.layout import (
     UnitRef,
     VolumeEntry,
 )
-from nbdvde.engine.lbamap import FANOUT, LbaMap, Leaf, Missing, Node, is_hole, uniform_leaf
+from nbdvde.engine.lbamap import is_hole, uniform_leaf
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
-from nbdvde.errors import DamageError, NbdvdeError
+from nbdvde.engine.versions import FANOUT, LOST_NODE, Leaf, Node, Version, descend
+from nbdvde.errors import DamageError, NbdvdeError, UnreadableError
 
-T = TypeVar("T")
 Sync = Callable[[], None]
 
 _TABLE_ENTRIES = 8192
@@ -45,19 +44,6 @@ _PAGE = 4096
 
 
 @dataclass(slots=True)
-class VolumePlan:
-    """A volume at the cut that changed since the last checkpoint: its map, and the leaves that did."""
-
-    number: int
-    map: LbaMap
-    leaves: dict[int, Leaf]
-    protected: int
-    """Units in segments of a lower sequence may be in use by another volume, too."""
-    shares: bool = False
-    """Whether units that are written now may have other volumes as owners, too: `protected` covers them then."""
-
-
-@dataclass(slots=True)
 class Plan:
     """Everything a checkpoint writes, as it was at the cut."""
 
@@ -65,10 +51,15 @@ class Plan:
     """What the new one repeats: identity, options, state."""
     log: LogPoint
     catalogue: list[VolumeEntry]
-    """All volumes; those that changed have new roots yet to come."""
+    """All volumes; those with `heads` have new roots yet to come."""
     next_volume: int
     dedup_mib: int
-    volumes: list[VolumePlan]
+    versions: list[Version]
+    """What to write of maps, each behind the one below it."""
+    heads: dict[int, Version]
+    """Versions of the volumes that have one that is yet to be written, by volume number."""
+    sealed: int
+    """`Catalogue.sealed` at the cut."""
     indexes: dict[int, bytes]
     """Indexes to write, by slot."""
     prints: dict[int, bytes]
@@ -90,11 +81,10 @@ class Plan:
 
 
 @dataclass(slots=True)
-class VolumeResult:
-    """New references of one volume."""
+class Written:
+    """A version that was written."""
 
     root: UnitRef | None
-    leaves: dict[int, UnitRef | None]
     nodes: dict[tuple[int, int], Node]
 
 
@@ -103,7 +93,7 @@ class Result:
     """What a checkpoint wrote."""
 
     superblock: Superblock
-    volumes: dict[int, VolumeResult]
+    trees: dict[Version, Written]
     indexes: dict[int, tuple[UnitRef, int]]
     """Where indexes lie, and the sealed bytes of the fingerprints behind them."""
     garbage: Counter[int]
@@ -114,9 +104,9 @@ class Result:
     entries: list[TableEntry]
 
 
-def map_sizes(volumes: Iterable[VolumePlan], segment_bytes: int) -> list[int]:
+def map_sizes(versions: Iterable[Version], segment_bytes: int) -> list[int]:
     """Lengths of the segments that surely hold the leaves and nodes of a checkpoint."""
-    return _sizes(sum(map(_pages, volumes)) * (_PAGE + _UNIT_OVERHEAD), _PAGE + _UNIT_OVERHEAD, segment_bytes)
+    return _sizes(sum(map(_pages, versions)) * (_PAGE + _UNIT_OVERHEAD), _PAGE + _UNIT_OVERHEAD, segment_bytes)
 
 
 def index_sizes(indexes: dict[int, bytes], prints: dict[int, bytes], segment_bytes: int) -> list[int]:
@@ -135,15 +125,21 @@ def _sizes(total: int, waste: int, segment_bytes: int) -> list[int]:
     return [length] * whole + [min(length, -(-(rest + waste) // BLOCK) * BLOCK)]
 
 
-def _pages(volume: VolumePlan) -> int:
+def _pages(version: Version) -> int:
     """Units of a page at most: nodes, leaves, and one for all leaves of allocated zeroes."""
     holes, zeroes = uniform_leaf(HOLE), uniform_leaf(ALLOCATED_ZERO)
-    leaves = sum(leaf is not holes and leaf is not zeroes for leaf in volume.leaves.values())
-    nodes, numbers = 0, set(volume.leaves)
-    for _ in range(volume.map.height):
-        numbers = {number // FANOUT for number in numbers}
+    leaves = sum(leaf is not holes and leaf is not zeroes for leaf in version.leaves.values())
+    nodes, numbers = 0, set(version.leaves)
+    for level in range(1, version.height + 1):
+        numbers = {number // FANOUT for number in numbers} | _grown(version, level)
         nodes += len(numbers)
-    return leaves + nodes + 1 if volume.leaves else 0
+    return leaves + nodes + 1
+
+
+def _grown(version: Version, level: int) -> set[int]:
+    """Nodes of a level to write although nothing below them changed: those above the root of a less tall tree."""
+    assert version.below is not None, "it is yet to be written"
+    return {0} if level > version.below.height else set()
 
 
 def root_bytes(entries: int, volumes: int) -> int:
@@ -163,32 +159,20 @@ class _MetaWriter:
         self._state: State | None = None
         self._pending: list[bytes] = []
         self._written = 0
-        self._units: dict[Hashable, tuple[UnitRef, State]] = {}
+        self._units: dict[int, tuple[UnitRef, State]] = {}
         """What may be referred to again."""
-        self.equal: dict[bytes, Node] = {}
-        """One object for all nodes that hold the same."""
 
     def leaf(self, leaf: Leaf) -> UnitRef | None:
         """Write a leaf, one of holes not at all; where one object stands for several, they share a unit."""
         if leaf is uniform_leaf(HOLE) or (id(leaf) not in self._units and is_hole(leaf)):
             return None
-        return self._once(id(leaf), Kind.LEAF, memoryview(leaf).cast("B"))
-
-    def node(self, owner: int, level: int, index: int, data: bytes) -> UnitRef:
-        """Write a node; those of one owner that have the same in this place share a unit.
-
-        Volumes that do not expect it must not come to share one: each would count down what it leads to.
-        """
-        return self._once((owner, level, index, data), Kind.NODE, data)
-
-    def _once(self, key: Hashable, kind: int, data: Buffer) -> UnitRef:
-        if key in self._units:
-            ref, state = self._units[key]
+        if id(leaf) in self._units:
+            ref, state = self._units[id(leaf)]
             state.live += 1
             return ref
-        ref = self.put(kind, bytes(data))
+        ref = self.put(Kind.LEAF, bytes(memoryview(leaf).cast("B")))
         assert self._state is not None, "a unit lies in a segment"
-        self._units[key] = ref, self._state
+        self._units[id(leaf)] = ref, self._state
         return ref
 
     def index(self, index: bytes, prints: bytes) -> tuple[UnitRef, int]:
@@ -238,10 +222,12 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     """Write and sync the checkpoint, then the superblock. Blocks; raises OSError and what `sync` raises."""
     writer = _MetaWriter(segments, plan.meta[: plan.map_segments])
     index_writer = _MetaWriter(segments, plan.meta[plan.map_segments :])
-    garbage = _Garbage(segments)
+    garbage = _Garbage(segments, {state.segment.slot for state in plan.meta})
     for ref in plan.garbage:
         garbage.add(ref, 0)
-    volumes = {volume.number: _write_volume(segments, writer, volume, garbage) for volume in plan.volumes}
+    trees = _Trees(segments, writer, garbage)
+    for version in plan.versions:
+        trees.write(version)
     indexes = {slot: index_writer.index(data, plan.prints.get(slot, b"")) for slot, data in plan.indexes.items()}
     for slot in indexes:
         for old in plan.entries[slot].refs:
@@ -255,7 +241,7 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
     ]
     entries += [state.entry() for state in plan.meta if state.units]
     catalogue = tuple(
-        replace(entry, root=volumes[entry.volume].root) if entry.volume in volumes else entry
+        replace(entry, root=trees.written[plan.heads[entry.volume]].root) if entry.volume in plan.heads else entry
         for entry in plan.catalogue
     )
     root_length = _write_root(segments, plan, entries, catalogue)
@@ -267,18 +253,21 @@ def write(segments: Segments, plan: Plan, mac_key: bytes, sync: Sync) -> Result:
         disks=tuple((entry.name, entry.size) for entry in catalogue if not (entry.parent or entry.region)),
     )  # fmt: skip
     written = write_superblocks(segments.storage, superblock, mac_key, sync, both=plan.both)
-    return Result(written, volumes, indexes, garbage.units, tails, catalogue, entries)
+    return Result(written, trees.written, indexes, garbage.units, tails, catalogue, entries)
 
 
 class _Garbage:
     """Units that a checkpoint replaces, by slot; without those that another volume may use."""
 
-    def __init__(self, segments: Segments) -> None:
-        self._segments = segments
+    def __init__(self, segments: Segments, new: set[int]) -> None:
+        """`new` slots are of this checkpoint: what replaces a unit there is another version."""
+        self._segments, self._new = segments, new
         self.units: Counter[int] = Counter()
 
     def add(self, ref: UnitRef | None, protected: int) -> None:
-        if ref is not None and ref.slot != LOST_SLOT and self._segments.find(ref.slot).born >= protected:
+        if ref is None or ref.slot == LOST_SLOT or ref.slot in self._new:
+            return
+        if self._segments.find(ref.slot).born >= protected:
             self.units[ref.slot] += 1
 
 
@@ -300,55 +289,71 @@ def write_superblocks(
     return superblock
 
 
-def _write_volume(
-    segments: Segments, writer: _MetaWriter, volume: VolumePlan, garbage: _Garbage
-) -> VolumeResult:  # fmt: skip
-    result = VolumeResult(volume.map.root, {}, {})
-    for number, leaf in volume.leaves.items():
-        old = _with_nodes(segments, volume.map, lambda: volume.map.leaf_ref(number))  # noqa: B023 - called at once
-        garbage.add(old, volume.protected)
-        result.leaves[number] = writer.leaf(leaf)
-    if not result.leaves:
-        return result
-    refs = result.leaves
-    for level in range(1, volume.map.height + 1):
-        refs = _write_level(segments, writer, volume, level, refs, result, garbage)
-    result.root = refs[0]
-    return result
+class _Trees:
+    """Writes versions: their leaves, and new nodes above them, up to the root."""
 
+    def __init__(self, segments: Segments, writer: _MetaWriter, garbage: _Garbage) -> None:
+        self._segments, self._writer, self._garbage = segments, writer, garbage
+        self.written: dict[Version, Written] = {}
+        self._new: dict[UnitRef, Node] = {}
+        """The nodes written so far."""
+        self._equal: dict[bytes, Node] = {}
+        """One object for all nodes that hold the same."""
 
-def _write_level(
-    segments: Segments, writer: _MetaWriter, volume: VolumePlan, level: int, refs: dict[int, UnitRef | None],
-    result: VolumeResult, garbage: _Garbage,
-) -> dict[int, UnitRef | None]:  # fmt: skip
-    """Copy the nodes above changed children, and write the copies; answers their references."""
-    above: dict[int, UnitRef | None] = {}
-    for index, children in _by_parent(refs):
-        node, old = _with_nodes(segments, volume.map, lambda: volume.map.node_copy(level, index))  # noqa: B023 - at once
-        for child, ref in children:
-            node.set(child, ref)
-        garbage.add(old, volume.protected)
+    def write(self, version: Version) -> None:
+        """Write a version; the one below is in the image, or was written before."""
+        below = version.below
+        assert below is not None, "it is yet to be written"
+        root = self.written[below].root if below in self.written else below.root
+        find = partial(descend, below.height, root, node_at=partial(self._node, below.tree))
+        refs: dict[int, UnitRef | None] = {}
+        for number in sorted(version.leaves):
+            self._garbage.add(find(0, number), version.protected)
+            refs[number] = self._writer.leaf(version.leaves[number])
+        nodes: dict[tuple[int, int], Node] = {}
+        for level in range(1, version.height + 1):
+            above: dict[int, UnitRef | None] = {}
+            for index, children in _by_parent(refs, _grown(version, level)).items():
+                old = find(level, index) if level <= below.height else None
+                node = Node(bytes(self._node(below.tree, level, index, old).data)) if old else Node()
+                if level == below.height + 1 and index == 0:
+                    node.set(0, root)
+                for child, ref in children:
+                    node.set(child, ref)
+                self._garbage.add(old, version.protected)
+                above[index], nodes[level, index] = self._put(node)
+            refs = above
+        self.written[version] = Written(refs[0], nodes)
+
+    def _put(self, node: Node) -> tuple[UnitRef | None, Node]:
         data = bytes(node.data)
-        owner = 0 if volume.shares else volume.number
-        above[index] = None if node.is_empty() else writer.node(owner, level, index, data)
-        result.nodes[level, index] = writer.equal.setdefault(data, node)
-    return above
+        node = self._equal.setdefault(data, node)
+        if node.is_empty():
+            return None, node
+        ref = self._writer.put(Kind.NODE, data)
+        self._new[ref] = node
+        return ref, node
+
+    def _node(self, tree: Version, level: int, index: int, ref: UnitRef) -> Node:
+        """A node of this checkpoint, or else of the tree that it changes."""
+        node = self._new.get(ref) or tree.nodes.get((level, index))
+        if node is None:
+            try:
+                data = self._segments.read_unit(ref, Kind.NODE)
+            except UnreadableError:
+                raise
+            except DamageError:  # so the commit that loaded it found, and said
+                data = LOST_NODE
+            node = tree.install(level, index, data)
+        return node
 
 
-def _by_parent(refs: dict[int, UnitRef | None]) -> Iterator[tuple[int, list[tuple[int, UnitRef | None]]]]:
-    parents: dict[int, list[tuple[int, UnitRef | None]]] = {}
+def _by_parent(refs: dict[int, UnitRef | None], more: set[int]) -> dict[int, list[tuple[int, UnitRef | None]]]:
+    """The parents of some units, and `more`, each with its children among them."""
+    parents: dict[int, list[tuple[int, UnitRef | None]]] = {index: [] for index in more}
     for number, ref in refs.items():
         parents.setdefault(number // FANOUT, []).append((number % FANOUT, ref))
-    yield from parents.items()
-
-
-def _with_nodes(segments: Segments, lbamap: LbaMap, ask: Callable[[], T]) -> T:
-    """Ask the map, loading the nodes it misses."""
-    while True:
-        try:
-            return ask()
-        except Missing as missing:
-            lbamap.install_node(missing.level, missing.index, segments.read_unit(missing.ref, Kind.NODE))
+    return parents
 
 
 def _write_root(segments: Segments, plan: Plan, entries: list[TableEntry], catalogue: tuple[VolumeEntry, ...]) -> int:

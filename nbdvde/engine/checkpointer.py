@@ -11,10 +11,11 @@ import trio
 
 from nbdvde import workers
 from nbdvde.engine.catalogue import Catalogue
-from nbdvde.engine.checkpoint import Plan, Result, VolumePlan, index_sizes, map_sizes, root_bytes, write
+from nbdvde.engine.checkpoint import Plan, Result, index_sizes, map_sizes, root_bytes, write
 from nbdvde.engine.layout import BLOCK, KIND_META, STATE_CLEAN, STATE_OPEN, LogPoint, Segment, Superblock
 from nbdvde.engine.recovery import empty_segment
 from nbdvde.engine.segments import Segments, State, bare
+from nbdvde.engine.versions import Version, unwritten
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import NoSpaceError
 
@@ -59,10 +60,8 @@ class Checkpointer:
         """Whether the log or the changed part of the maps has grown enough."""
         if self.lock.locked():
             return False
-        dirty = max((len(disk.map.dirty) for disk in self._catalogue.disks), default=0)
-        if writer.log.counters.bytes_stored - self._logged >= self._log_bytes or dirty >= self._dirty_max:
-            return True
-        return sum(len(member.map.dirty) for member in self._catalogue.unwritten) >= self._dirty_max
+        logged = writer.log.counters.bytes_stored - self._logged
+        return logged >= self._log_bytes or self._catalogue.changed >= self._dirty_max
 
     def can_reclaim(self) -> bool:
         """Whether checkpoints would free the space of log segments."""
@@ -123,8 +122,8 @@ class Checkpointer:
         if state == STATE_CLEAN:
             point = LogPoint(empty_segment(), 0, 0, point.sequence, point.chain)
         states = {slot: s for slot, s in self._segments.states.items() if s.linked}
-        changed = [member for member in self._catalogue if member.map.dirty]
-        volumes = [VolumePlan(m.number, m.map, m.map.freeze(), m.map.protected) for m in changed]
+        self._catalogue.seal()
+        versions = unwritten(member.map.base for member in self._catalogue)
         indexes = {
             slot: s.index.tobytes()
             for slot, s in states.items()
@@ -132,45 +131,42 @@ class Checkpointer:
         }
         prints = {slot: bytes(known) for slot in indexes if (known := states[slot].prints).strip(b"\0")}
         entries = {slot: s.entry() for slot, s in states.items()}
-        meta, map_segments, root = self._place(volumes, indexes, prints, len(entries))
-        for volume in volumes:
-            if not volume.map.shared.isdisjoint(volume.leaves):  # their units will have several owners
-                volume.map.protected, volume.shares = self._segments.next_sequence, True
+        meta, map_segments, root = self._place(versions, indexes, prints, len(entries))
+        heads = {member.number: member.map.base for member in self._catalogue if member.map.base.below}
+        for number, version in heads.items():
+            if version.shared:
+                self._catalogue.members[number].map.protected = self._segments.next_sequence
         catalogue = [member.entry() for member in self._catalogue]
         superblock = replace(self.superblock, state=state, incompatible=self.superblock.incompatible | features)
         return Plan(
             superblock, point, catalogue, self._catalogue.next_number,
-            self._catalogue.dedup_mib, volumes, indexes, prints, entries, self._segments.next_sequence,
-            self._statistics(), meta, map_segments, root, [], both,
+            self._catalogue.dedup_mib, versions, heads, self._catalogue.sealed, indexes, prints, entries,
+            self._segments.next_sequence, self._statistics(), meta, map_segments, root, [], both,
         )  # fmt: skip
 
     def _place(
-        self, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
+        self, versions: list[Version], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
     ) -> tuple[list[State], int, State]:
         """Segments for what a plan writes, how many of them are for maps, and one for its root.
 
         Raises NoSpaceError; nothing is changed then.
         """
         try:
-            return self._place_in(self._segments.segment_bytes, volumes, indexes, prints, listed)
+            return self._place_in(self._segments.segment_bytes, versions, indexes, prints, listed)
         except NoSpaceError:  # there may be room in smaller pieces
-            try:
-                return self._place_in(self._segments.segment_bytes // 8, volumes, indexes, prints, listed)
-            except NoSpaceError:
-                self._undo(volumes, [])
-                raise
+            return self._place_in(self._segments.segment_bytes // 8, versions, indexes, prints, listed)
 
     def _place_in(
-        self, length: int, volumes: list[VolumePlan], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
+        self, length: int, versions: list[Version], indexes: dict[int, bytes], prints: dict[int, bytes], listed: int
     ) -> tuple[list[State], int, State]:
-        segments, sizes = self._segments, map_sizes(volumes, length)
+        segments, sizes = self._segments, map_sizes(versions, length)
         meta: list[State] = []
         try:
             for size in sizes + index_sizes(indexes, prints, length):
                 meta.append(segments.new(KIND_META, size, os.urandom(32)))  # noqa: PERF401 - an error leaves the first
             return meta, len(sizes), segments.new_root(self._root_bytes(listed + len(meta)), os.urandom(32))
         except NoSpaceError:
-            self._undo([], meta)
+            self._abandon(meta)
             raise
 
     def _root_bytes(self, listed: int) -> int:
@@ -192,24 +188,22 @@ class Checkpointer:
             for state in (*plan.meta, plan.root):
                 await workers.run(self._segments.storage.allocate, state.segment.offset, state.segment.length)
         except OSError as error:
-            self._undo(plan.volumes, [*plan.meta, plan.root])
+            self._abandon([*plan.meta, plan.root])
             if error.errno in NO_SPACE:
                 raise NoSpaceError("image", "has no room for a checkpoint", "free space on the host") from None
             writer.log.poison(f"reserving space failed: {error.strerror}")
 
-    def _undo(self, volumes: list[VolumePlan], made: list[State]) -> None:
-        for volume in volumes:
-            volume.map.unfreeze(volume.leaves)
+    def _abandon(self, made: list[State]) -> None:
         for state in made:
             self._segments.abandon(state)
 
     def _install(self, plan: Plan, result: Result, removed: list[State]) -> None:
         """Take over what a durable checkpoint wrote."""
         segments = self._segments
-        for volume in plan.volumes:
-            written = result.volumes[volume.number]
-            volume.map.thaw(written.root, written.nodes)
-        self._catalogue.written()
+        for version in plan.versions:
+            written = result.trees[version]
+            version.settle(written.root, written.nodes)
+        self._catalogue.sealed -= plan.sealed
         for slot, (ref, prints) in result.indexes.items():
             state = segments.states[slot]
             state.index_ref, state.prints_bytes = ref, prints

@@ -38,8 +38,8 @@ from nbdvde.engine.dedup import (
     worth_sharing,
 )
 from nbdvde.engine.fresh import Fresh
-from nbdvde.engine.lbamap import Entries
 from nbdvde.engine.segments import Segments, State
+from nbdvde.engine.versions import Entries
 from nbdvde.errors import DamageError
 
 MEMORY = 256 << 20

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 
 from nbdvde.engine.layout import UnitRef
-from nbdvde.engine.lbamap import FANOUT
+from nbdvde.engine.versions import FANOUT
 
 
 class Known:

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from nbdvde.engine.layout import ALLOCATED_ZERO, LOST, LOST_SLOT, NO_REF, UnitRef
+from nbdvde.engine.layout import ALLOCATED_ZERO, LOST, UnitRef
+from nbdvde.engine.versions import FANOUT, Entries, Leaf, Version
 from nbdvde.errors import DamageError
 
 LEAF_BLOCKS = 512
 LEAF_SHIFT = 9
-FANOUT = 256
-_FANOUT_SHIFT = 8
 _EMPTY_LEAF = bytes(LEAF_BLOCKS * 8)
-if TYPE_CHECKING:
-    Leaf: TypeAlias = array[int]
-else:
-    Leaf = array
-"""512 entries of typecode 'Q'."""
-Entries = npt.NDArray[np.uint64]
 
 
 def height_for(blocks: int) -> int:
@@ -44,10 +36,7 @@ _HOLES = array("Q", _EMPTY_LEAF)
 _ZEROES = array("Q", [ALLOCATED_ZERO]) * LEAF_BLOCKS
 _ZEROES_BYTES = _ZEROES.tobytes()
 LOST_LEAF = LOST.to_bytes(8, "little") * LEAF_BLOCKS
-LOST_NODE = UnitRef(LOST_SLOT, 0, 0, 1).pack() * FANOUT
-"""What stands for a damaged leaf or node: reading below it is an error until it is written over."""
-UNWRITTEN = UnitRef(LOST_SLOT, 1, 0, 1)
-"""Reference to a node that no checkpoint has written yet."""
+"""What stands for a damaged leaf: reading from it is an error until it is written over."""
 
 
 def uniform_leaf(value: int) -> Leaf:
@@ -67,101 +56,85 @@ def parse_leaf(data: bytes) -> Leaf:
 _NONE: Entries = np.zeros(0, np.uint64)
 
 
-class Node:
-    """256 references as one bytearray."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes | None = None) -> None:
-        if data is not None and len(data) != FANOUT * UnitRef.SIZE:
-            raise DamageError("map node", f"has {len(data)} bytes", "run nbdvde check")
-        self.data = bytearray(data if data is not None else FANOUT * NO_REF)
-
-    def get(self, index: int) -> UnitRef | None:
-        return UnitRef.unpack(self.data, index * UnitRef.SIZE)
-
-    def set(self, index: int, ref: UnitRef | None) -> None:
-        self.data[index * UnitRef.SIZE : (index + 1) * UnitRef.SIZE] = ref.pack() if ref else NO_REF
-
-    def is_empty(self) -> bool:
-        return not any(self.data)
-
-
-class Missing(Exception):
-    """A node has to be loaded before the answer is known."""
-
-    def __init__(self, lbamap: LbaMap, level: int, index: int, ref: UnitRef) -> None:
-        self.map, self.level, self.index, self.ref = lbamap, level, index, ref
-
-
 class LbaMap:
-    """The map of one volume.
+    """The map of one volume: what changed since it had the version `base`, and what that holds.
 
-    `leaves` holds the leaves in memory, by number, oldest first; dirty ones stay until a checkpoint wrote
-    them. Changing a frozen leaf (one that a checkpoint is writing) replaces it by a copy.
+    `leaves` holds leaves in memory, by number, oldest first; all `dirty` ones are there.
     """
 
     def __init__(
-        self, blocks: int, root: UnitRef | None = None, mapped: int = 0, *, height: int = 0, protected: int = 0
-    ) -> None:
+        self, blocks: int, root: UnitRef | None = None, mapped: int = 0, *, height: int = 0, protected: int = 0,
+        base: Version | None = None,
+    ) -> None:  # fmt: skip
         self.blocks = blocks
         self.height = max(height, height_for(blocks))
-        self.root = root
+        self.base = base or Version(self.height, root)
         self.mapped = mapped
         """Blocks with an extent behind them; more than there are once some were lost."""
         self.leaves: dict[int, Leaf] = {}
-        self.dirty: set[int] = set()
-        self.frozen: set[int] = set()
-        self.shared: set[int] = set()
-        """Leaves in memory that are the same objects in a fork: a change replaces them by a copy."""
+        self.dirty: dict[int, Leaf] = {}
+        """Leaves that are of this map alone, changed in place."""
         self.protected = protected
         """What segments of a lower sequence hold may be in use by another volume, too: it is not counted down."""
-        self._nodes: dict[tuple[int, int], Node] = {}
-        self.pending = False
-        """Whether a checkpoint is writing this map, and will say so by `thaw` or `unfreeze`."""
-        self._forks: list[LbaMap] = []
-        """Maps that were forked off while a checkpoint was writing this one."""
 
-    # Copies
+    # Versions
+
+    def seal(self) -> int:
+        """Have what changed in a version; answers how many leaves and nodes more, about, are to be written for it."""
+        if not self.dirty and self.height == self.base.height:
+            return 0
+        changed = len(self.dirty)
+        self.base = Version(self.height, below=self.base, leaves=self.dirty, protected=self.protected)
+        self.dirty = {}
+        return changed + self.height
 
     def fork(self, sequence: int) -> LbaMap:
         """Another map of the same contents; both may change from now on. Segments from `sequence` on are not used yet.
 
-        O(changed leaves + nodes in memory), whatever the size.
+        O(1), whatever the size, and whatever is unwritten.
         """
-        other = LbaMap(self.blocks, self.root, self.mapped, height=self.height, protected=sequence)
+        self.seal()
+        self.base.shared = self.base.below is not None
         self.protected = sequence
-        unwritten = self.dirty | self.frozen
-        other.leaves = {number: self.leaves[number] for number in unwritten}
-        other.dirty, other.frozen = set(self.dirty), set(self.frozen)
-        other.shared = unwritten
-        self.shared |= unwritten
-        other._nodes = dict(self._nodes)
-        if self.pending:
-            other.pending = True
-            self._forks.append(other)
-        return other
+        return LbaMap(self.blocks, None, self.mapped, height=self.height, protected=sequence, base=self.base)
+
+    @property
+    def root(self) -> UnitRef | None:
+        """Of the tree in the image."""
+        return self.base.tree.root
+
+    @property
+    def changed(self) -> int:
+        """Leaves that no checkpoint has written yet; those that several versions have count several times."""
+        return len(self.dirty) + sum(len(version.leaves) for version in self.base.chain())
+
+    def unwritten(self) -> set[int]:
+        """Numbers of the leaves that no checkpoint has written yet."""
+        return set(self.dirty).union(*(version.leaves for version in self.base.chain()))
+
+    def in_memory(self) -> set[int]:
+        """Numbers of the leaves that `held` gives."""
+        return self.unwritten().union(self.leaves)
+
+    def held(self, number: int) -> Leaf | None:
+        """A leaf that need not be loaded; it is among `leaves` then."""
+        leaf = self.leaves.get(number)
+        if leaf is None:
+            leaf = next((v.leaves[number] for v in self.base.chain() if number in v.leaves), None)
+            if leaf is not None:
+                self.leaves[number] = leaf
+        return leaf
 
     def forget(self) -> None:
         """Have nothing in memory that the image has as well."""
-        self.bound(0)
-        if not self.dirty and not self.frozen:
-            self._nodes.clear()
+        self.leaves = dict(self.dirty)
+        if self.base.below is None:
+            self.base.nodes = {}
 
     def resize(self, blocks: int) -> None:
-        """Map so many blocks; what lies beyond holds nothing. No checkpoint is being written, and leaf 0 is dirty.
-
-        A taller tree begins with a node in memory only, above the root: for the sake of leaf 0 it will be written.
-        """
-        assert not self.pending, "no checkpoint is being written"
+        """Map so many blocks; what lies beyond holds nothing."""
         self.blocks = blocks
-        while self.height < height_for(blocks):
-            self.height += 1
-            if self.root is not None:
-                node = Node()
-                node.set(0, self.root)
-                self._nodes[self.height, 0] = node
-                self.root = UNWRITTEN
+        self.height = max(self.height, height_for(blocks))
 
     def lookup(self, block: int) -> int | None:
         """Entry of a block, or None when its leaf is not in memory."""
@@ -169,66 +142,29 @@ class LbaMap:
         return None if leaf is None else leaf[block & (LEAF_BLOCKS - 1)]
 
     def leaf_ref(self, number: int) -> UnitRef | None:
-        """Where the image keeps a leaf, None when it is all holes. Raises Missing for a node on the way."""
-        return self._find(0, number)
-
-    def _find(self, level: int, index: int) -> UnitRef | None:
-        """Where the image keeps a node, or at level 0 a leaf."""
-        ref = self.root
-        for above in range(self.height, level, -1):
-            if ref is None:
-                return None
-            shift = _FANOUT_SHIFT * (above - level)
-            ref = self._node(above, index >> shift, ref).get(index >> (shift - _FANOUT_SHIFT) & (FANOUT - 1))
-        return ref
-
-    def _node(self, level: int, index: int, ref: UnitRef) -> Node:
-        node = self._nodes.get((level, index))
-        if node is None:
-            raise Missing(self, level, index, ref)
-        return node
-
-    def node_copy(self, level: int, index: int) -> tuple[Node, UnitRef | None]:
-        """A copy of a node, and where the image keeps the original. Raises Missing."""
-        ref = self._find(level, index)
-        return (Node(), None) if ref is None else (Node(bytes(self._node(level, index, ref).data)), ref)
-
-    def install_node(self, level: int, index: int, data: bytes) -> None:
-        """Hand in a node that `Missing` asked for."""
-        self._nodes.setdefault((level, index), Node(data))
+        """Where the image keeps a leaf that is not held, None when it is all holes. Raises Missing."""
+        return self.base.tree.find(0, number)
 
     def install_leaf(self, number: int, leaf: Leaf) -> Leaf:
         """Hand in a loaded leaf; one that came in the meantime stays."""
         return self.leaves.setdefault(number, leaf)
 
     def bound(self, limit: int) -> None:
-        """With more than `limit` clean leaves in memory, forget the oldest of them down to seven eighths."""
-        if len(self.leaves) - len(self.dirty) - len(self.frozen) <= limit:
+        """With more than `limit` leaves at hand that did not change, forget the oldest down to seven eighths."""
+        if len(self.leaves) - len(self.dirty) <= limit:
             return
-        clean = [n for n in self.leaves if n not in self.dirty and n not in self.frozen]
+        clean = [number for number in self.leaves if number not in self.dirty]
         for number in clean[: len(clean) - limit * 7 // 8]:
             del self.leaves[number]
-            self.shared.discard(number)
-
-    def stored(self) -> tuple[int, UnitRef | None]:
-        """Height and root of the tree that the image has: less tall than this map while a new top is unwritten."""
-        height, root = self.height, self.root
-        while root == UNWRITTEN:
-            root = self._nodes[height, 0].get(0)
-            height -= 1
-        return height, root
 
     def touch(self, number: int) -> None:
         """Have a leaf in memory written by the next checkpoint, though nothing of it changes."""
         self._writable(number)
 
     def _writable(self, number: int) -> Leaf:
-        leaf = self.leaves[number]
-        if number in self.frozen or number in self.shared or leaf is _HOLES or leaf is _ZEROES:
-            self.frozen.discard(number)
-            self.shared.discard(number)
-            leaf = self.leaves[number] = leaf[:]
-        self.dirty.add(number)
+        leaf = self.dirty.get(number)
+        if leaf is None or leaf is _HOLES or leaf is _ZEROES:
+            leaf = self.dirty[number] = self.leaves[number] = self.leaves[number][:]
         return leaf
 
     def assign(self, blocks: Sequence[int], entries: Sequence[int]) -> list[int]:
@@ -285,95 +221,26 @@ class LbaMap:
         np.frombuffer(self._writable(number), np.uint64)[blocks] = LOST
 
     def _replace(self, number: int, leaf: Leaf) -> None:
-        self.leaves[number] = leaf
-        self.frozen.discard(number)
-        self.shared.discard(number)
-        self.dirty.add(number)
+        self.leaves[number] = self.dirty[number] = leaf
 
     def stored_leaves(self, first: int, last: int, limit: int) -> list[int]:
         """Numbers of the first leaves in [first, last] that the image holds, `limit` at most.
 
         Raises Missing for a node that has to be loaded first. Cost follows what is there, not the range.
         """
-        found: list[int] = []
-        self._collect(self.height, 0, self.root, first, last, limit, found)
+        tree, found = self.base.tree, list[int]()
+        tree.collect(tree.height, 0, tree.root, first, last, limit, found)
         return found
-
-    def _collect(
-        self, level: int, index: int, ref: UnitRef | None, first: int, last: int, limit: int, found: list[int]
-    ) -> None:  # fmt: skip
-        if ref is None or len(found) >= limit:
-            return
-        if level == 0:
-            if first <= index <= last:  # not so for the only leaf of a map without nodes, perhaps
-                found.append(index)
-            return
-        node, shift = self._node(level, index, ref), _FANOUT_SHIFT * (level - 1)
-        low, high = max(index * FANOUT, first >> shift), min(index * FANOUT + FANOUT - 1, last >> shift)
-        for child in range(low, high + 1):
-            self._collect(level - 1, child, node.get(child - index * FANOUT), first, last, limit, found)
 
     def differing_leaves(self, other: LbaMap, first: int, last: int, limit: int) -> list[int]:
         """Numbers of the first leaves in [first, last] that two maps hold in different units, `limit` at most.
 
         Changes that only the memory has are not seen. Raises Missing, of either map. What they share costs nothing.
         """
-        found: list[int] = []
-        if (self.height, self.root) != (other.height, other.root):
-            self._compare(other, max(self.height, other.height), 0, range(first, last + 1), limit, found)
+        one, two, found = self.base.tree, other.base.tree, list[int]()
+        if (one.height, one.root) != (two.height, two.root):
+            one.compare(two, max(one.height, two.height), 0, range(first, last + 1), limit, found)
         return found
-
-    def _compare(
-        self, other: LbaMap, level: int, index: int, leaves: range, limit: int, found: list[int]
-    ) -> None:  # fmt: skip
-        if len(found) >= limit:
-            return
-        if level == 0:
-            found.append(index)
-            return
-        shift = _FANOUT_SHIFT * (level - 1)
-        low, high = max(index * FANOUT, leaves.start >> shift), min(index * FANOUT + FANOUT - 1, leaves[-1] >> shift)
-        differing = (self._children(level, index) != other._children(level, index)).any(axis=1)
-        for child in (np.flatnonzero(differing) + index * FANOUT).tolist():
-            if low <= child <= high:
-                self._compare(other, level - 1, child, leaves, limit, found)
-
-    def _children(self, level: int, index: int) -> Entries:
-        """The references in a node, two numbers each; of a tree that is as tall as one likes."""
-        children = np.zeros((FANOUT, 2), np.uint64)
-        if level > self.height:
-            children[0] = index == 0
-            return children
-        if index >> _FANOUT_SHIFT * (self.height - level) or (ref := self._find(level, index)) is None:
-            return children
-        return np.frombuffer(self._node(level, index, ref).data, np.uint64).reshape(FANOUT, 2)
-
-    # Checkpoint: freeze, write the leaves, then the nodes above them level by level.
-
-    def freeze(self) -> dict[int, Leaf]:
-        """The dirty leaves, which from now on are replaced, not changed. Call `thaw` when they are written."""
-        assert not self.frozen, "one checkpoint at a time"
-        self.frozen, self.pending = set(self.dirty), True
-        taken = {number: self.leaves[number] for number in sorted(self.dirty)}
-        self.dirty = set()
-        return taken
-
-    def thaw(self, root: UnitRef | None, nodes: dict[tuple[int, int], Node]) -> None:
-        """The frozen leaves are in the image, under these new nodes; so they are for the forks made meanwhile."""
-        self.frozen, self.pending = set(), False
-        self.root = root
-        self._nodes.update(nodes)
-        for fork in self._forks:
-            fork.thaw(root, nodes)
-        self._forks = []
-
-    def unfreeze(self, taken: Collection[int]) -> None:
-        """The checkpoint failed: what it took is dirty again."""
-        self.dirty.update(taken)
-        self.frozen, self.pending = set(), False
-        for fork in self._forks:
-            fork.unfreeze(taken)
-        self._forks = []
 
 
 def is_hole(leaf: Leaf) -> bool:

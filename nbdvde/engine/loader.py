@@ -8,8 +8,9 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.changes import Load, Loads
 from nbdvde.engine.layout import LOST_SLOT
-from nbdvde.engine.lbamap import LOST_LEAF, LOST_NODE, LbaMap
+from nbdvde.engine.lbamap import LOST_LEAF, LbaMap
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.versions import LOST_NODE
 from nbdvde.errors import DamageError
 
 Lost: TypeAlias = Callable[[Load, DamageError], bytes]

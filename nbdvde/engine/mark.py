@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nbdvde.engine.layout import LOST, LOST_SLOT, SLOT_SHIFT, UNIT_SHIFT, Kind, UnitRef
-from nbdvde.engine.lbamap import LEAF_BLOCKS, Entries, Node, parse_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, parse_leaf
+from nbdvde.engine.versions import Entries, Node
 from nbdvde.errors import DamageError
 
 Owners: TypeAlias = npt.NDArray[np.int32]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
 from nbdvde.engine.catalogue import Catalogue, Member
-from nbdvde.engine.changes import Loads, applying, loading
+from nbdvde.engine.changes import Loads, applying
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.dictload import load_dictionaries
 from nbdvde.engine.layout import (
@@ -24,9 +24,7 @@ from nbdvde.engine.layout import (
     STATE_CLEAN,
     STATISTICS,
     SUPERBLOCKS,
-    Action,
     Kind,
-    Operation,
     Root,
     Segment,
     Superblock,
@@ -34,7 +32,7 @@ from nbdvde.engine.layout import (
     VolumeEntry,
     reserve_of,
 )
-from nbdvde.engine.lbamap import FANOUT, LbaMap, height_for
+from nbdvde.engine.lbamap import LbaMap, height_for
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
@@ -45,6 +43,7 @@ from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
+from nbdvde.engine.versions import FANOUT
 from nbdvde.errors import DamageError, ImageError, KeyFailure, TruncatedError, UnreadableError
 
 HEIGHT_MAX = height_for(MAX_DISK_BYTES // BLOCK + 1)
@@ -308,7 +307,7 @@ def _apply(loaded: Loaded, replay: Replay, leaves: int, refuse: type[DamageError
     """What the log says, as long as fewer than so many leaves are in memory."""
     for transaction in replay.transactions():
         if transaction.operation:
-            _operate(loaded, transaction.operation, refuse)
+            loaded.catalogue.apply(transaction.operation, loaded.segments.next_sequence)
             continue
         member = loaded.catalogue.members.get(transaction.volume)
         if member is None or member.parent:
@@ -319,15 +318,6 @@ def _apply(loaded: Loaded, replay: Replay, leaves: int, refuse: type[DamageError
             leaves += len(change.blocks)
             loads = _bounded(applying(loaded.segments, member.map, change), member.map, leaves)
             drive_blocking(loads, loaded.segments, member.map, losing(member.name, loaded.tell, refuse))
-
-
-def _operate(loaded: Loaded, operation: Operation, refuse: type[DamageError] | tuple[()]) -> None:
-    member = loaded.catalogue.members.get(operation.number)
-    if member and operation.action == Action.RESIZE:
-        lost = losing(member.name, loaded.tell, refuse)
-        drive_blocking(loading(member.map, (0,)), loaded.segments, member.map, lost)
-        member.map.touch(0)
-    loaded.catalogue.apply(operation, loaded.segments.next_sequence)
 
 
 def _bounded(loads: Loads, lbamap: LbaMap, leaves: int) -> Loads:

@@ -20,11 +20,11 @@ from nbdvde.engine.dedup import CONTAINER_SHIFT, PLACE_UNIT_SHIFT, Places, Print
 from nbdvde.engine.duplicates import SHORTEST, Duplicates
 from nbdvde.engine.extent import Decoder
 from nbdvde.engine.layout import BLOCK_MASK, KIND_COMPACT, SLOT_SHIFT, UNIT_MASK, UNIT_SHIFT, Kind
-from nbdvde.engine.lbamap import Entries
 from nbdvde.engine.pace import Pace, Progress
 from nbdvde.engine.revision import Revision
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.uses import KEPT, NEVER, Uses
+from nbdvde.engine.versions import Entries
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.walk import Walk
 from nbdvde.engine.writer import Writer

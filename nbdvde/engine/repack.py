@@ -14,13 +14,14 @@ from nbdvde.disk import BLOCK, Piece
 from nbdvde.engine.checkpointer import Checkpointer
 from nbdvde.engine.dedup import Mask
 from nbdvde.engine.layout import SLOT_SHIFT, UNIT_SHIFT
-from nbdvde.engine.lbamap import LEAF_BLOCKS, Entries
+from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.pace import Pace, Progress
 from nbdvde.engine.pieces import flatten, page_of
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.revision import Revision
 from nbdvde.engine.segments import State
 from nbdvde.engine.uses import ONCE, Uses
+from nbdvde.engine.versions import Entries
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.walk import Walk
 from nbdvde.engine.writer import Writer

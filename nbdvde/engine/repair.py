@@ -20,12 +20,12 @@ from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Action, Operation, Superblock
-from nbdvde.engine.lbamap import FANOUT
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, check_length, load, load_remains
 from nbdvde.engine.report import CheckError, CheckReport, RepairReport
 from nbdvde.engine.storage import Storage
+from nbdvde.engine.versions import FANOUT
 from nbdvde.errors import DamageError, TruncatedError
 
 _PIECE = 1 << 20

@@ -18,9 +18,10 @@ from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, BLOCK, Status
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.changes import Load, Loads
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, UNIT_SHIFT
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Missing
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap
 from nbdvde.engine.loader import drive
 from nbdvde.engine.segments import Segments
+from nbdvde.engine.versions import Missing
 from nbdvde.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -167,13 +168,13 @@ class _Changes:
 
     async def leaves(self, first: int, last: int) -> list[int]:
         """Those that the two have in different units, or that no checkpoint has written yet."""
-        unwritten = {n for v in (self.volume, self.older) for n in v.map.dirty | v.map.frozen if first <= n <= last}
+        unwritten = {n for v in (self.volume, self.older) for n in v.map.unwritten() if first <= n <= last}
         stored: list[int] = []
         while first <= last and len(stored) <= _LOOKED_AT:
             try:
                 numbers = self.volume.map.differing_leaves(self.older.map, first, last, _SLICE)
             except Missing as node:
-                await drive(iter([[Load(node.level, node.index, node.ref)]]), self.volume.segments, node.map)
+                await drive(iter([[Load.node(node)]]), self.volume.segments, self.volume.map)
                 continue
             stored += numbers
             first = numbers[-1] + 1 if numbers else last + 1
@@ -235,7 +236,7 @@ async def leaves_in(volume: "Volume", first: int, last: int) -> list[int]:
     `_LOOKED_AT` and one more at most; what is written from now on may be missing.
     """
     stored: list[int] = []
-    sources: list[Iterable[int]] = [stored, sorted(n for n in volume.map.leaves if first <= n <= last)]
+    sources: list[Iterable[int]] = [stored, sorted(n for n in volume.map.in_memory() if first <= n <= last)]
     for generation in (volume.frozen, volume.active):
         if generation is not None:
             leaves = {block >> LEAF_SHIFT for block in generation.blocks}
@@ -258,7 +259,7 @@ def _finding(lbamap: LbaMap, first: int, last: int, found: list[int]) -> Loads:
         try:
             numbers = lbamap.stored_leaves(first, last, _SLICE)
         except Missing as node:
-            yield [Load(node.level, node.index, node.ref)]
+            yield [Load.node(node)]
             continue
         found += numbers
         first = numbers[-1] + 1 if numbers else last + 1

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nbdvde.engine.layout import BLOCK_MASK, SLOT_SHIFT, UNIT_MASK, UNIT_SHIFT
-from nbdvde.engine.lbamap import Entries
 from nbdvde.engine.mark import Owners
+from nbdvde.engine.versions import Entries
 from nbdvde.errors import DamageError
 
 NEVER, ONCE, OFTEN, KEPT = range(4)

@@ -12,7 +12,7 @@ from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX, Generation, leaves_of, zero_cost
 from nbdvde.engine.changes import applying, loading
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, Leaf, Missing, parse_leaf, uniform_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, parse_leaf, uniform_leaf
 from nbdvde.engine.loader import drive, losing
 from nbdvde.engine.log import Change
 from nbdvde.engine.pieces import cut, flatten, page_of, unaligned_parts
@@ -20,6 +20,7 @@ from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.status import CONTEXTS, DIRTY_BITMAP, History, NoHistory, bound, status_of
+from nbdvde.engine.versions import Leaf, Missing
 from nbdvde.errors import RefusedError, UnreadableError
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ class Volume(Disk):
     def _leaf_nowait(self, number: int) -> Leaf | None:
         """A leaf that is not in memory, if that takes no waiting."""
         self._bound_leaves()
-        segments = self.segments
+        segments, held = self.segments, self.map.held(number)
+        if held is not None:
+            return held
         while True:
             try:
                 ref = self.map.leaf_ref(number)
@@ -165,7 +168,7 @@ class Volume(Disk):
                 data = segments.read_unit_nowait(node.ref, Kind.NODE)
                 if data is None:
                     return None
-                self.map.install_node(node.level, node.index, data)
+                node.tree.install(node.level, node.index, data)
                 continue
             if ref is None:
                 return self.map.install_leaf(number, uniform_leaf(HOLE))
@@ -315,7 +318,7 @@ class Volume(Disk):
 
     def _is_overdue(self, first: int, stop: int) -> bool:
         """Whether so many allocated zeroes have to wait for a checkpoint: a replay bears no more of them."""
-        changed = len(self.map.dirty) + len(self.map.frozen) + self.active.zeroed_leaves
+        changed = self.map.changed + self.active.zeroed_leaves
         changed += self.frozen.zeroed_leaves if self.frozen else 0
         return changed + leaves_of(first, stop) > ZEROED_LEAVES_MAX
 
@@ -366,14 +369,6 @@ class Volume(Disk):
         for start, end in _zero_pieces(last + bool(inside), self.map.blocks, allocate=False):
             await self._writable().settle()
             await self._zero_claimed(start, end, allocate=False)
-
-    async def prepare_resize(self) -> bool:
-        """Have what `LbaMap.resize` needs, with the commit lock held; False while a checkpoint is being written."""
-        await self._load_leaves((0,))
-        if self.map.pending:
-            return False
-        self.map.touch(0)
-        return True
 
     # Commit: the image freezes the buffer, writes it, and drops it once the map points at it
 
@@ -448,7 +443,7 @@ class Volume(Disk):
         if number << LEAF_SHIFT >= self.map.blocks:
             return True
         try:
-            return number not in self.map.leaves and self.map.leaf_ref(number) is None
+            return self.map.held(number) is None and self.map.leaf_ref(number) is None
         except Missing:
             return False
 

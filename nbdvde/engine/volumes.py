@@ -5,7 +5,7 @@ that was acknowledged before it was asked for.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -200,18 +200,14 @@ class Volumes:
                     if not discard and await _holds_data(disk, size):
                         raise RefusedError(f"disk {name}", f"holds data beyond {size} bytes", "cut it with --discard")
                     await disk.cut(size)
-                while not await self._operate(operation, partial(self._follow, disk), disk.prepare_resize):
-                    async with self._checkpointer.lock:
-                        pass
+                await self._operate(operation, partial(self._follow, disk))
 
     async def _make(self, operation: Operation) -> None:
         if len(self._catalogue.members) >= MAX_VOLUMES:
             raise RefusedError("image", f"has {MAX_VOLUMES} disks and snapshots, and no room for more", "delete some")
         await self._operate(operation, partial(self._appear, operation.number))
 
-    async def _operate(
-        self, operation: Operation, done: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None
-    ) -> bool:
+    async def _operate(self, operation: Operation, done: Callable[[], None]) -> None:
         if self._writer is None:
             raise RefusedError("image", "is open for reading only", "open it for writing")
 
@@ -219,7 +215,7 @@ class Volumes:
             self._catalogue.apply(operation, self._segments.next_sequence)
             done()
 
-        return await self._writer.operate(operation, apply, ready, freeing=operation.action in _FREEING)
+        await self._writer.operate(operation, apply, freeing=operation.action in _FREEING)
 
     def _appear(self, number: int) -> None:
         member = self._catalogue.members[number]

@@ -2,8 +2,9 @@
 
 import trio
 
-from nbdvde.engine.lbamap import LEAF_SHIFT, Entries
+from nbdvde.engine.lbamap import LEAF_SHIFT
 from nbdvde.engine.status import entries_of, leaves_in
+from nbdvde.engine.versions import Entries
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DamageError
 

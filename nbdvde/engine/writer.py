@@ -214,27 +214,20 @@ class Writer:
         await self.commit()
         await self._keep_up()
 
-    async def operate(
-        self, operation: Operation, apply: Callable[[], None], ready: Callable[[], Awaitable[bool]] | None = None,
-        *, freeing: bool = False,
-    ) -> bool:  # fmt: skip
+    async def operate(self, operation: Operation, apply: Callable[[], None], *, freeing: bool = False) -> None:
         """Commit what was written before, log an operation on the catalogue, and `apply` it; durable then.
 
-        `ready` may answer, with the commit lock held, that it cannot be done now. Then nothing is, and the answer is
-        False. Raises NoSpaceError (nothing has changed then) and PoisonedError.
+        Raises NoSpaceError (nothing has changed then) and PoisonedError.
         """
         await self.admit(BLOCK, freeing=freeing)
         try:
             async with holding(self.commit_lock):
                 await self._commit(sync=False)
-                if ready is not None and not await ready():
-                    return False
                 with trio.CancelScope(shield=True):
                     await self._operate(operation, apply)
         finally:
             self.withdraw(BLOCK)
         self._notify()
-        return True
 
     async def revise(self, revision: Revision) -> int:
         """Have blocks lie elsewhere, as far as nobody wrote them meanwhile; answers how many do. Not durable yet.

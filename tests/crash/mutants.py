@@ -237,11 +237,11 @@ MUTANTS += [
     ),
     mutant("both copies of the key slots at once", "keystore:store_key_area", "\n        sync()", "", "keys"),
     mutant(
-        "a checkpoint that finds no space forgets the changes",
-        "checkpointer:Checkpointer._undo",
-        "volume.map.unfreeze(volume.leaves)",
-        "volume.map.frozen = set()",
-        "no space",
+        "what a checkpoint without space was to write is forgotten",
+        "versions:Version.join",
+        "(*reversed(orphans), self)",
+        "(self,)",
+        "no room",
     ),
     mutant(
         "the cleaner frees a segment one checkpoint early",
@@ -421,12 +421,15 @@ MUTANTS += [
 
 MUTANTS += [
     mutant(
-        "disks share a node unawares", "checkpoint:_write_level", "0 if volume.shares else volume.number", "0",
-        "equal maps",
+        "what the version below wrote counts as garbage", "checkpoint:_Garbage.add", " or ref.slot in self._new", "",
+        "counts",
     ),
     mutant(
-        "a map gets higher while it is written", "volume:Volume.prepare_resize", "self.map.pending", "self.map.frozen",
-        "growing",
+        "a taller tree is left as it is", "checkpoint:_grown", "{0} if level > version.below.height", "{0} if False",
+        "grown only",
+    ),
+    mutant(
+        "a tree that grew forgets what it held", "checkpoint:_Trees.write", "node.set(0, root)", "pass", "growing",
     ),
     mutant("a snapshot protects nothing", "lbamap:LbaMap.fork", "self.protected = sequence", "pass", "history"),
     mutant("a copy protects nothing", "lbamap:LbaMap.fork", "protected=sequence", "protected=0", "history"),
@@ -442,21 +445,26 @@ MUTANTS += [
         "segments:Segments.adopt", "state.born = entry.born", "state.born = segment.sequence",
         "born",
     ),
-    mutant("a leaf is shared unnoticed", "lbamap:LbaMap.fork", "self.shared |= unwritten", "pass", "history"),
+    mutant("a leaf is shared unnoticed", "lbamap:LbaMap.fork", "self.base.below is not None", "False", "history"),
+    mutant("shared units count as one's own", "checkpointer:Checkpointer._plan", "version.shared", "False", "history"),
+    mutant(
+        "a leaf of a version is changed", "lbamap:LbaMap.seal", "self.dirty = {}", "self.dirty = dict(self.dirty)",
+        "history",
+    ),
+    mutant(
+        "what was sealed is shadowed by what is older", "lbamap:LbaMap.held", "self.base.chain()",
+        "reversed([*self.base.chain()])", "copies",
+    ),
     mutant("an operation is not synced", "log:LogWriter.operate", "self.sync()", "pass", "history"),
     mutant(
         "an operation comes before what was written", "writer:Writer.operate", "await self._commit(sync=False)", "pass",
         "history",
     ),
     mutant(
-        "a copy made during a checkpoint misses its end", "lbamap:LbaMap.thaw", "fork.thaw(root, nodes)", "pass",
-        "history",
-    ),
-    mutant(
         "replay knows no protection",
-        "recovery:_operate",
-        "loaded.catalogue.apply(operation, loaded.segments.next_sequence)",
-        "loaded.catalogue.apply(operation, 0)",
+        "recovery:_apply",
+        "loaded.catalogue.apply(transaction.operation, loaded.segments.next_sequence)",
+        "loaded.catalogue.apply(transaction.operation, 0)",
         "history",
     ),
 ]  # fmt: skip

@@ -50,8 +50,8 @@ def damaged(image: bytes, level: int) -> bytes:
     ref = lbamap.root
     for above in range(lbamap.height, level, -1):
         assert ref
-        lbamap.install_node(above, 0, loaded.segments.read_unit(ref, 5))
-        ref = lbamap._find(above - 1, 0)
+        lbamap.base.install(above, 0, loaded.segments.read_unit(ref, 5))
+        ref = lbamap.base.find(above - 1, 0)
     assert isinstance(ref, UnitRef)
     at = loaded.segments.find(ref.slot).segment.offset + ref.position
     return image[:at] + bytes([image[at] ^ 1]) + image[at + 1 :]

@@ -14,11 +14,12 @@ from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
 from tests.engine import (
+    test_checkpointer,
     test_cleaner,
     test_dictchange,
     test_diskmap,
     test_duplicates,
-    test_interleavings,
+    test_lbamap,
     test_learning,
     test_moving,
     test_optimize,
@@ -118,11 +119,10 @@ def with_image(test: Callable[[Path], Awaitable[None]]) -> Callable[[], None]:
     return detector
 
 
-def growing() -> None:
-    """A disk grows while a checkpoint is written."""
+def no_room() -> None:
+    """A checkpoint fails for lack of space, and the next one writes what both had to."""
     with pytest.MonkeyPatch.context() as patch:
-        grows = test_interleavings.test_a_disk_that_grows_while_a_checkpoint_is_written
-        trio.run(lambda: grows(patch, "disk", written=False, crashed=True))
+        trio.run(test_checkpointer.test_without_room_in_the_image_a_checkpoint_changes_nothing, 1, patch)
 
 
 def keys() -> None:
@@ -197,8 +197,11 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "replacing": lambda: trio.run(test_cleaner.test_no_segment_is_replaced_while_a_checkpoint_is_written),
     "born": lambda: trio.run(test_cleaner.test_when_a_cleaned_segment_was_born_is_known_after_opening),
     "going on": lambda: trio.run(test_cleaner.test_the_log_goes_on_in_durable_space_only),
-    "equal maps": lambda: trio.run(test_interleavings.test_disks_with_equal_maps_share_no_node_unawares),
-    "growing": growing,
+    "counts": lambda: trio.run(test_checkpointer.test_a_checkpoint_counts_what_it_wrote_for_snapshots),
+    "growing": lambda: trio.run(test_volumes.test_a_disk_grows_over_what_a_checkpoint_wrote, True),
+    "grown only": lambda: trio.run(test_volumes.test_a_disk_grows_over_what_a_checkpoint_wrote, False),
+    "no room": no_room,
+    "copies": test_lbamap.test_a_copy_holds_what_is_newest_below_it,
     "keys": keys,
     "repeats": repeats,
     "damaged root": lambda: test_roots.test_crashes_while_such_an_image_is_opened_and_used_lose_nothing(0),

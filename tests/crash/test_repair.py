@@ -18,9 +18,10 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import KEY_AREAS, KIND_LOG, SUPERBLOCKS, Kind, UnitRef, unpack_index
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS
+from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.replay import find_header
 from nbdvde.engine.report import CheckReport, RepairReport
+from nbdvde.engine.versions import FANOUT
 from nbdvde.errors import DamageError, UnreadableError
 from tests.crash.oracle import master_of
 from tests.crash.recording import FrozenStorage, RecordingStorage
@@ -67,8 +68,8 @@ class Target:
         for above in range(lbamap.height, level, -1):
             assert ref is not None
             index = number // FANOUT ** (above - level)
-            lbamap.install_node(above, index, loaded.segments.read_unit(ref, Kind.NODE))
-            ref = lbamap._find(above - 1, number // FANOUT ** (above - 1 - level))
+            lbamap.base.install(above, index, loaded.segments.read_unit(ref, Kind.NODE))
+            ref = lbamap.base.find(above - 1, number // FANOUT ** (above - 1 - level))
         return self.span(ref)
 
     def written(self) -> set[Place]:

@@ -35,13 +35,14 @@ from nbdvde.engine.layout import (
     VolumeEntry,
     pack_entry,
 )
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap, Leaf, height_for
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, height_for
 from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.recovery import load, read_superblocks
 from nbdvde.engine.replay import Replay
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.space import FreeSpace
+from nbdvde.engine.versions import FANOUT, Leaf
 from nbdvde.errors import DamageError, PoisonedError
 from tests.crash.oracle import master_of
 from tests.crash.recording import RecordingStorage

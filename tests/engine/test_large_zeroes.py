@@ -11,11 +11,12 @@ from nbdvde.engine import volume
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX
 from nbdvde.engine.check import check_storage
-from nbdvde.engine.checkpoint import VolumePlan, _MetaWriter, map_sizes
+from nbdvde.engine.checkpoint import _MetaWriter, map_sizes
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, Kind
-from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, uniform_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, height_for, uniform_leaf
 from nbdvde.engine.recovery import load
+from nbdvde.engine.versions import Version
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NbdvdeError, NoSpaceError
 from tests.crash.oracle import master_of
@@ -50,7 +51,7 @@ async def test_allocated_zeroes_take_little_space_and_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 64 << 20
-    assert len(disk.map.dirty) < 2 * volume._ZERO_BLOCKS // LEAF_BLOCKS
+    assert disk.map.changed < 2 * volume._ZERO_BLOCKS // LEAF_BLOCKS
     for offset, zeroed in ((0, False), (BLOCK, True), (5 * LEAF, True), (200 * GIB, True), (200 * GIB + BLOCK, False)):
         assert await allocated(disk, offset) is zeroed
     await image.close()
@@ -153,7 +154,7 @@ async def test_without_checkpoints_allocated_zeroes_end(monkeypatch: pytest.Monk
         patch.setattr("nbdvde.engine.checkpointer.map_sizes", full)
         with pytest.raises(NoSpaceError):
             await zero_one_by_one(disk)
-        assert ZEROED_LEAVES_MAX // 2 < len(disk.map.dirty) <= ZEROED_LEAVES_MAX
+        assert ZEROED_LEAVES_MAX // 2 < disk.map.changed <= ZEROED_LEAVES_MAX
     again = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
     assert await allocated(again.disk(), 0)
     await again.close()
@@ -164,10 +165,11 @@ async def test_without_checkpoints_allocated_zeroes_end(monkeypatch: pytest.Monk
 def test_the_estimate_of_a_checkpoint_is_close() -> None:
     leaves = dict.fromkeys(range(TIB // LEAF), uniform_leaf(ALLOCATED_ZERO))
     leaves |= dict.fromkeys(range(1000), uniform_leaf(HOLE))
-    plan = VolumePlan(1, LbaMap(2 * TIB // BLOCK), leaves, 0)
-    assert sum(map_sizes([plan], 16 << 20)) < 16 << 20
+    height = height_for(2 * TIB // BLOCK)
+    version = Version(height, below=Version(height), leaves=leaves)
+    assert sum(map_sizes([version], 16 << 20)) < 16 << 20
     leaves |= {number: leaf[:] for number, leaf in list(leaves.items())[:4096]}
-    assert sum(map_sizes([plan], 16 << 20)) > 16 << 20
+    assert sum(map_sizes([version], 16 << 20)) > 16 << 20
 
 
 async def test_an_estimate_that_was_too_low_has_a_name() -> None:

@@ -1,5 +1,6 @@
-"""The map says what a dictionary would, across checkpoints, eviction and reloading."""
+"""Maps say what dictionaries would, across copies, checkpoints, eviction and reloading."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -8,24 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, UnitRef
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, LbaMap, Leaf, Missing, Node, height_for, is_hole, uniform_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, height_for, is_hole, parse_leaf, uniform_leaf
+from nbdvde.engine.versions import FANOUT, Missing, Node, Version, unwritten
 
 T = TypeVar("T")
 BLOCKS = LEAF_BLOCKS * FANOUT * 3
 spots = st.sampled_from([0, 1, 511, 512, 513, LEAF_BLOCKS * FANOUT, BLOCKS - 40]) | st.integers(0, BLOCKS - 40)
-STEPS = st.lists(st.tuples(st.sampled_from("aaazzzcer"), spots, st.integers(1, 30), st.booleans()), max_size=30)
+STEPS = st.lists(
+    st.tuples(st.sampled_from("aaaazzcddefgrx"), st.integers(0, 9), spots, st.integers(1, 30), st.booleans()),
+    max_size=40,
+)
+
+
+class Disk:
+    """A map, and what it should hold."""
+
+    def __init__(self, lbamap: LbaMap, model: dict[int, int]) -> None:
+        self.map, self.model = lbamap, model
 
 
 class Stored:
-    """A map with an image of units under it."""
+    """Maps with an image of units under them."""
 
     def __init__(self) -> None:
-        self.map = LbaMap(BLOCKS)
-        self._units: dict[UnitRef, bytes] = {}
+        self.disks = [Disk(LbaMap(BLOCKS), {})]
+        self.units: dict[UnitRef, bytes] = {}
+        self.planned: list[Version] = []
+        """Versions of the checkpoint that is being written."""
 
-    def _put(self, data: bytes) -> UnitRef:
-        ref = UnitRef(1, len(self._units), 0, 1)
-        self._units[ref] = data
+    def put(self, data: bytes) -> UnitRef:
+        ref = UnitRef(1, len(self.units), 0, 1)
+        self.units[ref] = data
         return ref
 
     def asked(self, ask: Callable[[], T]) -> T:
@@ -33,79 +47,119 @@ class Stored:
             try:
                 return ask()
             except Missing as node:
-                self.map.install_node(node.level, node.index, self._units[node.ref])
+                node.tree.install(node.level, node.index, self.units[node.ref])
 
-    def load(self, number: int) -> None:
-        ref = self.asked(lambda: self.map.leaf_ref(number))
-        leaf: Leaf = uniform_leaf(HOLE)
-        if ref:
-            leaf = type(leaf)("Q", self._units[ref])
-        self.map.install_leaf(number, leaf)
+    def load(self, lbamap: LbaMap, number: int) -> None:
+        if lbamap.held(number) is None:
+            ref = self.asked(partial(lbamap.leaf_ref, number))
+            lbamap.install_leaf(number, parse_leaf(self.units[ref]) if ref else uniform_leaf(HOLE))
 
-    def checkpoint(self, fail: bool) -> None:
-        lbamap = self.map
-        taken = lbamap.freeze()
-        if fail:
-            lbamap.unfreeze(taken)
-            return
-        refs = {number: None if is_hole(leaf) else self._put(leaf.tobytes()) for number, leaf in taken.items()}
-        nodes: dict[tuple[int, int], Node] = {}
-        for level in range(1, lbamap.height + 1):
-            above: dict[int, UnitRef | None] = {}
-            for index in {number // FANOUT for number in refs}:
-                node, _ = self.asked(partial(lbamap.node_copy, level, index))
-                for child, ref in refs.items():
-                    if child // FANOUT == index:
-                        node.set(child % FANOUT, ref)
-                nodes[level, index] = node
-                above[index] = None if node.is_empty() else self._put(bytes(node.data))
-            refs = above
-        lbamap.thaw(refs.get(0, lbamap.root), nodes)
+    def plan(self) -> None:
+        """Begin a checkpoint."""
+        for disk in self.disks:
+            disk.map.seal()
+        self.planned = unwritten(disk.map.base for disk in self.disks)
+
+    def write(self) -> None:
+        """End it."""
+        trees: dict[Version, UnitRef | None] = {}
+        written = []
+        for version in self.planned:
+            assert version.below
+            root, height, nodes = trees.get(version.below, version.below.root), version.below.height, {}
+            while height < version.height:
+                height += 1
+                if root is not None:
+                    nodes[height, 0] = node = Node()
+                    node.set(0, root)
+                    root = self.put(bytes(node.data))
+            changes = {n: None if is_hole(leaf) else self.put(leaf.tobytes()) for n, leaf in version.leaves.items()}
+            trees[version] = root = self.changed(height, 0, root, changes, nodes) if changes else root
+            written.append((version, root, nodes))
+        for version, root, nodes in written:
+            version.settle(root, nodes)
+        self.planned = []
+
+    def changed(
+        self, level: int, index: int, ref: UnitRef | None, changes: dict[int, UnitRef | None],
+        nodes: dict[tuple[int, int], Node],
+    ) -> UnitRef | None:  # fmt: skip
+        """The new reference of a node below which leaves changed."""
+        if level == 0:
+            return changes[index]
+        nodes[level, index] = node = Node(self.units[ref] if ref else None)
+        for child in {number // FANOUT ** (level - 1) for number in changes}:
+            below = {n: ref for n, ref in changes.items() if n // FANOUT ** (level - 1) == child}
+            node.set(child % FANOUT, self.changed(level - 1, child, node.get(child % FANOUT), below, nodes))
+        return None if node.is_empty() else self.put(bytes(node.data))
 
     def reopen(self) -> None:
-        self.checkpoint(fail=False)
-        self.map = LbaMap(BLOCKS, self.map.root, self.map.mapped)
+        self.plan()
+        self.write()
+        for disk in self.disks:
+            root, mapped, height = disk.map.root, disk.map.mapped, disk.map.height
+            disk.map = LbaMap(disk.map.blocks, root, mapped, height=height)
 
+    def check(self) -> None:
+        for disk in self.disks:
+            assert disk.map.mapped == sum(entry > ALLOCATED_ZERO for entry in disk.model.values())
+            present = self.asked(partial(disk.map.stored_leaves, 0, BLOCKS // LEAF_BLOCKS - 1, BLOCKS))
+            used = {block // LEAF_BLOCKS for block, entry in disk.model.items() if entry}
+            assert used <= {*present, *disk.map.in_memory()}
+            assert self.asked(partial(disk.map.stored_leaves, 0, BLOCKS, 2)) == present[:2]
+            assert self.asked(partial(disk.map.stored_leaves, 1, BLOCKS, BLOCKS)) == [leaf for leaf in present if leaf]
+            for block, entry in disk.model.items():
+                self.load(disk.map, block // LEAF_BLOCKS)
+                assert disk.map.lookup(block) == entry
 
-@given(steps=STEPS)
-def test_the_map_is_a_dictionary(steps: list[tuple[str, int, int, bool]]) -> None:
-    stored, next_entry = Stored(), 1 << 16
-    model: dict[int, int] = {}
-    for what, start, length, flag in steps:
+    def step(self, what: str, which: int, start: int, length: int, flag: bool, entry: int) -> None:
+        disk = self.disks[which % len(self.disks)]
+        lbamap, model = disk.map, disk.model
         touched = range(start // LEAF_BLOCKS, (start + length - 1) // LEAF_BLOCKS + 1)
         if what == "a":
             for number in touched:
-                stored.load(number)
-            blocks = list(range(start, start + length))
-            entries = list(range(next_entry, next_entry + length))
-            replaced = stored.map.assign(blocks, entries)
-            assert list(replaced) == [model.get(block, HOLE) for block in blocks]
+                self.load(lbamap, number)
+            blocks, entries = list(range(start, start + length)), list(range(entry, entry + length))
+            assert lbamap.assign(blocks, entries) == [model.get(block, HOLE) for block in blocks]
             model.update(zip(blocks, entries, strict=True))
-            next_entry += length
         elif what == "z":
             stop = min(start + length, (start // LEAF_BLOCKS + 1) * LEAF_BLOCKS)
-            stored.load(start // LEAF_BLOCKS)
+            self.load(lbamap, start // LEAF_BLOCKS)
             value = ALLOCATED_ZERO if flag else HOLE
-            zeroed = stored.map.fill(start, stop, value).tolist()
-            before = [model.get(block, HOLE) for block in range(start, stop)]
-            assert zeroed == [entry for entry in before if entry > LOST]
+            zeroed = lbamap.fill(start, stop, value).tolist()
+            assert zeroed == [old for block in range(start, stop) if (old := model.get(block, HOLE)) > LOST]
             model.update(dict.fromkeys(range(start, stop), value))
-        elif what == "c":
-            stored.checkpoint(flag)
+        elif what == "c" and not self.planned:
+            self.plan()
+        elif what == "d" and flag:  # or it fails
+            self.write()
+        elif what == "d":
+            self.planned = []
         elif what == "e":
-            stored.map.bound(0)
-        else:
-            stored.reopen()
-        assert stored.map.mapped == sum(entry > ALLOCATED_ZERO for entry in model.values())
-    for leaf in range(BLOCKS // LEAF_BLOCKS):
-        stored.asked(partial(stored.map.leaf_ref, leaf))
-    present = stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS // LEAF_BLOCKS - 1, BLOCKS))
-    assert {block // LEAF_BLOCKS for block, entry in model.items() if entry} <= {*present, *stored.map.leaves}
-    assert stored.asked(lambda: stored.map.stored_leaves(0, BLOCKS, 2)) == present[:2]
-    assert stored.asked(lambda: stored.map.stored_leaves(1, BLOCKS, BLOCKS)) == [leaf for leaf in present if leaf]
-    for block, entry in model.items():
-        stored.load(block // LEAF_BLOCKS)
-        assert stored.map.lookup(block) == entry
+            lbamap.bound(0)
+        elif what == "f":
+            self.disks.append(Disk(lbamap.fork(7), dict(model)))
+        elif what == "g":
+            lbamap.resize(BLOCKS * FANOUT if flag else BLOCKS)
+        elif what == "r" and not self.planned:
+            self.reopen()
+        elif what == "x" and len(self.disks) > 1:
+            self.disks.remove(disk)
+
+
+@given(steps=STEPS)
+def test_maps_are_dictionaries(steps: list[tuple[str, int, int, int, bool]]) -> None:
+    stored = Stored()
+    for count, step in enumerate(steps, 1):
+        stored.step(*step, entry=count << 16)
+    stored.check()
+    stored.planned = []
+    stored.plan()
+    stored.write()
+    for disk in stored.disks:
+        disk.map.forget()
+        assert not disk.map.in_memory()
+    stored.check()
 
 
 def test_heights() -> None:
@@ -113,14 +167,61 @@ def test_heights() -> None:
     assert height_for((1 << 63) // 4096) == 6
 
 
-def test_a_frozen_leaf_does_not_change() -> None:
+def test_a_version_does_not_change() -> None:
     lbamap = LbaMap(512)
     lbamap.install_leaf(0, uniform_leaf(HOLE))
     lbamap.assign([1], [99])
-    taken = lbamap.freeze()
+    assert lbamap.seal() == 1
+    taken = lbamap.base.leaves
     lbamap.assign([1], [100])
     lbamap.fill(2, 3, ALLOCATED_ZERO)
     assert (taken[0][1], taken[0][2]) == (99, HOLE)
     assert (lbamap.lookup(1), lbamap.lookup(2)) == (100, ALLOCATED_ZERO)
     lbamap.bound(0)
     assert lbamap.lookup(1) == 100, "dirty leaves stay"
+
+
+def test_a_copy_holds_what_is_newest_below_it() -> None:
+    live = LbaMap(512)
+    live.install_leaf(0, uniform_leaf(HOLE))
+    copies = []
+    for entry in (97, 98, 99):
+        live.assign([1], [entry])
+        copies.append(live.fork(7))
+    found = [leaf[1] for copy in copies if (leaf := copy.held(0))]
+    assert found == [97, 98, 99]
+
+
+def test_each_unwritten_leaf_is_written_once_however_many_copies_there_are() -> None:
+    stored, rng = Stored(), random.Random(1)
+    live = stored.disks[0].map
+    for count in range(200):
+        stored.step("a", 0, rng.randrange(BLOCKS), 1, True, entry=count + 1 << 16)
+        stored.disks.append(Disk(live.fork(7), dict(stored.disks[0].model)))
+    stored.plan()
+    assert sum(len(version.leaves) for version in stored.planned) == 200
+    del stored.disks[1:]
+    stored.plan()
+    assert len(stored.planned) == 1, "what no map is in is written with what stands on it"
+    stored.write()
+    stored.check()
+
+
+def test_who_owns_a_version_alone() -> None:
+    live = LbaMap(512)
+    live.install_leaf(0, uniform_leaf(HOLE))
+    assert not live.fork(5).base.shared, "nothing is to be written"
+    live.assign([1], [99])
+    live.seal()
+    assert not live.base.shared
+    live.fork(6)
+    assert live.base.shared
+    live.assign([1], [100])
+    live.seal()
+    assert live.base.shared, "what is below is shared"
+    assert (live.base.protected, live.protected) == (6, 6)
+    for version in unwritten([live.base]):
+        version.settle(UnitRef(1, 1, 1, 1), {})
+    live.assign([1], [101])
+    live.seal()
+    assert not live.base.shared

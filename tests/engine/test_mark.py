@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nbdvde.engine.layout import LOST, Kind, UnitRef, pack_entry
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Node
+from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.mark import Tree, Usage, mark
+from nbdvde.engine.versions import FANOUT, Node
 from nbdvde.errors import DamageError
 
 LOG, META = (1, 2, 3), (4, 5)

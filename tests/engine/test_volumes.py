@@ -142,6 +142,25 @@ async def test_a_disk_that_grew_holds_the_same_and_more(blocks: int) -> None:
     await image.close()
 
 
+@pytest.mark.parametrize("far", [False, True])
+async def test_a_disk_grows_over_what_a_checkpoint_wrote(far: bool) -> None:
+    storage, image = await fresh(1 << 22)
+    await image.disk().write(0, page(1))
+    await image.flush()
+    await image.checkpoint()
+    await image.volumes.resize("disk", GIGANTIC)
+    if far:
+        await image.disk().write(GIGANTIC - BLOCK, page(2))
+        await image.flush()
+    await image.checkpoint()
+    for _ in range(2):
+        found = [await number_at(image.disk(), block) for block in (0, GIGANTIC // BLOCK - 1)]
+        assert found == [1, 2 if far else 0]
+        await image.close()
+        image = await opened(storage)
+    await image.close()
+
+
 async def test_a_disk_that_shrank_and_grew_holds_zeroes_at_its_end() -> None:
     _, image = await fresh()
     disk = image.disk()

@@ -25,8 +25,9 @@ from nbdvde.engine.layout import (
     Superblock,
     TableEntry,
 )
-from nbdvde.engine.lbamap import Node, parse_leaf
+from nbdvde.engine.lbamap import parse_leaf
 from nbdvde.engine.metadata import UNIT_MAX, deflate, inflate
+from nbdvde.engine.versions import Node
 from nbdvde.errors import DamageError, NbdvdeError
 
 PARSERS: dict[str, Callable[[bytes], object]] = {
