@@ -10,7 +10,7 @@ import trio
 from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX, Generation, leaves_of, zero_cost
-from nbdvde.engine.changes import applying, loading
+from nbdvde.engine.changes import Load, applying, loading
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, parse_leaf, uniform_leaf
 from nbdvde.engine.loader import drive, losing
@@ -21,7 +21,7 @@ from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.status import CONTEXTS, DIRTY_BITMAP, History, NoHistory, bound, status_of
 from nbdvde.engine.versions import Leaf, Missing
-from nbdvde.errors import RefusedError, UnreadableError
+from nbdvde.errors import DamageError, RefusedError, UnreadableError
 
 if TYPE_CHECKING:
     from nbdvde.engine.writer import Writer
@@ -57,7 +57,6 @@ class Volume(Disk):
         self.active = Generation()
         self.frozen: Generation | None = None
         self._lock = RangeLock()
-        self._lost = losing(name, self._tell, UnreadableError)
 
     # Reading
 
@@ -397,6 +396,9 @@ class Volume(Disk):
             numbers |= {start >> LEAF_SHIFT, (stop - 1) >> LEAF_SHIFT}
         self._bound_leaves()
         await drive(loading(self.map, numbers), self.segments, self.map, self._lost)
+
+    def _lost(self, load: Load, damage: DamageError) -> bytes:
+        return losing(self.name, self._tell, UnreadableError)(load, damage)
 
     def _tell(self, where: str, what: str) -> None:
         _log.warning("%s: %s: %s", self.segments.name, where, what)

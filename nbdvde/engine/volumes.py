@@ -5,10 +5,12 @@ that was acknowledged before it was asked for.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakValueDictionary, finalize
 
 import trio
 
@@ -26,6 +28,9 @@ from nbdvde.errors import RefusedError, UsageError
 _FREEING = (Action.DELETE, Action.ROLLBACK)
 """What must be possible in a full image."""
 
+_RECENT = 16
+"""Snapshots that are kept at hand when nobody uses them: as many as `qemu:allocation-depth` looks at."""
+
 
 class Volumes:
     """Disks by name, snapshots by DISK@NAME. All may raise UsageError, RefusedError, NoSpaceError, PoisonedError."""
@@ -36,8 +41,9 @@ class Volumes:
         self._catalogue, self._segments, self._reader = catalogue, segments, reader
         self._checkpointer, self._read_only = checkpointer, read_only
         self._writer: Writer | None = None
-        self._open: dict[int, Volume] = {}
-        """Snapshots that somebody looked at."""
+        self._open: WeakValueDictionary[int, Volume] = WeakValueDictionary()
+        """Snapshots that somebody uses: what is in memory of the others is forgotten."""
+        self._recent: deque[Volume] = deque(maxlen=_RECENT)
         self._changing = trio.Lock()
         self.given_up = 0
         """How many times a snapshot, a disk or what was in a disk was given up."""
@@ -83,11 +89,16 @@ class Volumes:
     def get(self, label: str | None = None) -> Volume:
         """A disk or a snapshot by name, the first disk without."""
         member = self._catalogue.disks[0] if label is None and self.disks else self._catalogue.find(label or "")
-        if member.parent:
-            if member.number not in self._open:
-                self._open[member.number] = self._volume(member)
-            return self._open[member.number]
-        return self._disk(member)
+        return self._snapshot(member) if member.parent else self._disk(member)
+
+    def _snapshot(self, member: Member) -> Volume:
+        volume = self._open.get(member.number)
+        if volume is None:
+            self._open[member.number] = volume = self._volume(member)
+            finalize(volume, member.map.forget).atexit = False
+        if volume not in self._recent:
+            self._recent.append(volume)
+        return volume
 
     def _disk(self, member: Member) -> Volume:
         return next(disk for disk in self.disks if disk.number == member.number)
@@ -230,7 +241,8 @@ class Volumes:
 
     def _drop(self, member: Member) -> None:
         self.given_up += 1
-        self._open.pop(member.number, None)
+        if volume := self._open.pop(member.number, None):
+            self._recent = deque((recent for recent in self._recent if recent is not volume), _RECENT)
         left = self._catalogue.members
         for volume in self.written:
             if volume.number not in left and self._writer is not None:

@@ -142,6 +142,30 @@ async def test_a_disk_that_grew_holds_the_same_and_more(blocks: int) -> None:
     await image.close()
 
 
+async def test_what_nobody_reads_any_more_is_forgotten() -> None:
+    storage, image = await fresh(1 << 30)
+    for leaf in range(20):
+        await image.disk().write(leaf * LEAF, page(leaf + 1))
+    for number in range(60):
+        await image.disk().write(0, page(number + 1))
+        await image.volumes.snapshot("disk", f"s{number}")
+    await image.close()
+    image = await opened(storage)
+    used = image.disk("disk@s0")
+    assert await number_at(used, 0) == 1
+    members = [image.volumes.find(f"disk@s{number}") for number in range(60)]
+    for number in range(60):
+        for leaf in range(20):
+            await number_at(image.disk(f"disk@s{number}"), leaf * 512)
+    assert image.disk("disk@s0") is used, "it is one and the same as long as somebody has it"
+    held = [len(member.map.leaves) + len(member.map.base.nodes) for member in members if member]
+    assert held[0]
+    assert sum(map(bool, held)) == 16, "with the last few"
+    await image.volumes.delete("disk@s59")
+    assert await number_at(image.disk("disk@s1"), 0) == 2
+    await image.close()
+
+
 @pytest.mark.parametrize("far", [False, True])
 async def test_a_disk_grows_over_what_a_checkpoint_wrote(far: bool) -> None:
     storage, image = await fresh(1 << 22)
