@@ -15,12 +15,12 @@ from nbdvde.engine.layout import (
     VolumeEntry,
     reserve_of,
 )
-from nbdvde.engine.mark import Tree, Usage, mark
+from nbdvde.engine.mark import Tree, Usage, cell_bytes, mark
 from nbdvde.engine.report import DiskUsage, SpaceReport
 from nbdvde.engine.segments import Segments
 
-_CELLS_MAX = 32 << 20
-"""Blocks that one pass over the maps looks at: 256 MiB of memory. 16 GiB of data and more take several."""
+_CELLS_BYTES = 256 << 20
+"""What one pass over the maps may take: 1 TiB of data takes one, in full extents and with up to 254 volumes."""
 
 
 @dataclass(slots=True)
@@ -45,8 +45,9 @@ def measure(
     sums = _Sums()
     slots = max((entry.segment.slot for entry in entries), default=0) + 1
     indexes = [ref for entry in entries for ref in entry.refs]
-    for part in passes(entries, superblock.extent_bytes // BLOCK):
-        usage = Usage({entry.segment.slot: entry.units for entry in part}, superblock.extent_bytes // BLOCK)
+    owners = [volume.volume for volume in volumes]
+    for part in passes(entries, superblock.extent_bytes // BLOCK, len(owners)):
+        usage = Usage({entry.segment.slot: entry.units for entry in part}, superblock.extent_bytes // BLOCK, owners)
         counts = mark(trees, indexes, segments.read_unit, slots, usage)
         for entry in part:
             _add(sums, segments, entry, usage)
@@ -65,14 +66,14 @@ def measure(
     )  # fmt: skip
 
 
-def passes(entries: Sequence[TableEntry], blocks: int) -> Iterator[list[TableEntry]]:
-    """Segments with extents, as many at a time as fit into the memory."""
+def passes(entries: Sequence[TableEntry], blocks: int, owners: int = 0) -> Iterator[list[TableEntry]]:
+    """Segments with extents, as many at a time as fit into the memory when so many owners are told apart."""
     part: list[TableEntry] = []
-    cells = 0
+    cells, most = 0, _CELLS_BYTES // cell_bytes(owners)
     for entry in entries:
         if entry.kind == KIND_META:
             continue
-        if part and cells + entry.units * blocks > _CELLS_MAX:
+        if part and cells + entry.units * blocks > most:
             yield part
             part, cells = [], 0
         part.append(entry)

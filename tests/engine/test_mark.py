@@ -85,7 +85,7 @@ def test_counts_and_owners(seed: int) -> None:
                 expected[entry >> 40] += 1
                 blocks.setdefault(entry, set()).update(found)
     wanted = LOG[:2]
-    usage = Usage(dict.fromkeys(wanted, UNITS), BLOCKS)
+    usage = Usage(dict.fromkeys(wanted, UNITS), BLOCKS, range(1, 6))
     counts = mark(forest.trees, [UnitRef(META[0], 9, 9, 9)], forest.read, 6, usage)
     assert dict(enumerate(counts)) == {slot: expected[slot] for slot in range(6)}
     assert set(forest.read_units.values()) == {1}, "each unit is read once"
