@@ -10,6 +10,7 @@ from itertools import islice
 
 from nbdvde.engine.layout import BLOCK, MAX_DISK_BYTES, Action, Operation, VolumeEntry
 from nbdvde.engine.lbamap import LbaMap
+from nbdvde.engine.versions import Version
 from nbdvde.errors import DamageError, UsageError
 
 SEPARATOR = "@"
@@ -39,12 +40,12 @@ class Member:
     origin: int = 0
     """Number of the disk or snapshot that a clone began as; 0 for none, and for clones of older versions."""
 
-    def entry(self) -> VolumeEntry:
-        """As the root of the image keeps it."""
-        lbamap = self.map
+    def entry(self, version: Version | None = None) -> VolumeEntry:
+        """As the root of the image keeps it, with another version than the map's own, which may have no root yet."""
+        lbamap, version = self.map, version or self.map.base
         return VolumeEntry(
-            self.number, self.name, self.size, lbamap.height, lbamap.mapped, lbamap.root, self.parent, self.created_ns,
-            lbamap.protected, self.domain, self.region, self.owner, self.origin,
+            self.number, self.name, self.size, version.height, lbamap.mapped, version.root, self.parent,
+            self.created_ns, lbamap.protected, self.domain, self.region, self.owner, self.origin,
         )  # fmt: skip
 
 

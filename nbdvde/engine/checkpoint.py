@@ -295,6 +295,8 @@ class _Trees:
     def __init__(self, segments: Segments, writer: _MetaWriter, garbage: _Garbage) -> None:
         self._segments, self._writer, self._garbage = segments, writer, garbage
         self.written: dict[Version, Written] = {}
+        self._trees: dict[Version, Version] = {}
+        """What each of them stands on in the image."""
         self._new: dict[UnitRef, Node] = {}
         """The nodes written so far."""
         self._equal: dict[bytes, Node] = {}
@@ -305,7 +307,8 @@ class _Trees:
         below = version.below
         assert below is not None, "it is yet to be written"
         root = self.written[below].root if below in self.written else below.root
-        find = partial(descend, below.height, root, node_at=partial(self._node, below.tree))
+        self._trees[version] = tree = self._trees.get(below, below)
+        find = partial(descend, below.height, root, node_at=partial(self._node, tree))
         refs: dict[int, UnitRef | None] = {}
         for number in sorted(version.leaves):
             self._garbage.add(find(0, number), version.protected)
@@ -315,7 +318,7 @@ class _Trees:
             above: dict[int, UnitRef | None] = {}
             for index, children in _by_parent(refs, _grown(version, level)).items():
                 old = find(level, index) if level <= below.height else None
-                node = Node(bytes(self._node(below.tree, level, index, old).data)) if old else Node()
+                node = Node(bytes(self._node(tree, level, index, old).data)) if old else Node()
                 if level == below.height + 1 and index == 0:
                     node.set(0, root)
                 for child, ref in children:

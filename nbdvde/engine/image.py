@@ -380,7 +380,7 @@ class Image:
             await self.flush()
             cut = await self._checkpointer.run(self._writer, STATE_OPEN)
             return list(cut.catalogue), cut.entries
-        volumes = [member.entry() for member in self._loaded.catalogue]
+        volumes = [member.entry(member.map.base.tree) for member in self._loaded.catalogue]
         return volumes, [state.entry() for state in self.segments.states.values()]
 
     def _writable(self) -> Writer:
