@@ -27,10 +27,11 @@ from nbdvde.engine.layout import (
     UnitRef,
     VolumeEntry,
 )
-from nbdvde.engine.lbamap import FANOUT, LEAF_BLOCKS, Entries, Node, parse_leaf
+from nbdvde.engine.lbamap import LEAF_BLOCKS, parse_leaf
 from nbdvde.engine.mark import Tree, mark
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.uses import OFTEN, Uses
+from nbdvde.engine.versions import FANOUT, Entries, Node
 
 _LEAVES_AT_ONCE = 128
 _USES_MAX = 1 << 28
