@@ -126,6 +126,13 @@ async def list_series(image: Image, asked: MetricsRequest) -> MetricsInfo:
     return MetricsInfo(image.disk(asked.disk).name, history.capacity, history.used_bytes, history.samples, series)
 
 
+async def delete(image: Image, asked: MetricsRequest) -> MetricsInfo:
+    """Give up the metrics log of a disk, with all it has; answers what that was."""
+    had = await list_series(image, asked)
+    await (await _log(image, asked.disk)).delete()
+    return had
+
+
 async def read(image: Image, asked: ReadMetrics) -> AsyncIterator[SeriesPoints]:
     """What the metrics log of a disk says: a line for each series."""
     _check(asked)
@@ -170,4 +177,5 @@ def _each(answer: Answer) -> Iterator[Point]:
 CREATE = Call("metrics/create", CreateMetrics, MetricsInfo, create)
 LIST = Call("metrics/list", MetricsRequest, MetricsInfo, list_series, changes=False)
 READ = Feed("metrics/read", ReadMetrics, SeriesPoints, read)
-CALLS = (CREATE, LIST, READ)
+DELETE = Call("metrics/delete", MetricsRequest, MetricsInfo, delete)
+CALLS = (CREATE, LIST, READ, DELETE)

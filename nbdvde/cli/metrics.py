@@ -154,6 +154,18 @@ def export(
         output.line("# EOF")
 
 
+@metrics_app.command("delete")
+def delete(
+    image: ImageArgument, disk: DiskName = None, key_file: KeyFile = None, control: Control = None, json: Json = False
+) -> None:
+    """Give up the metrics log of a disk with all it has, to make another one or to record no more."""
+    from nbdvde.admin.metricscalls import DELETE, MetricsRequest
+
+    had = _image(image, key_file, control).call(DELETE, MetricsRequest(disk))
+    if json:
+        output.json(had)
+
+
 class _Asked:
     """A range of time in the log of a disk."""
 

@@ -126,6 +126,13 @@ def test_a_picture_is_what_decoders_accept(command: Command, log: Path, tmp_path
     )
 
 
+def test_a_log_is_given_up(command: Command, log: Path) -> None:
+    assert command("metrics", "delete", log, "--json").json["samples"] == 2586
+    command("metrics", "delete", log).fails(2, "has none")
+    assert command("metrics", "create", log, "--capacity", "256K").code == 0
+    assert command("metrics", "list", log).out.endswith("0 samples in 4K of 256K\n")
+
+
 def test_the_same_is_shown_of_a_served_image(command: Command, log: Path, tmp_path: Path) -> None:
     rest = command("metrics", "show", log, "--json", "--since", "2d").json
     with serving(log, "--listen", f"unix:{tmp_path}/s", "--metrics-interval", "0", cwd=tmp_path):

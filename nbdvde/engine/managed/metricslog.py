@@ -22,7 +22,7 @@ from nbdvde.engine.regions.tiers import (
     Head,
     History,
 )
-from nbdvde.errors import UsageError
+from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 
 _READ_BLOCKS = 256
 """Blocks of the log that are read at a time."""
@@ -39,6 +39,7 @@ class MetricsLog:
         self._changing = trio.Lock()
         self.history = history
         """Never changed, but replaced by another: who holds it can ask it for as long as it takes."""
+        self._gone = False
 
     @classmethod
     async def create(cls, area: Area, capacity: int = CAPACITY, threshold: float = THRESHOLD) -> None:
@@ -78,6 +79,8 @@ class MetricsLog:
         """
         rows = rows_of(samples)
         async with self._changing:
+            if self._gone:
+                raise RefusedError(f"metrics log of {self._area.disk.name}", "was deleted")
             while len(rows):
                 after, change, taken = self.history.adding(rows)
                 await self._write(after, change)
@@ -88,6 +91,17 @@ class MetricsLog:
     async def _write(self, after: History, change: Change) -> None:
         await self._area.change(FORM, change.blocks, holes=change.holes)
         self.history = after
+
+    async def delete(self) -> None:
+        """Give up the log and all it has; durable. Raises RefusedError, PoisonedError."""
+        async with self._changing:
+            self._gone = True  # before its blocks are those of another
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._area.remove(FORM)
+            except NbdvdeError:
+                self._gone = False
+                raise
 
     async def flush(self) -> None:
         """Make every sample durable."""

@@ -11,7 +11,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.regions.query import Question, Series
 from nbdvde.engine.regions.samples import FORM
 from nbdvde.engine.regions.tiers import CAPACITY_MIN, DAY_NS
-from nbdvde.errors import RefusedError, UsageError
+from nbdvde.errors import DamageError, RefusedError, UsageError
 
 KEY = MasterKey(bytes(range(32)))
 NOW_NS = 1_700_000_000 * 10**9
@@ -118,6 +118,35 @@ async def test_the_longest_range_and_window(path: Path) -> None:
         for resolution in (0, 1, (1 << 64) - 1):
             [series] = [series async for series in read(image, ReadMetrics(resolution_ns=resolution))]
             assert sum(point.count for point in series.points) == 4
+
+
+async def test_another_one_takes_the_place_of_a_deleted_one(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        old = await make(image)
+        await old.append(samples(3000))
+        await old.delete()
+        with pytest.raises(UsageError, match="has none"):
+            await image.regions.get(MetricsLog, image.disk())
+        log = await make(image, 1 << 20)
+        with pytest.raises(RefusedError, match="was deleted"):
+            await old.append(samples(1))
+        await log.append(samples(7))
+        assert log.history.samples == 7
+    assert nbdvde.check_image(path, key=KEY).ok
+
+
+async def test_damage_is_found_by_a_check(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        await log.append(samples(300))
+        area = await image.regions.area(image.disk())
+        block = log.history.tiers[0].ring.place(0)
+        await area.change(FORM, {block: FORM.block(b"\xff" * 19, log.history.generation)})
+    [error] = nbdvde.check_image(path, key=KEY).errors
+    assert (error.where, error.what) == ("region RDIR of disk, MTRK", "has a sample that makes no sense")
+    async with nbdvde.open_image(path, key=KEY) as image:
+        with pytest.raises(DamageError, match="a sample that makes no sense"):
+            await image.regions.get(MetricsLog, image.disk())
 
 
 async def test_it_is_of_one_disk_and_goes_with_it(path: Path) -> None:
