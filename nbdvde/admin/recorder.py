@@ -53,31 +53,34 @@ class Recorder:
 
     async def run(self, interval_s: float) -> None:
         """Record until it is cancelled. What goes wrong is logged, each failure once."""
-        self._before = {disk.number: self._state(disk) for disk in self._image.volumes.disks}
         while True:
-            await trio.sleep(interval_s)
             try:
                 await self.record()
-            except NbdvdeError as error:
+            except (NbdvdeError, OSError) as error:
                 if str(error) != self._told and not self._image.closed:
                     self._told = str(error)
                     _log.warning("%s: its metrics are not recorded: %s", self._image.path, error)
+            except Exception:  # noqa: BLE001 - a bug met here must not end the server
+                _log.exception("%s: its metrics are recorded no more: unexpected failure", self._image.path)
+                return
+            await trio.sleep(interval_s)
 
     async def record(self) -> None:
-        """Record all disks that have a log. Raises NbdvdeError."""
-        for disk in list(self._image.volumes.disks):
-            area = await self._image.regions.area(disk)
-            if area.find(FORM):
-                await self._record(disk)
-            else:
-                self._before.pop(disk.number, None)
-
-    async def _record(self, disk: Volume) -> None:
-        state = self._state(disk)
-        before = self._before.get(disk.number)
-        self._before[disk.number] = state
-        if before is None:
+        """Record all disks that have a log; what one did is known from the second time on. Raises NbdvdeError."""
+        disks = [disk for disk in list(self._image.volumes.disks) if await self._has_log(disk)]
+        before, self._before = self._before, {}
+        if not disks:
             return
+        gauges = self._image.gauges()
+        self._before = {disk.number: self._state(disk, gauges) for disk in disks}
+        for disk in disks:
+            if disk.number in before:
+                await self._record(disk, before[disk.number], self._before[disk.number])
+
+    async def _has_log(self, disk: Volume) -> bool:
+        return (await self._image.regions.area(disk)).find(FORM) is not None
+
+    async def _record(self, disk: Volume, before: _State, state: _State) -> None:
         quiet = state.clients == before.clients and not any(state.traffic.since(before.traffic).requests)
         if quiet and disk.number in self._quiet:
             return
@@ -86,13 +89,13 @@ class Recorder:
         await log.append(Sample(number_of(name), now_ns, value) for name, value in values(before, state).items())
         self._quiet = self._quiet | {disk.number} if quiet else self._quiet - {disk.number}
 
-    def _state(self, disk: Volume) -> _State:
+    def _state(self, disk: Volume, gauges: ImageGauges) -> _State:
         exports = [export for export in self._exports() if export.disk is disk]
         syncs = Histogram()
         syncs.merge(self._image.syncs)
         clients = sum(export.clients for export in exports)
         traffic = total(self._server.traffic(exports))
-        return _State(trio.current_time(), traffic, self._image.gauges(), syncs, clients)
+        return _State(trio.current_time(), traffic, gauges, syncs, clients)
 
 
 def values(before: _State, after: _State) -> dict[str, float]:

@@ -116,23 +116,30 @@ async def test_without_a_log_nothing_is_written(tmp_path: Path) -> None:
         assert len(await last(image, "clients")) == 1, "a log made meanwhile is used"
 
 
-async def test_what_goes_wrong_is_told_once(
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NoSpaceError("image", "its capacity is used up", "trim or delete data"),
+         "its metrics are not recorded: image: its capacity is used up (trim or delete data)"),
+        (FileNotFoundError(2, "No such file"), "its metrics are not recorded: [Errno 2] No such file"),
+        (ZeroDivisionError(), "its metrics are recorded no more: unexpected failure"),
+    ],
+)  # fmt: skip
+async def test_what_goes_wrong_is_told_once_and_ends_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, error: Exception, told: str,
 ) -> None:  # fmt: skip
-    async def full(self: MetricsLog, samples: object) -> None:
-        raise NoSpaceError("image", "its capacity is used up", "trim or delete data")
+    async def fail(self: MetricsLog, samples: object) -> None:
+        raise error
 
-    monkeypatch.setattr(MetricsLog, "append", full)
+    monkeypatch.setattr(MetricsLog, "append", fail)
     async with recording(tmp_path) as (_, export, recorder), trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run, 10)
         for _ in range(4):
             await trio.sleep(10)
             use(export)
         nursery.cancel_scope.cancel()
-    assert [record.message.partition(": ")[2] for record in caplog.records] == [
-        "its metrics are not recorded: image: its capacity is used up (trim or delete data)"
-    ]
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [told]
 
 
 def test_what_was_counted_since() -> None:
