@@ -101,8 +101,8 @@ class Host:
 
     @property
     def images(self) -> list[Image]:
-        """Those that are open, in the order in which they were opened."""
-        return [opened.image for opened in self._images.values() if opened.image is not None]
+        """Those that are open and stay so, in the order in which they were opened."""
+        return [opened.image for opened in self._images.values() if opened.image and not opened.closing.is_set()]
 
     @property
     def exports(self) -> list[Export]:

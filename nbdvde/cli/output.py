@@ -243,6 +243,7 @@ def status(server: "Status") -> None:
         ("exports", ", ".join(server.exports)),
     ]
     facts += [("address", address) for address in server.addresses]
+    facts += [("dashboard", address) for address in server.admin]
     facts += [
         (f"client {client.number}", f"{client.peer}, {client.export or 'handshake'}") for client in server.clients
     ]

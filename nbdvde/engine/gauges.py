@@ -43,7 +43,7 @@ class ImageGauges(msgspec.Struct, frozen=True):
     damaged_segments: int
     """In which damage was found."""
     file_bytes: int
-    """Bytes that the file takes on the host."""
+    """Bytes that the file takes on the host; 0 when it is not to be found any more."""
     space: SpaceGauges
     disks: list[DiskGauges]
     statistics: dict[str, int | float]

@@ -487,12 +487,15 @@ class Image:
     def gauges(self) -> ImageGauges:
         """How it is doing; see `space_gauges` for what that costs."""
         space, damaged = space_gauges(self.segments, self.superblock.capacity or None)
+        taken = 0
+        with suppress(OSError):
+            taken = file_bytes(self.path)
         disks = [
             DiskGauges(disk.name, disk.size, disk.map.mapped * BLOCK, len(self.volumes.snapshots(disk)))
             for disk in self.volumes.disks
         ]
         return ImageGauges(
-            self.path, self.read_only, self.poisoned, damaged, file_bytes(self.path), space, disks,
+            self.path, self.read_only, self.poisoned, damaged, taken, space, disks,
             described(self.statistics), self.cache.held_bytes, self.cache.hits, self.cache.misses,
             self._writer.buffered if self._writer else 0, self._cleaner.replaced, self._cleaner.freed,
             self._checkpointer.count,

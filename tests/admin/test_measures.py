@@ -102,6 +102,14 @@ async def test_gauges_are_not_read_all_the_time(tmp_path: Path, monkeypatch: pyt
         assert gauges.of([]) == []
 
 
+async def test_a_file_that_was_removed(tmp_path: Path) -> None:
+    nbdvde.create_image(tmp_path / "image.vde", 1 << 20, secret=None)
+    async with nbdvde.open_image(tmp_path / "image.vde") as image:
+        assert Gauges().of([image])[0].file_bytes > 0
+        (tmp_path / "image.vde").unlink()
+        assert Gauges().of([image])[0].file_bytes == 0
+
+
 def test_latency_of_a_histogram() -> None:
     histogram = Histogram()
     for milliseconds in range(1, 101):

@@ -54,6 +54,7 @@ def test_reading(command: Command, plain_image: Path) -> None:
         assert web.json("/healthz") == web.json("/readyz") == {"ok": True, "problems": []}
         assert b'nbdvde_export_clients{export="disk"} 0.0' in web.ask("GET", "/metrics")[1]
         assert command("ctl", plain_image, "status", "--json").json["admin"] == [f"http://127.0.0.1:{web.port}/"]
+        assert f"dashboard  http://127.0.0.1:{web.port}/\n" in command("ctl", plain_image, "status").out
         for path in ("/v1/stop", "/v1/snapshots/create", "/v1/keys/add", "/v1/import"):
             status, body = web.ask("POST", path, {}, Content_Type="application/json")
             assert (status, json.loads(body)["error"]["code"]) == (403, 9)
