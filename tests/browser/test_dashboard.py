@@ -127,6 +127,27 @@ def test_a_map_of_the_disk(browser: Chromium, tmp_path: Path) -> None:
         assert hole[3] == 0
 
 
+BROKEN = """const real = fetch;
+window.fetch = async (url, how) => {
+    const answer = await real(url, how);
+    if (url !== "v1/metrics") return answer;
+    const found = await answer.json();
+    Object.assign(found.images[0], {failure: "syncing failed: no such device", damaged_segments: 2});
+    return new Response(JSON.stringify(found));
+}"""
+
+
+def test_what_is_wrong_with_an_image_is_said_first(browser: Chromium, tmp_path: Path) -> None:
+    nbdvde.create_image(tmp_path / "image.vde", 1 << 30, secret=None)
+    with watched("image.vde", cwd=tmp_path) as url, browser.prepared(BROKEN):
+        browser.open(url)
+        browser.until("document.querySelector('#state.good')")
+        alerts = browser.text("#alerts")
+        assert "image.vde takes no more writes: syncing failed: no such device." in alerts
+        assert "damage was found in 2 segments. Run nbdvde check." in alerts
+        assert browser.ask("document.querySelector('main').firstElementChild.id") == "alerts"
+
+
 def test_a_server_that_goes_and_comes_back(browser: Chromium, tmp_path: Path) -> None:
     with watched("--memory", "1M", cwd=tmp_path) as url:
         browser.open(url)
