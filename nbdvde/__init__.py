@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         update_keys,
     )
     from nbdvde.engine.keys import KeyFile, MasterKey, Passphrase
+    from nbdvde.engine.managed.anon import AnonTable
     from nbdvde.engine.managed.metricslog import MetricsLog
     from nbdvde.engine.managed.stream import Stream
     from nbdvde.engine.managed.vault import Vault
@@ -23,6 +24,7 @@ _HOMES = {
         "check_image", "create_image", "open_image", "read_info", "read_key_area", "update_keys",
     ),
     "nbdvde.engine.keys": ("KeyFile", "MasterKey", "Passphrase"),
+    "nbdvde.engine.managed.anon": ("AnonTable",),
     "nbdvde.engine.managed.metricslog": ("MetricsLog",),
     "nbdvde.engine.managed.stream": ("Stream",),
     "nbdvde.engine.managed.vault": ("Vault",),
@@ -31,8 +33,9 @@ _HOMES = {
     "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
-    "KeyFile", "MasterKey", "MetricsLog", "Passphrase", "Sample", "Stream", "StreamPolicy", "Vault", "check_image",
-    "create_image", "open_image", "read_info", "read_key_area", "repair_image", "salvage_image", "update_keys",
+    "AnonTable", "KeyFile", "MasterKey", "MetricsLog", "Passphrase", "Sample", "Stream", "StreamPolicy", "Vault",
+    "check_image", "create_image", "open_image", "read_info", "read_key_area", "repair_image", "salvage_image",
+    "update_keys",
 ]  # fmt: skip
 
 

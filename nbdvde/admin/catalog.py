@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nbdvde.admin import mapcalls, metricscalls, regioncalls, streamcalls, vaultcalls
+from nbdvde.admin import anoncalls, mapcalls, metricscalls, regioncalls, streamcalls, vaultcalls
 from nbdvde.admin.calls import Call, Feed
 
 CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
@@ -11,5 +11,6 @@ CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
     *vaultcalls.VAULT_CALLS,
     *metricscalls.CALLS,
     *mapcalls.CALLS,
+    *anoncalls.ANON_CALLS,
 )
 """What the control interface answers besides what `service.PATHS` has."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
+from nbdvde.cli.anon import anon_app
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
@@ -39,6 +40,7 @@ app.add_typer(dict_app, name="dict")
 app.add_typer(vault_app, name="vault")
 app.add_typer(stream_app, name="stream")
 app.add_typer(metrics_app, name="metrics")
+app.add_typer(anon_app, name="anon")
 app.add_typer(ctl_app, name="ctl")
 
 

@@ -27,6 +27,7 @@ from nbdvde.engine.report import (
 from nbdvde.errors import NbdvdeError
 
 if TYPE_CHECKING:
+    from nbdvde.admin.anoncalls import ErasureInfo, MappingInfo
     from nbdvde.admin.messages import DictionaryInfo, ExportStatus, Reloaded, Status
     from nbdvde.admin.streamcalls import StreamInfo
     from nbdvde.admin.vaultcalls import PassportInfo
@@ -339,6 +340,25 @@ def stream(found: "StreamInfo") -> None:
         ("entries", str(found.entries)),
         ("tail", str(found.tail)),
         ("head", str(found.head)),
+    ])  # fmt: skip
+
+
+def mappings(found: Iterable["MappingInfo"]) -> None:
+    """Mappings of the anonymisation table, as text."""
+    rows = [("mapping", "subject", "type", "state", "created", "token")]
+    rows += [(str(one.id), str(one.subject), one.type, one.state, _time(one.created_ns), one.token) for one in found]
+    _aligned(rows)
+
+
+def erasure(found: "ErasureInfo") -> None:
+    """The proof of an erasure, as text."""
+    _aligned([
+        ("subject", str(found.subject)),
+        ("erased", _time(found.erased_ns)),
+        ("key", f"{found.key_fingerprint}, destroyed"),
+        ("mappings", f"{found.mappings}, SHA-256 {found.mappings_sha256}"),
+        ("link", f"{found.number} of {found.of}, {found.chain}"),
+        ("proof", "holds" if found.holds else "; ".join(found.doubts)),
     ])  # fmt: skip
 
 

@@ -53,6 +53,7 @@ COMMANDS = (
     *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
     *(f"dict {action}" for action in ("train", "list", "replace", "remove")),
     *(f"vault {action}" for action in ("create", "issue", "verify", "revoke", "query", "export")),
+    *(f"anon {action}" for action in ("create", "map", "lookup", "list", "erase", "proof")),
     "key list", "key add", "key remove", "key change",
     *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
     *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),

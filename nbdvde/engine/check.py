@@ -40,6 +40,7 @@ from nbdvde.engine.regions.verify import verify
 from nbdvde.engine.report import CheckError, CheckReport
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.storage import Storage
+from nbdvde.engine.subjectstore import flaws
 from nbdvde.engine.versions import FANOUT, Entries, Node
 from nbdvde.errors import DamageError, NbdvdeError
 
@@ -138,6 +139,9 @@ class Checker:
             block = read_copy(storage, offset, BLOCK)
             if Superblock.unpack(block) is None or not Superblock.authentic(block, mac_key):
                 self._report(f"superblock at byte {offset}", "is damaged; the other copy is in use")
+        if self._loaded.subjects:
+            for where, what in flaws(storage, self._loaded.keyring.master, superblock.uuid):
+                self._report(where, what)
         if superblock.encryption == ENCRYPTION_NONE:
             return
         for offset in KEY_AREAS:

@@ -6,3 +6,11 @@ import uuid
 def volume_uuid(image: bytes, number: int) -> uuid.UUID:
     """UUID of a volume: version 5 (RFC 9562) of `nbdvde volume NUMBER` in the namespace of the image's uuid."""
     return uuid.uuid5(uuid.UUID(bytes=image), f"nbdvde volume {number}")
+
+
+def subject_uuid(image: bytes, text: str) -> uuid.UUID:
+    """UUID of a data subject: the one that the text is, or else version 5 of the text in the namespace of the image."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return uuid.uuid5(uuid.UUID(bytes=image), text)

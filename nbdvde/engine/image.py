@@ -42,7 +42,9 @@ from nbdvde.engine.layout import (
     VolumeEntry,
 )
 from nbdvde.engine.log import LogWriter
+from nbdvde.engine.managed.anon import AnonTable
 from nbdvde.engine.managed.regions import Regions
+from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.measure import measure
 from nbdvde.engine.optimize import Options, Workshop, optimize
 from nbdvde.engine.pace import paced
@@ -109,7 +111,11 @@ class Image:
         self._dictionaries = DictionaryChanges(
             loaded.dictionaries, self.segments, self.volumes, self._checkpointer, self._cleaner
         )
-        self.regions = Regions(self.volumes, self._enable_regions)
+        self._subjects = Subjects(
+            loaded, self._checkpointer, self._writable, self._enable_feature, self._finish_erasure,
+            lambda: {disk.number for disk in self.volumes.disks}, read_only=read_only,
+        )  # fmt: skip
+        self.regions = Regions(self.volumes, lambda: self._enable_feature(REGIONS), self._subjects)
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False
@@ -122,6 +128,7 @@ class Image:
             _log.warning("%s: %s: %s", self.path, where, what)
         if self.read_only:
             return
+        await workers.run(self._subjects.settle)
         features = self.superblock.incompatible | COMPACTED_SEGMENTS
         superblock = replace(self.superblock, epoch=self.superblock.epoch + 1, incompatible=features)
         self._checkpointer.superblock = superblock
@@ -388,10 +395,16 @@ class Image:
             raise RefusedError("image", "is open for reading only", "open it for writing")
         return self._writer
 
-    async def _enable_regions(self) -> None:
-        """Have no older version open the image, which would know nothing of regions."""
-        if not self.superblock.incompatible & REGIONS:
-            await self._checkpointer.run(self._writable(), STATE_OPEN, both=True, features=REGIONS)
+    async def _enable_feature(self, bit: int) -> None:
+        """Have no older version open the image, which would know nothing of regions or of keys of subjects."""
+        if not self.superblock.incompatible & bit:
+            await self._checkpointer.run(self._writable(), STATE_OPEN, both=True, features=bit)
+
+    async def _finish_erasure(self, number: int) -> None:
+        """Have the anonymisation table of a disk hold the record of its last erasure."""
+        for disk in self.volumes.disks:
+            if disk.number == number:
+                await self.regions.get(AnonTable, disk)
 
     # Dictionaries
 

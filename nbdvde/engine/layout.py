@@ -53,7 +53,9 @@ DICTIONARIES = 1 << 1
 """Incompatible: there may be volumes that are regions, and extents compressed with a dictionary."""
 REGIONS = 1 << 2
 """Incompatible: there may be regions that belong to disks."""
-KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS | DICTIONARIES | REGIONS
+SUBJECT_KEYS = 1 << 3
+"""Incompatible: there are keys of data subjects, in ranges that no segment may take (engine/subjectkeys.py)."""
+KNOWN_INCOMPATIBLE = COMPACTED_SEGMENTS | DICTIONARIES | REGIONS | SUBJECT_KEYS
 
 
 def reserve_of(capacity: int) -> int:

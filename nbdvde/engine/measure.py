@@ -54,7 +54,7 @@ def measure(
     for entry in entries:
         if entry.kind == KIND_META:
             sums.garbage += entry.used * max(0, entry.units - counts[entry.segment.slot]) // max(1, entry.units)
-    in_use = DATA_START + superblock.root.length + sum(entry.segment.length for entry in entries)
+    in_use = DATA_START + segments.kept_bytes + superblock.root.length + sum(entry.segment.length for entry in entries)
     logical = sum(volume.mapped for volume in volumes if not volume.region) * BLOCK
     own = sum(sums.exclusive.get(volume.volume, 0) for volume in volumes if volume.region)
     unique = (sums.blocks - own) * BLOCK

@@ -23,6 +23,7 @@ from nbdvde.engine.layout import (
     SEGMENT_BYTES_MAX,
     STATE_CLEAN,
     STATISTICS,
+    SUBJECT_KEYS,
     SUPERBLOCKS,
     Kind,
     Root,
@@ -43,6 +44,8 @@ from nbdvde.engine.sealing import Keyring, Sealer
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.space import FreeSpace
 from nbdvde.engine.storage import Storage
+from nbdvde.engine.subjectkeys import Head
+from nbdvde.engine.subjectstore import load_head
 from nbdvde.engine.versions import FANOUT
 from nbdvde.errors import DamageError, ImageError, KeyFailure, TruncatedError, UnreadableError
 
@@ -70,6 +73,8 @@ class Loaded:
     partial: bool = False
     """Whether it is an earlier state than the image had, as what came after cannot be read."""
     dictionaries: Dictionaries = field(default_factory=Dictionaries)
+    subjects: Head | None = None
+    """Where the keys of data subjects lie, if there are any."""
 
     def tell(self, where: str, what: str) -> None:
         """Add a flaw."""
@@ -228,10 +233,25 @@ def _load_root(storage: Storage, superblock: Superblock, keyring: Keyring, *, wh
     if whole:
         check_length(storage, space.end)
     segments.finish_adopting()
-    return Loaded(
+    loaded = Loaded(
         storage, superblock, keyring, segments, catalogue, root.statistics[: len(STATISTICS)],
         superblock.log.sequence, superblock.log.chain, 1 + len(root.tables),
     )  # fmt: skip
+    if superblock.incompatible & SUBJECT_KEYS:
+        _reserve_subjects(loaded)
+    return loaded
+
+
+def _reserve_subjects(loaded: Loaded) -> None:
+    """Keep the ranges of the subject keys. Disks do not need them: when they are lost, the rest goes on."""
+    try:
+        head = load_head(loaded.storage, loaded.keyring.master, loaded.superblock.uuid)
+    except DamageError as damage:
+        loaded.tell(damage.what, damage.why)
+        return
+    for offset, length in head.ranges:
+        loaded.segments.keep_range(offset, length)
+    loaded.subjects = head
 
 
 def check_length(storage: Storage, end: int) -> None:

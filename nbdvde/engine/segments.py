@@ -111,6 +111,8 @@ class Segments:
         """Of the image, for errors."""
         self.states: dict[int, State] = {}
         self.next_sequence = 1
+        self.kept_bytes = 0
+        """In ranges of something else than segments."""
         self._slots: deque[int] = deque()
         self._next_slot = 1
         self._loaded: dict[State, int] = {}
@@ -162,6 +164,25 @@ class Segments:
             self.space.reserve(segment.offset, segment.length)
         except ValueError as error:
             raise DamageError("segment table", str(error), "run nbdvde check") from None
+
+    def keep_range(self, offset: int, length: int) -> None:
+        """Mark a range as used in which there is no segment."""
+        try:
+            self.space.reserve(offset, length)
+        except ValueError as error:
+            raise DamageError("subject keys", str(error), "run nbdvde check") from None
+        self.kept_bytes += length
+
+    def take_range(self, length: int) -> int:
+        """Offset of a range for something else than a segment. Raises NoSpaceError."""
+        offset = self.space.allocate(length, reserved=False)
+        self.kept_bytes += length
+        return offset
+
+    def release_range(self, offset: int, length: int) -> None:
+        """Give such a range back."""
+        self.space.free(offset, length)
+        self.kept_bytes -= length
 
     def finish_adopting(self) -> None:
         """Every segment is known: find the unused slots below the highest."""

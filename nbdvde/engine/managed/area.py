@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import trio
 
 from nbdvde.disk import BLOCK
+from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.pieces import page_of
 from nbdvde.engine.regions.directory import FORM as DIRECTORY
 from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slot
@@ -21,11 +22,11 @@ class Area:
     """The regions of one disk. Its volume is made when the first region is."""
 
     def __init__(
-        self, volumes: Volumes, disk: Volume, enable: Callable[[], Awaitable[None]],
+        self, volumes: Volumes, disk: Volume, enable: Callable[[], Awaitable[None]], subjects: Subjects,
         forget: Callable[[Form], None] = lambda form: None,
     ) -> None:  # fmt: skip
         """`enable` says in the image that there may be regions; `forget` is told of those that are given up."""
-        self.disk = disk
+        self.disk, self.subjects = disk, subjects
         self._volumes, self._enable, self._forget = volumes, enable, forget
         self._changing = trio.Lock()
         self._volume = volumes.existing_region(DIRECTORY, disk.number)

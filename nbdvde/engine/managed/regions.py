@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 import trio
 
 from nbdvde.engine.managed.area import Area
+from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
@@ -28,9 +29,9 @@ R = TypeVar("R", bound=Region)
 class Regions:
     """The regions of all disks."""
 
-    def __init__(self, volumes: Volumes, enable: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, volumes: Volumes, enable: Callable[[], Awaitable[None]], subjects: Subjects) -> None:
         """`enable` says in the image that there may be regions."""
-        self._volumes, self._enable = volumes, enable
+        self._volumes, self._enable, self._subjects = volumes, enable, subjects
         self._loading = trio.Lock()
         self._areas: dict[int, Area] = {}
         """By number of the disk."""
@@ -65,7 +66,7 @@ class Regions:
 
     async def _area(self, disk: Volume) -> Area:
         if disk.number not in self._areas:
-            area = Area(self._volumes, disk, self._enable, partial(self._forget, disk.number))
+            area = Area(self._volumes, disk, self._enable, self._subjects, partial(self._forget, disk.number))
             await area.load()
             self._areas[disk.number] = area
         return self._areas[disk.number]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from nbdvde.engine.regions import samples, stream, tiers, vault
+from nbdvde.engine.regions import anon, samples, stream, tiers, vault
 from nbdvde.engine.regions.directory import Directory, Slot
 from nbdvde.engine.regions.pages import Read
 from nbdvde.errors import DamageError
@@ -14,6 +14,7 @@ VERIFIERS: Mapping[int, Verifier] = {
     stream.FORM.tag: stream.verify,
     vault.FORM.tag: vault.verify,
     samples.FORM.tag: tiers.flaws,
+    anon.FORM.tag: anon.verify,
 }
 """By type. Of what a newer version has made nothing is known."""
 
