@@ -93,6 +93,8 @@ def structures() -> dict[str, bytes]:
         "map entry": pack("<Q", 3 << 40 | 5 << 16 | 255),
         "index entry": pack("<Q", 256 << 48 | 4116 << 24 | 40960),
         "dictionaries": b"".join(_dictionaries()),
+        "subject head": _subject_head(),
+        "subject page": _subject_page(),
     }
 
 
@@ -145,6 +147,23 @@ def _dictionaries() -> Iterator[bytes]:
         for slot in range(60)
     ]
     return region_blocks(b"DICT", [(pack("<I12x", 60) + b"".join(entries[:59]), 7), (entries[59], 7)])
+
+
+def _subject_head() -> bytes:
+    """Section "Subject keys": a head of generation 3, whose last erasure was on disk 7."""
+    bound = pack("<8sII16sQQQ8x", b"NBDVSUBJ", 1, 16, UUID, 3, 131072, 196608)
+    salt, plain = bytes(range(40, 72)), bytes(range(200, 232)) + pack("<I", 7) + bytes(range(108))
+    sealed = AESGCM(_hkdf(KEY, salt, b"nbdvde subject vault" + UUID)).encrypt(bytes(12), plain, bound)
+    body = (bound + salt + sealed).ljust(4064, b"\0")
+    return body + blake3(body).digest()
+
+
+def _subject_page() -> bytes:
+    """Section "Subject keys": page 5 with two keys, under the vault key of the head."""
+    entries = [pack("<I4x16s32s", 7, bytes([number]) * 16, bytes([number + 9]) * 32) for number in (1, 2)]
+    salt, plain = bytes(range(80, 112)), (pack("<QI4x", 4, 2) + b"".join(entries)).ljust(4048, b"\0")
+    key = _hkdf(bytes(range(200, 232)), salt, b"nbdvde subject page" + UUID + pack("<I", 5))
+    return salt + AESGCM(key).encrypt(bytes(12), plain, None)
 
 
 def _sealed(master: bytes, *, kind: int, blocks: int, encrypted: bool) -> bytes:

@@ -1,6 +1,8 @@
 """What management regions look like on disk, for tests/vectors/regions.json (see make_vectors)."""
 
+import hmac
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from struct import pack
 
 from cryptography.hazmat.primitives import hashes
@@ -70,6 +72,27 @@ def metrics() -> Iterator[bytes]:
     return blocks(b"MTRK", [(header + tiers, 3), (samples, 3), (window, 2)])
 
 
+def anon() -> Iterator[bytes]:
+    """Section "Anonymisation table": 40 mappings of two subjects, one of whom was erased, in two blocks."""
+    subjects, keys = (b"subject of these", b"subject of those"), (bytes([1]) * 32, bytes([2]) * 32)
+    time, fixed = 1_800_000_000 * 10**9, list[bytes]()
+    for number in range(1, 41):
+        hashed = hmac.digest(keys[number % 2], b"value %d" % number, "sha256")
+        token = sha256(b"%d" % number).digest()
+        fixed.append(pack("<16s16sH32s32sQ", token[:16], subjects[number % 2], 1, hashed, token, time + number))
+    gone = [record for record in fixed if record[16:32] == subjects[1]]
+    mappings = [record + pack("<H", 2 if record in gone else 1) for record in fixed]
+    head = pack(
+        "<16s16sH32s", sha256(b"nbdvde subject key" + keys[1]).digest()[:16], subjects[1], 65535,
+        sha256(b"".join(gone)).digest(),
+    )  # fmt: skip
+    end = pack("<Q", time + 99)
+    proof = head + sha256(bytes(32) + head + end).digest() + end + pack("<H", 4)
+    records = [*mappings, proof]
+    first = pack("<I12x", 40) + b"".join(records[:37])
+    return blocks(b"ANON", [(first, 1), (b"".join(records[37:]), 1)])
+
+
 def regions() -> dict[str, list[bytes]]:
     """Blocks by name."""
     return {
@@ -77,4 +100,5 @@ def regions() -> dict[str, list[bytes]]:
         "stream": list(stream()),
         "vault": list(vault()),
         "metrics": list(metrics()),
+        "anon": list(anon()),
     }

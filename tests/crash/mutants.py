@@ -642,6 +642,67 @@ MUTANTS += [
         "pass",
         "vault crashes",
     ),
+    mutant(
+        "the erased key stays in the second copy",
+        "subjectstore:SubjectStore._replace",
+        "for copy in (0, 1):",
+        "for copy in (0,):",
+        "erasure",
+    ),
+    mutant(
+        "the vault key stays the same",
+        "subjectstore:SubjectStore._replace",
+        "vault_key=self._random(KEY_BYTES)",
+        "vault_key=old.vault_key or self._random(KEY_BYTES)",
+        "erasure",
+    ),
+    Mutant(
+        "an erasure is acknowledged before the second copy is durable",
+        (
+            Edit(
+                "subjectstore:SubjectStore._replace",
+                "[block])\n        self._sync()",
+                "[block])\n        copy or self._sync()",
+            ),
+            Edit("managed.anon:AnonTable._finish", "await self._area.flush()", "pass"),
+        ),
+        "erasure",
+    ),
+    mutant(
+        "a head is written before its pages are durable",
+        "subjectstore:SubjectStore._replace",
+        "sealed)\n        self._sync()",
+        "sealed)",
+        "erasure",
+    ),
+    mutant(
+        "an interrupted erasure is not finished",
+        "managed.subjects:Subjects.settle",
+        "if self._loaded.subjects:",
+        "if False:",
+        "erasure",
+    ),
+    mutant(
+        "the table does not learn of an interrupted erasure",
+        "managed.anon:AnonTable.load",
+        "await table._finish()",
+        "pass",
+        "erasure",
+    ),
+    mutant(
+        "a value is hashed without the key of its subject",
+        "regions.anon:hash_of",
+        'hmac.digest(key, value, "sha256")',
+        "sha256(value).digest()",
+        "hashes",
+    ),
+    mutant(
+        "keys of subjects lie where segments may be",
+        "segments:Segments.keep_range",
+        "self.space.reserve(offset, length)",
+        "pass",
+        "many subjects",
+    ),
 ]
 
 MUTANTS += [

@@ -9,7 +9,16 @@ from typing import cast
 import pytest
 import trio
 
-from tests.crash import test_damage, test_faults, test_keys, test_metrics_crashes, test_roots, test_vault_crashes
+from nbdvde.engine.access import create_image
+from tests.crash import (
+    test_damage,
+    test_erasure,
+    test_faults,
+    test_keys,
+    test_metrics_crashes,
+    test_roots,
+    test_vault_crashes,
+)
 from tests.crash.campaign import PROFILES, Effort, Tally, run_seed
 from tests.crash.mutants import EQUIVALENT, MUTANTS, REDUNDANT, Mutant
 from tests.crash.nonces import Ledger, lives
@@ -26,7 +35,7 @@ from tests.engine import (
     test_replay,
     test_volumes,
 )
-from tests.engine.regions import test_sketch, test_stream, test_tiers, test_vault
+from tests.engine.regions import test_anon, test_anon_image, test_sketch, test_stream, test_tiers, test_vault
 from tests.engine.regions.passports import NOW
 
 
@@ -137,6 +146,20 @@ def maps() -> None:
         trio.run(test_diskmap.test_what_changed_since_a_snapshot, test_diskmap.new(Path(folder)))
 
 
+def erasure() -> None:
+    """What is left of the key of a subject."""
+    test_erasure.test_nothing_that_the_master_key_opens_ever_held_a_key()
+    test_erasure.test_a_crash_leaves_a_subject_erased_or_not()
+
+
+def many_subjects() -> None:
+    """Keys beside segments, in an image that is opened again."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "image.vde"
+        create_image(path, 1 << 20, secret=test_anon_image.KEY, segment_bytes=256 << 10)
+        trio.run(test_anon_image.test_keys_and_segments_do_not_meet, path)
+
+
 def vault() -> None:
     """What passports are signed for, and what ends them."""
     test_vault.test_the_signature_covers_every_bit_before_it()
@@ -217,6 +240,9 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "metrics crashes": test_metrics_crashes.test_a_crash_leaves_the_first_samples_whole,
     "sketches": test_sketch.test_a_level_is_the_same_whenever_it_is_reached,
     "vault": vault,
+    "erasure": erasure,
+    "hashes": test_anon.test_a_hash_is_of_a_value_under_the_key_of_its_subject,
+    "many subjects": many_subjects,
     "vault crashes": test_vault_crashes.test_what_was_acknowledged_survives_every_crash,
     "rings": test_stream.test_entries_that_are_there_have_places_of_their_own,
     "streams": streams,

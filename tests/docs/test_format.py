@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import xxhash
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from nbdvde.engine import dictionaries, extent, keys, layout, sealing
+from nbdvde.engine import dictionaries, extent, keys, layout, sealing, subjectkeys
 from nbdvde.engine.layout import (
     GroupHeader,
     Link,
@@ -23,7 +24,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
-from nbdvde.engine.regions import directory, samples, stream, tiers, vault
+from nbdvde.engine.regions import anon, directory, samples, stream, tiers, vault
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -140,6 +141,19 @@ SAMPLE = samples.rows_of([samples.Sample(0x0102, 0x1112131415161718, 1.5, 3)])
 WINDOW = samples.Samples(SAMPLE).windows().grouped(8)
 WINDOW_NAMES = {name: WINDOW.rows[0][name].tobytes() for name in samples.WINDOW.names or ()} | {"width": 1}
 
+MAPPING = anon.Record(UUID, SALT[:16], 0x0102, CHAIN, SALT, 0x1112131415161718, 0x0304)
+HEAD = subjectkeys.Head(
+    UUID, 0x1112131415161718, (0x2122232000, 0x3132333000), 0x010203, CHAIN, subjectkeys.Erasure(0x01020304, bytes(108))
+)
+SUBJECT_HEAD = HEAD.pack(MASTER, SALT)
+PAGE = subjectkeys.Page(0x1112131415161718, (subjectkeys.Entry(0x01020304, UUID, CHAIN),))
+
+
+def _unsealed(head: bytes) -> bytes:
+    cipher = AESGCM(sealing.derive(MASTER, head[64:96], b"nbdvde subject vault" + UUID))
+    return cipher.decrypt(bytes(12), head[96:256], head[:64])
+
+
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "superblock": (layout._SUPER.format, SUPERBLOCK_BYTES[:296], SUPERBLOCK_NAMES),
@@ -177,6 +191,17 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
         "metric": 0x0102, "time_ns": 0x1112131415161718, "value": struct.pack("<d", 1.5), "aggregation": 3,
     }),
     "metrics-window": ("<HBBHBBQQ8s8s8s", WINDOW.bodies()[0][0][:48], WINDOW_NAMES),
+    "anon-header": (anon._HEADER.format, anon.Table([MAPPING]).blocks(())[0][:16], {"mappings": 1}),
+    "anon-record": (anon._RECORD.format, MAPPING.pack(), _fields(MAPPING)),
+    "subject-head": (subjectkeys._HEAD.format + "3808x32s", SUBJECT_HEAD, _fields(HEAD) | {
+        "magic": b"NBDVSUBJ", "version": 1, "salt": SALT, "sealed": SUBJECT_HEAD[96:256],
+        "offset_a": HEAD.offsets[0], "offset_b": HEAD.offsets[1], "checksum": blake3(SUBJECT_HEAD[:4064]).digest(),
+    }),
+    "subject-sealed": (subjectkeys._SEALED.format, _unsealed(SUBJECT_HEAD), {
+        "vault_key": CHAIN, "disk": 0x01020304, "record": bytes(108),
+    }),
+    "subject-page": (subjectkeys._PAGE.format, PAGE.pack()[:16], {"generation": 0x1112131415161718, "count": 1}),
+    "subject-entry": (subjectkeys._ENTRY.format, PAGE.pack()[16:72], PAGE.entries[0]._asdict()),
     "header": (layout._HEADER.format, HEADER.pack(), _fields(HEADER)),
     "record": ("<QQIIIIII32s", RECORD.pack()[:72], _header(RECORD)),
     "operation": (layout._OPERATION.format, OPERATION.pack(), _fields(OPERATION) | NAMED),
@@ -273,6 +298,7 @@ def test_bits(table, pack):
 def test_places_in_the_file():
     assert layout.SUPERBLOCKS == (0, 65536)
     assert layout.KEY_AREAS == (4096, 69632)
+    assert subjectkeys.HEADS == (36864, 102400)
     assert SUPERBLOCK_BYTES[4028:4032] == bytes(4)
     assert keys._SLOTS_AT == 256
     assert (layout.HOLE, layout.ALLOCATED_ZERO) == (0, 1)

@@ -11,7 +11,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdvde.engine import layout
+from nbdvde.engine import layout, subjectkeys
 from nbdvde.engine.dictionaries import FORM, Entry, Table
 from nbdvde.engine.layout import (
     BLOCK,
@@ -70,6 +70,13 @@ DICTIONARIES = Table(
     7,
 )
 
+SUBJECTS = subjectkeys.Head(
+    UUID, 3, (131072, 196608), 16, bytes(range(200, 232)), subjectkeys.Erasure(7, bytes(range(108)))
+)
+PAGE = subjectkeys.Page(
+    4, tuple(subjectkeys.Entry(7, bytes([number]) * 16, bytes([number + 9]) * 32) for number in (1, 2))
+)
+
 STRUCTURES: dict[str, bytes] = {
     "unit reference": REF.pack(),
     "segment": SEGMENT.pack(),
@@ -86,6 +93,8 @@ STRUCTURES: dict[str, bytes] = {
     "map entry": pack_entry(3, 5, 255).to_bytes(8, "little"),
     "index entry": pack_index(40960, 4116, 256).to_bytes(8, "little"),
     "dictionaries": b"".join(DICTIONARIES.pack()),
+    "subject head": SUBJECTS.pack(KEY, bytes(range(40, 72))),
+    "subject page": SUBJECTS.seal(5, PAGE, bytes(range(80, 112))),
 }
 
 
@@ -161,8 +170,8 @@ def test_newer_formats_are_refused_with_what_they_need() -> None:
 
     with pytest.raises(ImageError, match="format version 2"):
         Superblock.unpack(altered(8, 2))
-    with pytest.raises(ImageError, match="incompatible feature 3, 4"):
-        Superblock.unpack(altered(16, 31))
+    with pytest.raises(ImageError, match="incompatible feature 4, 5"):
+        Superblock.unpack(altered(16, 63))
     assert Superblock.unpack(altered(24, 255)) is not None, "unknown compatible features do no harm"
     assert Superblock.unpack(b"\0" * BLOCK) is None
     assert Superblock.unpack(SUPERBLOCK.pack(bytes(32))[:-1]) is None

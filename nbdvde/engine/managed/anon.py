@@ -57,6 +57,7 @@ class AnonTable:
 
         Raises RefusedError when the subject was erased, UsageError, NoSpaceError, PoisonedError, DamageError.
         """
+        assert len(fresh) == 48 and any(fresh[:16]), "an id is not zero"
         async with self._changing:
             self._refuse_erased(subject)
             room = self._area.get(self.FORM).blocks

@@ -1,4 +1,4 @@
-"""The subject keys of an open image: made on demand, destroyed for good; see docs/decisions/0022."""
+"""The subject keys of an open image: made on demand, destroyed for good; see docs/decisions/0025."""
 
 import os
 from collections.abc import Awaitable, Callable

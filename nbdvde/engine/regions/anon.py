@@ -8,7 +8,6 @@ subject whose key was destroyed the records say so, and a further record proves 
 """
 
 import base64
-import binascii
 import hmac
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +81,7 @@ def parse_token(text: str) -> bytes:
     """The token in a text, in any case. Raises UsageError."""
     try:
         token = base64.b32decode(text.upper() + "====")
-    except binascii.Error:
+    except ValueError:
         token = b""
     if len(token) != 32 or token_text(token) != text.lower():
         raise UsageError("token", "is not 52 characters of base32", "give it as map printed it")

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from nbdvde.engine.regions import stream, vault
+from nbdvde.engine.regions import anon, stream, vault
 from nbdvde.engine.regions.directory import FORM, WINDOW, Directory, Slot
 from nbdvde.engine.regions.pages import Pages
 from nbdvde.engine.regions.samples import FORM as MTRK
@@ -50,6 +51,19 @@ def metrics() -> list[bytes]:
     return [first, sample, MTRK.block(window, 2)]
 
 
+def _anon() -> list[bytes]:
+    subjects, keys = (b"subject of these", b"subject of those"), (bytes([1]) * 32, bytes([2]) * 32)
+    table = anon.Table()
+    for number in range(1, 41):
+        subject, key = subjects[number % 2], keys[number % 2]
+        token, digest = sha256(b"%d" % number).digest(), anon.hash_of(key, b"value %d" % number)
+        table.append(anon.Record(token[:16], subject, 1, digest, token, NOW + number))
+    table.flag(subjects[1])
+    table.append(anon.proof(keys[1], subjects[1], table.by_subject(subjects[1]), table.chain, NOW + 99))
+    blocks = table.blocks([1])
+    return [blocks[number] for number in sorted(blocks)]
+
+
 MADE = {
     "metrics": metrics(),
     "directory": [Directory((_STREAM, _UNKNOWN), 7).pack()],
@@ -58,6 +72,7 @@ MADE = {
         stream.FORM.block(stream.Ring(5, 5, 10, 7, 3, stream.StreamPolicy.REJECT).pack(), 4),
         stream.FORM.block(stream.with_lengths(bytes(4), 2, (1, 0, 4096)), 4),
     ],
+    "anon": _anon(),
 }  # fmt: skip
 
 
