@@ -128,7 +128,8 @@ class Image:
             _log.warning("%s: %s: %s", self.path, where, what)
         if self.read_only:
             return
-        await workers.run(self._subjects.settle)
+        if self._loaded.subjects:
+            await workers.run(self._subjects.settle, self._loaded.subjects)
         features = self.superblock.incompatible | COMPACTED_SEGMENTS
         superblock = replace(self.superblock, epoch=self.superblock.epoch + 1, incompatible=features)
         self._checkpointer.superblock = superblock

@@ -677,7 +677,7 @@ MUTANTS += [
     ),
     mutant(
         "an interrupted erasure is not finished",
-        "managed.subjects:Subjects.settle",
+        "image:Image.start",
         "if self._loaded.subjects:",
         "if False:",
         "erasure",

@@ -47,11 +47,10 @@ class Subjects:
     def _sync(self) -> None:
         self._writer().log.sync_storage()
 
-    def settle(self) -> None:
+    def settle(self, head: Head) -> None:
         """Finish what a crash interrupted; before anything else is written. Blocks; raises OSError."""
-        if self._loaded.subjects:
-            storage, master = self._loaded.storage, self._loaded.keyring.master
-            SubjectStore(storage, master, self._loaded.subjects, storage.sync, os.urandom).settle()
+        storage, master = self._loaded.storage, self._loaded.keyring.master
+        SubjectStore(storage, master, head, storage.sync, os.urandom).settle()
 
     @property
     def erasure(self) -> Erasure:
