@@ -19,6 +19,8 @@ from tests.interop.harness import need
 REFRESH = "document.dispatchEvent(new Event('visibilitychange')) && "
 """Before a condition: have the page ask now, and not in two seconds."""
 PHONE = 360
+OVERFLOWING = """[...document.querySelectorAll("table")].filter((table) =>
+    table.scrollWidth > table.parentElement.clientWidth).map((table) => table.innerText)"""
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +182,15 @@ def find(browser: Chromium, text: str) -> None:
 
 def test_many_exports_on_a_phone(browser: Chromium, tmp_path: Path) -> None:
     rows = "document.querySelectorAll('#exports tbody tr').length"
-    with watched("--config", hundred(tmp_path), "--memory", "1M", "--export", "first", cwd=tmp_path) as url:
+    words = ["--config", hundred(tmp_path), "--memory", "4M", "--export", "first"]
+    with watched(*words, cwd=tmp_path) as url, client(tmp_path) as sock:
         browser.size(PHONE, 740, phone=True)
         browser.open(url)
         browser.until("document.querySelector('#state.good')")
+        work(sock)
+        browser.until(REFRESH + "document.querySelector('#write').innerText.includes('iB/s')")
         assert browser.ask("document.documentElement.scrollWidth") == PHONE
+        assert browser.ask(OVERFLOWING) == []
         assert browser.text("#exports-title") == "Exports (101)"
         assert browser.ask(rows) == 12
         assert "12 of 101" in browser.text("#exports")

@@ -67,7 +67,7 @@ const tables = {
   connections: new Table($("connections"), [
     { title: "Client", value: (row) => `${row.number}`, text: (_, row) => `${row.number} · ${row.peer}`, kind: "name" },
     { title: "Export", value: (row) => row.export ?? "handshake" },
-    { title: "Requests/s", value: (row) => row.requestRate, text: count, descending: true },
+    { title: "Requests/s", value: (row) => row.requestRate, text: count, descending: true, wide: true },
     { title: "Traffic", value: (row) => row.byteRate, text: perSecond, descending: true },
   ], { caption: "Clients", sorted: 3, rows: 10 }),
   snapshots: new Table($("snapshots"), [
@@ -181,8 +181,8 @@ function imageItem(image) {
   return make("li", {}, title, bar, make("div", { className: "facts" }, ...facts));
 }
 
-function showMap(map) {
-  setText($("map-title"), `Map of ${map.disk}, ${bytes(map.size)}`);
+function showMap(map, images) {
+  setText($("map-title"), `Map of ${map.disk}${images.length > 1 ? ` in ${images[0].path}` : ""}, ${bytes(map.size)}`);
   drawMap($("map"), $("map-legend"), map);
 }
 
@@ -231,7 +231,7 @@ async function askSlowly(images) {
   tables.regions.update(found);
   $("regions-section").hidden = !found.length;
   $("map-section").hidden = !map;
-  if (map) showMap(await map.json());
+  if (map) showMap(await map.json(), images);
   for (const [name, title] of [["snapshots", "Snapshots"], ["regions", "Regions"]]) {
     setText($(`${name}-title`), images.length > 1 ? `${title} of ${images[0].path}` : title);
   }

@@ -206,9 +206,10 @@ export function drawMap(canvas, legend, map) {
   context.putImageData(picture, 0, 0);
   const shown = Object.entries(map.bytes).filter(([part, size]) => size && part in PARTS);
   canvas.setAttribute("aria-label", `Disk ${map.disk}: ${shown.map(([part, size]) => `${bytes(size)} ${part}`).join(", ") || "empty"}`);
-  legend.replaceChildren(...shown.map(([part, size]) => {
+  const keys = shown.map(([part, size]) => {
     const key = make("span", { className: "key", textContent: `${part} ${bytes(size)}` });
     key.style.setProperty("--key", `rgb(${PARTS[part].join(" ")})`);
     return key;
-  }));
+  });
+  legend.replaceChildren(...(keys.length ? keys : ["Nothing is stored."]));
 }
