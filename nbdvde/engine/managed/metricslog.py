@@ -81,12 +81,17 @@ class MetricsLog:
         async with self._changing:
             if self._gone:
                 raise RefusedError(f"metrics log of {self._area.disk.name}", "was deleted")
+            await self._take_together()  # what an error kept from being done before
             while len(rows):
                 after, change, taken = self.history.adding(rows)
                 await self._write(after, change)
                 rows = rows[taken:]
-                while self.history.is_due and (step := await workers.run(self.history.stepped)):
-                    await self._write(*step)
+                await self._take_together()
+
+    async def _take_together(self) -> None:
+        """Have room in every tier."""
+        while self.history.is_due and (step := await workers.run(self.history.stepped)):
+            await self._write(*step)
 
     async def _write(self, after: History, change: Change) -> None:
         await self._area.change(FORM, change.blocks, holes=change.holes)

@@ -1,6 +1,7 @@
 """The metrics log of a disk in an open image: what is added is there again, within its capacity."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.regions.query import Question, Series
 from nbdvde.engine.regions.samples import FORM
 from nbdvde.engine.regions.tiers import CAPACITY_MIN, DAY_NS
-from nbdvde.errors import DamageError, RefusedError, UsageError
+from nbdvde.errors import DamageError, NoSpaceError, RefusedError, UsageError
 
 KEY = MasterKey(bytes(range(32)))
 NOW_NS = 1_700_000_000 * 10**9
@@ -118,6 +119,37 @@ async def test_the_longest_range_and_window(path: Path) -> None:
         for resolution in (0, 1, (1 << 64) - 1):
             [series] = [series async for series in read(image, ReadMetrics(resolution_ns=resolution))]
             assert sum(point.count for point in series.points) == 4
+
+
+async def test_without_space_the_log_is_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        log = await make(image)
+        await log.append(samples(1100))
+        area, asked = await image.regions.area(image.disk()), 0
+        change = area.change
+
+        async def full(*arguments: Any, **options: Any) -> None:
+            nonlocal asked
+            asked += 1
+            if asked in (2, 3):
+                raise NoSpaceError("image", "its capacity is used up")
+            await change(*arguments, **options)
+
+        monkeypatch.setattr(area, "change", full)
+        with pytest.raises(NoSpaceError):
+            await log.append(samples(200, begin=1100))
+        assert log.history.samples == 1300, "these were there before their windows could be made"
+        assert log.history.is_due
+        with pytest.raises(NoSpaceError):
+            await log.append(samples(1, begin=1300))
+        assert log.history.samples == 1300, "it does not fill up meanwhile"
+        await log.append(samples(1, begin=1300))
+        assert not log.history.is_due
+        kept = log.history
+    async with nbdvde.open_image(path, key=KEY) as image:
+        found = (await image.regions.get(MetricsLog, image.disk())).history
+        assert found.samples == kept.samples == 1301
+        assert [tier.ring for tier in found.tiers] == [tier.ring for tier in kept.tiers]
 
 
 async def test_another_one_takes_the_place_of_a_deleted_one(path: Path) -> None:

@@ -289,6 +289,35 @@ def test_what_makes_no_sense_is_damage() -> None:
             assert not damaged(log, number, at, new), (number, at)
 
 
+FULL = Log()
+FULL.add(interleaved(5, range(0, 86400 * 2, 30)))
+PLACES = st.integers(0, 260) | st.integers(0, 4079)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(sorted(FULL.blocks)), PLACES, st.binary(min_size=1, max_size=9)), min_size=1, max_size=3
+)
+
+
+@given(CHANGES)
+@settings(max_examples=100, deadline=None)
+def test_whatever_blocks_hold_is_damage_or_can_be_asked(changes: list[tuple[int, int, bytes]]) -> None:
+    """Sealed blocks come from us; what a bug or a key in wrong hands made of them is met like damage."""
+    blocks = dict(FULL.blocks)
+    for number, at, new in changes:
+        body, generation = FORM.opened(blocks[number])
+        blocks[number] = FORM.block((body[:at] + new + body[at + len(new) :])[: len(body)], generation)
+    try:
+        history = History.load(lambda start, count: b"".join(blocks.get(start + n, b"") for n in range(count)))
+    except DamageError:
+        return
+    for series in extents(history):
+        for resolution in (0, HOUR_NS):
+            ask(history, Question(series, resolution_ns=resolution)).windows.quantiles(0.99)
+    while history.is_due:
+        step = history.stepped()
+        assert step is not None
+        history = step[0]
+
+
 def test_a_block_newer_than_the_first_is_damage() -> None:
     log = Log()
     log.add(interleaved(1, range(SAMPLES_PER_BLOCK + 5)))
