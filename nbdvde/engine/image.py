@@ -401,6 +401,10 @@ class Image:
         if not self.superblock.incompatible & bit:
             await self._checkpointer.run(self._writable(), STATE_OPEN, both=True, features=bit)
 
+    async def forget_subjects(self) -> None:
+        """Destroy the keys of data subjects of disks that are gone; durable. Raises PoisonedError, DamageError."""
+        await self._subjects.forget_disks()
+
     async def _finish_erasure(self, number: int) -> None:
         """Have the anonymisation table of a disk hold the record of its last erasure."""
         for disk in self.volumes.disks:

@@ -155,6 +155,16 @@ class SubjectStore:
         kept = [Entry(*of, key) for of, key in self._keys.items() if of != gone and of[0] in disks]
         self._replace(kept, erasure, self.head.offsets, self.head.blocks)
 
+    @property
+    def disks(self) -> set[int]:
+        """Numbers of the disks that there are keys for."""
+        return {disk for disk, _ in self._keys}
+
+    def keep(self, disks: Container[int]) -> None:
+        """Destroy the keys of all disks but these; durable. Raises OSError."""
+        kept = [Entry(*of, key) for of, key in self._keys.items() if of[0] in disks]
+        self._replace(kept, self.head.erasure, self.head.offsets, self.head.blocks)
+
     def move(self, offsets: tuple[int, int], blocks: int) -> None:
         """Go to other ranges, and overwrite the old ones; durable. Raises OSError."""
         old = self.head.ranges

@@ -67,7 +67,9 @@ class AnonTable:
             if key is None and self._table.by_subject(subject):
                 raise DamageError("subject keys", "that of this subject is gone", "restore the image from a backup")
             if self._table.room_for(subject) > self.FORM.capacity(room):
-                raise NoSpaceError("anonymisation table", f"its {room * BLOCK} bytes are full", "erase nobody for it")
+                raise NoSpaceError(
+                    "anonymisation table", f"its {room * BLOCK} bytes are full", "create one for another disk"
+                )
             anon.hash_of(bytes(32), value)  # refuses before a key is made
             with trio.CancelScope(shield=True):  # what is logged is in memory, too
                 key = key or await self._subjects.add(self._disk, subject)

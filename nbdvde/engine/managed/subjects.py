@@ -87,6 +87,15 @@ class Subjects:
             store = await self._open()
             await self._write(partial(store.erase, erasure, subject, self._disks()))
 
+    async def forget_disks(self) -> None:
+        """Destroy the keys of disks that are gone; durable. Raises PoisonedError, DamageError."""
+        if self._store is None:
+            return
+        async with self._changing:
+            store, left = await self._open(), self._disks()
+            if store.disks - left:
+                await self._write(partial(store.keep, left))
+
     async def _open(self) -> SubjectStore:
         if self._store is None:
             hint = "restore the image from a backup"

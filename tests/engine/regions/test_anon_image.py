@@ -5,9 +5,12 @@ import random
 from pathlib import Path
 
 import pytest
+import trio
 
 import nbdvde
 from nbdvde import MasterKey
+from nbdvde.admin.messages import VolumeRequest
+from nbdvde.admin.volumechange import at_rest, change
 from nbdvde.engine.access import open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import SUBJECT_KEYS
@@ -19,6 +22,7 @@ from nbdvde.errors import DamageError, NoSpaceError, PoisonedError, RefusedError
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY as MASTER
 from tests.crash.test_erasure import NOW, ONE, TWO, VALUES, Made, fresh, table_of
+from tests.engine.regions.adversary import entries
 
 KEY = MasterKey(MASTER.data)
 
@@ -116,6 +120,19 @@ async def test_tables_of_two_disks_keep_apart(path: Path) -> None:
         assert len(await other.look_up(ONE, b"value")) == 1
         await other.erase(ONE, NOW)
         assert (await table.doubts(ONE), await other.doubts(ONE)) == ([], [])
+
+
+async def test_keys_of_a_deleted_disk_go_with_it(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.create("other", 1 << 20)
+        table, other = await made(image), await made(image, disk="other")
+        await table.map(ONE, 1, b"value", NOW, fresh(1))
+        await other.map(TWO, 1, b"value", NOW, fresh(2))
+        uuid = image.superblock.uuid
+        await change("disks/delete", VolumeRequest("other"), image, at_rest)
+        assert {entry.subject for entry in entries(await trio.Path(path).read_bytes(), KEY.data, uuid)} == {ONE}
+        assert len(await table.look_up(ONE, b"value")) == 1
+    assert nbdvde.check_image(path, key=KEY).ok
 
 
 async def test_a_full_table_can_still_be_erased(path: Path) -> None:
