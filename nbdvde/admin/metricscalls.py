@@ -71,7 +71,8 @@ class ReadMetrics(msgspec.Struct, frozen=True):
     since_ns: int = 0
     until_ns: int = TIME_MAX
     resolution_ns: int = 0
-    """Length of windows; 0 for samples as they came. What is kept in longer windows comes in those."""
+    """Length of windows; 0 for samples as they came, 2^64 - 1 for one window of the whole range. What is kept in longer
+    windows comes in those."""
     last: int | None = None
     """Only so many of each series, the newest."""
 

@@ -91,16 +91,18 @@ def show(
     disk: DiskName = None, key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Show what was measured: of one metric each value, of several what they came to."""
+    from nbdvde.engine.regions.query import WHOLE
+
     asked = _Asked(_image(image, key_file, control), disk, metric, since, until)
     one = metric is not None and len(metric) == 1
-    windows = None if one or last or json or resolution else asked.span_ns
-    found = asked.read(resolution, last, windows)
+    sums = not (one or last or json or resolution)
+    found = asked.read(resolution, last, WHOLE if sums else None)
     if json:
         output.json({"series": found})
-    elif one or last or resolution:
-        _show_points(found)
-    else:
+    elif sums:
         _show_sums(found)
+    else:
+        _show_points(found)
 
 
 @metrics_app.command("plot")
@@ -121,6 +123,8 @@ def plot(
         return
     from nbdvde.cli.plot import plot as lines
 
+    if not found:
+        output.line(f"no samples of {', '.join(metric or _PLOTTED)}")
     ascii_only = not output.prints("█")
     for number, series in enumerate(found):
         if number:
@@ -215,19 +219,14 @@ def _show_points(found: list["SeriesPoints"]) -> None:
 
 
 def _show_sums(found: list["SeriesPoints"]) -> None:
-    """A line for each series, of which the windows are as long as the range."""
+    """A line for each series, of one window."""
     from nbdvde.cli.quantities import amount
 
-    rows: list[tuple[str, ...]] = [("metric", "samples", "mean", "min", "max", "p50", "p99")]
+    rows: list[tuple[str, ...]] = [("metric", "samples", "mean", "min", "max", "p50", "p95", "p99")]
     for series in found:
-        points = series.points
-        if points:
-            widest = max(points, key=lambda point: point.count)
-            count = sum(point.count for point in points)
-            mean = sum(point.mean * point.count for point in points) / count
-            low, high = min(point.minimum for point in points), max(point.maximum for point in points)
-            figures = (amount(value, series.unit) for value in (mean, low, high, widest.p50, widest.p99))
-            rows.append((series.metric, str(count), *figures))
+        for point in series.points:
+            values = (point.mean, point.minimum, point.maximum, point.p50, point.p95, point.p99)
+            rows.append((series.metric, str(point.count), *(amount(value, series.unit) for value in values)))
     output.table(rows)
 
 

@@ -107,6 +107,9 @@ def test_a_plot_fits_a_terminal(command: Command, log: Path) -> None:
     assert "write_bytes (bytes per second)" in shown.out
     assert "█ mean" in shown.out
     assert "\x1b" not in shown.out
+    assert command("metrics", "plot", log, "--metric", "77").out == "no samples of 77\n"
+    old = command("metrics", "plot", log, "--metric", "write_bytes", "--since", "2001-01-01", "--until", "2001-01-02")
+    assert old.out.splitlines() == ["write_bytes (bytes per second)", "  no samples in this time"]
 
 
 def test_a_picture_is_what_decoders_accept(command: Command, log: Path, tmp_path: Path) -> None:

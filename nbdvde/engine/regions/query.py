@@ -10,6 +10,8 @@ from nbdvde.engine.regions.sketch import Integers
 from nbdvde.engine.regions.tiers import History
 
 TIME_MAX = (1 << 64) - 1
+WHOLE = TIME_MAX
+"""As a resolution: one window for all that is asked for."""
 
 
 class Series(NamedTuple):
@@ -28,7 +30,7 @@ class Question:
     until_ns: int = TIME_MAX
     """The last nanosecond that is asked for."""
     resolution_ns: int = 0
-    """Length of the windows, 0 for samples as they came. What is kept in longer ones comes in those."""
+    """Length of the windows, 0 for samples as they came, or `WHOLE`. What is kept in longer ones comes in those."""
     last: int | None = None
     """Only so many, the newest."""
     percentiles: bool = True
@@ -58,7 +60,12 @@ def ask(history: History, question: Question) -> Answer:
             found.append(chosen.grouped(width))
             widths.append(width)
     finest = fine[0].joined(*fine[1:])
-    found.append(finest.grouped(resolution) if resolution else finest)
+    if resolution == WHOLE:
+        finest.rows["start"], resolution = question.since_ns, question.until_ns - question.since_ns
+        finest = finest.grouped(1)
+    elif resolution:
+        finest = finest.grouped(resolution)
+    found.append(finest)
     widths.append(resolution)
     every = found[0].joined(*found[1:])
     lengths = np.repeat(widths, [len(windows) for windows in found])
@@ -70,7 +77,7 @@ def ask(history: History, question: Question) -> Answer:
 
 def _chosen(contents: Contents, question: Question, width_ns: int) -> Integers:
     rows, starts = contents.rows, contents.starts
-    step = max(width_ns, question.resolution_ns, 1)
+    step = max(width_ns, question.resolution_ns % WHOLE, 1)
     since, until = question.since_ns - question.since_ns % step, question.until_ns - question.until_ns % step + step - 1
     wanted = (rows["metric"] == question.series.metric) & (rows["aggregation"] == question.series.aggregation)
     wanted &= (starts >= np.uint64(since)) & (starts <= np.uint64(min(until, TIME_MAX)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nbdvde.engine.layout import BLOCK
 from nbdvde.engine.regions.directory import WINDOW, Slot
-from nbdvde.engine.regions.query import Extent, Question, Series, ask, extents
+from nbdvde.engine.regions.query import WHOLE, Extent, Question, Series, ask, extents
 from nbdvde.engine.regions.samples import FORM, SAMPLE, SAMPLES_PER_BLOCK, Sample, rows_of
 from nbdvde.engine.regions.sketch import BUCKETS_MAX
 from nbdvde.engine.regions.tiers import (
@@ -215,6 +215,14 @@ def test_a_range_is_answered_in_windows_of_any_length() -> None:
         inside = np.flatnonzero((starts <= until) & (ends > since))
         assert part.windows.rows.tobytes() == whole.windows.part(inside).rows.tobytes()
         assert part.widths_ns.tolist() == whole.widths_ns[inside].tolist()
+    one = ask(log.history, Question(Series(1), NOW_NS, NOW_NS + DAY_NS, WHOLE))
+    assert one.windows.starts.tolist() == [NOW_NS]
+    assert one.widths_ns.tolist() == [DAY_NS]
+    assert one.windows.count == len(mine)
+    fresh = Log()
+    fresh.add(rows[:900])
+    few = ask(fresh.history, Question(Series(1), NOW_NS + 5000 * SECOND_NS, resolution_ns=WHOLE))
+    assert few.windows.count == 300 - 250, "and no more than is asked for"
     assert len(whole.windows) == 2, "and of what was taken together in days alone, each day is one"
 
 
