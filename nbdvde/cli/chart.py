@@ -76,8 +76,9 @@ class _Panel:
         for run in self._runs():
             upper = [(self._x(at), self._y(point.maximum)) for point, at in run]
             lower = [(self._x(at), self._y(point.minimum)) for point, at in run]
-            if len(run) > 1:
-                draw.polygon(_scaled(upper + lower[::-1]), fill=BAND)
+            if len(run) == 1:
+                upper, lower = _widened(upper), _widened(lower)
+            draw.polygon(_scaled(upper + lower[::-1]), fill=BAND)
             self._line(draw, [(self._x(at), self._y(point.p99)) for point, at in run], HIGH, 1)
             self._line(draw, [(self._x(at), self._y(point.mean)) for point, at in run], MEAN, 2)
         left, right, low = float(self._left), float(self._right), float(self._lower)
@@ -103,9 +104,7 @@ class _Panel:
     def _line(
         self, draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour: tuple[int, int, int], width: int
     ) -> None:  # fmt: skip
-        if len(places) == 1:
-            [(x, y)] = places
-            places = [(x - 1.5, y), (x + 1.5, y)]
+        places = _widened(places) if len(places) == 1 else places
         draw.line(_scaled(places), colour, width * _SCALE, joint="curve")
 
     def _times(self) -> list[tuple[int, str]]:
@@ -124,6 +123,12 @@ class _Panel:
             draw.text((self._left - 8, self._y(tick)), amount(tick, series.unit), FAINT, font(12), anchor="rm")
         for time_ns, name in self._times():
             draw.text((self._x(time_ns), self._lower + 6), name, FAINT, font(12), anchor="ma")
+
+
+def _widened(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A single place as a line that can be seen."""
+    [(x, y)] = places
+    return [(x - 2, y), (x + 2, y)]
 
 
 def _scaled(places: list[tuple[float, float]]) -> list[tuple[float, float]]:

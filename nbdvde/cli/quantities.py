@@ -86,8 +86,8 @@ def _digits(value: float) -> str:
 def nice_ticks(low: float, high: float, count: int, base: int = 10) -> list[float]:
     """Round values from at most `low` to at least `high`, about `count` of them; `base` 1024 for bytes."""
     low, high = max(low, -_HUGE), min(high, _HUGE)
-    span = high - low if high > low else abs(high) or 1.0
-    rough = span / max(1, count - 1)
+    high = high if high > low else low + (abs(low) or 1.0)
+    rough = (high - low) / max(1, count - 1)
     if base == 1024 and rough >= 1:
         step = 2.0 ** math.ceil(math.log2(rough))
     else:
