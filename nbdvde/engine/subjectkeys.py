@@ -126,7 +126,7 @@ class Head:
         return salt + AESGCM(self._page_key(number, salt)).encrypt(_ONCE, page.pack(), None)
 
     def open(self, number: int, block: bytes) -> "Page | None":
-        """A page, or None when it does not open."""
+        """A page, or None when it does not open. Raises DamageError when it has too much in it."""
         salt, sealed = block[:SALT_BYTES], block[SALT_BYTES:]
         try:
             return Page.unpack(AESGCM(self._page_key(number, salt)).decrypt(_ONCE, sealed, None))
@@ -165,7 +165,10 @@ class Page:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """Raises DamageError."""
         generation, count = _PAGE.unpack_from(data)
+        if count > PAGE_ENTRIES:
+            raise _damage("a page makes no sense")
         ends = range(_PAGE.size, _PAGE.size + count * _ENTRY.size, _ENTRY.size)
         return cls(generation, tuple(Entry._make(_ENTRY.unpack_from(data, at)) for at in ends))
 

@@ -46,9 +46,7 @@ class AnonTable:
     @classmethod
     async def load(cls, area: Area) -> Self:
         """Read it whole, and finish an erasure that a crash interrupted. Raises DamageError, NoSpaceError."""
-        used = area.get(cls.FORM).used
-        data = await area.read(cls.FORM, 0, used)
-        table = cls(area, anon.load(lambda number: data[number * BLOCK : (number + 1) * BLOCK], used))
+        table = cls(area, anon.load(*await area.whole(cls.FORM, CAPACITY_MAX)))
         await table._finish()
         return table
 

@@ -102,6 +102,17 @@ class Area:
         """Blocks of a region. Raises DamageError."""
         return await self._read(self.get(form).start + first, count)
 
+    async def whole(self, form: Form, most: int) -> tuple[Callable[[int], bytes], int]:
+        """What answers blocks of a region by number, all of them from memory, and how many it uses. Raises DamageError.
+
+        More than `most` bytes are damage.
+        """
+        used = self.get(form).used
+        if used * BLOCK > most:
+            raise form.damage("is larger than it can be")
+        data = await self.read(form, 0, used)
+        return lambda number: data[number * BLOCK : (number + 1) * BLOCK], used
+
     async def flush(self) -> None:
         """Make every change durable."""
         await self.volume.flush()

@@ -42,9 +42,7 @@ class Vault:
     @classmethod
     async def load(cls, area: Area) -> Self:
         """Read it whole. Raises DamageError."""
-        used = area.get(cls.FORM).used
-        data = await area.read(cls.FORM, 0, used)
-        return cls(area, *vault.load(lambda number: data[number * BLOCK : (number + 1) * BLOCK], used))
+        return cls(area, *vault.load(*await area.whole(cls.FORM, CAPACITY_MAX)))
 
     async def add(self, record: Record, key: PublicKey | None, now_ns: int) -> None:
         """Add a passport or an event that was signed with this key (None for an unsigned verification); durable.
