@@ -68,7 +68,7 @@ def test_a_picture_is_what_decoders_accept(command: Command, filled: Path, tmp_p
     assert wanted <= set(picture.get_flattened_data())
     assert file.stat().st_size < 30_000
     command("map", filled, "--png", file).fails(9, "exists already")
-    assert command("map", filled, "--png", file, "--overwrite", "--size", "512").code == 0
+    assert command("map", filled, "--png", file, "--overwrite", "--size", "256").code == 0
     assert strictly(file).width > 512
 
 
