@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbdvde.engine.managed.metricslog import MetricsLog
     from nbdvde.engine.managed.stream import Stream
     from nbdvde.engine.managed.vault import Vault
+    from nbdvde.engine.managed.worm import Worm
     from nbdvde.engine.regions.samples import Sample
     from nbdvde.engine.regions.stream import StreamPolicy
     from nbdvde.engine.repair import repair_image, salvage_image
@@ -28,13 +29,14 @@ _HOMES = {
     "nbdvde.engine.managed.metricslog": ("MetricsLog",),
     "nbdvde.engine.managed.stream": ("Stream",),
     "nbdvde.engine.managed.vault": ("Vault",),
+    "nbdvde.engine.managed.worm": ("Worm",),
     "nbdvde.engine.regions.samples": ("Sample",),
     "nbdvde.engine.regions.stream": ("StreamPolicy",),
     "nbdvde.engine.repair": ("repair_image", "salvage_image"),
 }  # fmt: skip
 __all__ = [
     "AnonTable", "KeyFile", "MasterKey", "MetricsLog", "Passphrase", "Sample", "Stream", "StreamPolicy", "Vault",
-    "check_image", "create_image", "open_image", "read_info", "read_key_area", "repair_image", "salvage_image",
+    "Worm", "check_image", "create_image", "open_image", "read_info", "read_key_area", "repair_image", "salvage_image",
     "update_keys",
 ]  # fmt: skip
 

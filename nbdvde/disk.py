@@ -50,6 +50,8 @@ class Disk(abc.ABC):
     size: int
     """Length in bytes, any number."""
     read_only: bool
+    sequential = False
+    """Whether each write has to begin where the one before it ended."""
 
     @property
     def contexts(self) -> tuple[str, ...]:

@@ -120,7 +120,8 @@ class Export:
     def info(self) -> ExportInfo:
         """What the handshake tells of it."""
         read_only = self.read_only or self.disk.read_only
-        return ExportInfo(self.name, self.disk.size, read_only, self.description, self.disk.contexts)
+        disk = self.disk
+        return ExportInfo(self.name, disk.size, read_only, self.description, disk.contexts, disk.sequential)
 
     def leave(self) -> None:
         """A client ends its use."""

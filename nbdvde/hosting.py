@@ -24,6 +24,8 @@ from nbdvde.server import Server
 
 _log = logging.getLogger(__name__)
 _FORCE = "disconnect them, or use --force"
+_TENDING_S = 60.0
+"""Seconds after which a region notes again what it has to: at most so much of a retention clock is lost in a crash."""
 
 Attend: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Callable[[Image], Awaitable[None]]]]
 """What is around an image for as long as it is open; what it gives is called once the image is there."""
@@ -257,7 +259,10 @@ class Host:
                     opened.image = image
                     await attend(image)
                     task_status.started()
-                    await opened.closing.wait()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(image.regions.keep_tending, _TENDING_S)
+                        await opened.closing.wait()
+                        nursery.cancel_scope.cancel()
             except NbdvdeError as error:
                 if not opened.closing.is_set():
                     raise

@@ -324,8 +324,11 @@ class Session:
         """
         if command == _TRIM:
             return self._disk.trim_nowait(offset, length)
-        done = self._disk.zero_nowait(offset, length, allocate=bool(flags & _NO_HOLE))
-        if not done and flags & _FAST_ZERO and length <= MAX_PAYLOAD:
+        fast = flags & _FAST_ZERO and length <= MAX_PAYLOAD
+        done = not (fast and self._disk.sequential) and self._disk.zero_nowait(
+            offset, length, allocate=bool(flags & _NO_HOLE)
+        )
+        if not done and fast:
             raise UnsupportedError("write zeroes", "not faster than writing here")
         return done
 

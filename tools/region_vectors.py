@@ -93,12 +93,27 @@ def anon() -> Iterator[bytes]:
     return blocks(b"ANON", [(first, 1), (b"".join(records[37:]), 1)])
 
 
+def worm() -> Iterator[bytes]:
+    """Section "WORM": 5 bytes appended, then the retention made for ever."""
+    capacity, created = 16, 1_800_000_000 * 10**9
+    first = sha256(pack("<QQQ", capacity, 10**9, created)).digest()
+    last = sha256(pack("<QQQ", capacity, 0, created)).digest()
+    records, chain = b"", bytes(32)
+    for block, time, length, digest in ((0, 0, 0, first), (0, 7, 5, sha256(b"hello").digest()), (1, 9, 0, last)):
+        record = pack("<QQI32s", block, created + time, length, digest)
+        chain = sha256(chain + record).digest()
+        records += record + chain
+    header = pack("<QQQQIIQ", 1, capacity, 0, created, 3, 0, 9)
+    return blocks(b"WORM", [(header + records, 3)])
+
+
 def regions() -> dict[str, list[bytes]]:
     """Blocks by name."""
     return {
         "directory": list(directory()),
         "stream": list(stream()),
         "vault": list(vault()),
+        "worm": list(worm()),
         "metrics": list(metrics()),
         "anon": list(anon()),
     }

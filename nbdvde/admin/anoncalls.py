@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from uuid import UUID, uuid4
 
 import msgspec
@@ -176,7 +176,7 @@ async def _found(image: Image, table: AnonTable, request: LookUp) -> Sequence[Re
     raise UsageError("lookup", "takes a mapping, a token, or a subject and a value", "give one of the three")
 
 
-async def list_mappings(image: Image, request: ListMappings) -> AsyncIterator[MappingInfo]:
+async def list_mappings(image: Image, request: ListMappings) -> AsyncGenerator[MappingInfo, None]:
     """All mappings, or those of a subject, oldest first."""
     table = await _table(image, request.disk)
     subject = None if request.subject is None else _subject(image, request.subject)

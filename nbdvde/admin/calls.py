@@ -1,6 +1,7 @@
 """Calls: what commands and programs ask of an image, the same whether it is served or at rest."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -44,7 +45,7 @@ class Feed(Generic[Q, A]):
     path: str
     request: type[Q]
     answer: type[A]
-    work: Callable[[Image, Q], AsyncIterator[A]]
+    work: Callable[[Image, Q], AsyncGenerator[A, None]]
     changes: bool = False
 
     method = "POST"
@@ -73,6 +74,7 @@ async def feed(call: Feed[Q, A], image: Image, body: bytes, emit: Callable[[obje
     """The same, line by line. Raises NbdvdeError."""
     request = parse(body, call.request)
     with naming(image.path):
-        async for line in call.work(image, request):
-            await emit(line)
+        async with aclosing(call.work(image, request)) as lines:
+            async for line in lines:
+                await emit(line)
     return End()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nbdvde.admin import anoncalls, mapcalls, metricscalls, regioncalls, streamcalls, vaultcalls
+from nbdvde.admin import anoncalls, mapcalls, metricscalls, regioncalls, streamcalls, vaultcalls, wormcalls
 from nbdvde.admin.calls import Call, Feed
 
 CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
@@ -12,5 +12,6 @@ CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
     *metricscalls.CALLS,
     *mapcalls.CALLS,
     *anoncalls.ANON_CALLS,
+    *wormcalls.CALLS,
 )
 """What the control interface answers besides what `service.PATHS` has."""

@@ -1,6 +1,6 @@
 """Metrics logs: making one, which series it has, and what they say."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
 import numpy as np
@@ -134,7 +134,7 @@ async def delete(image: Image, asked: MetricsRequest) -> MetricsInfo:
     return had
 
 
-async def read(image: Image, asked: ReadMetrics) -> AsyncIterator[SeriesPoints]:
+async def read(image: Image, asked: ReadMetrics) -> AsyncGenerator[SeriesPoints, None]:
     """What the metrics log of a disk says: a line for each series."""
     _check(asked)
     log = await _log(image, asked.disk)

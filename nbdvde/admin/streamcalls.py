@@ -1,6 +1,6 @@
 """The streams of disks."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -124,7 +124,7 @@ async def append(image: Image, request: AppendEntries) -> Positions:
     return Positions(await stream.append_many(request.entries))
 
 
-async def read(image: Image, request: ReadEntries) -> AsyncIterator[Entry]:
+async def read(image: Image, request: ReadEntries) -> AsyncGenerator[Entry, None]:
     """Entries of a stream, in order."""
     for what, value in (("start", request.start), ("last", request.last), ("count", request.count)):
         if value is not None and value < 0:

@@ -1,7 +1,7 @@
 """The compliance vault as commands and programs ask for it. Private keys never get here: records come signed."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from uuid import UUID
 
 import msgspec
@@ -180,7 +180,7 @@ async def get_passport(image: Image, request: GetPassport) -> Records:
     return Records([record.pack() for record in records])
 
 
-async def query_vault(image: Image, request: QueryVault) -> AsyncIterator[PassportInfo]:
+async def query_vault(image: Image, request: QueryVault) -> AsyncGenerator[PassportInfo, None]:
     """Passports, oldest first: of an object, of a framework, of a status, valid at a time."""
     about = request.object.bytes if request.object else None
     framework = code_of("framework", FRAMEWORKS, request.framework) if request.framework else None

@@ -18,6 +18,7 @@ from nbdvde.cli.metrics import metrics_app
 from nbdvde.cli.streams import stream_app
 from nbdvde.cli.vault import vault_app
 from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
+from nbdvde.cli.worm import worm_app
 from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
 
@@ -41,6 +42,7 @@ app.add_typer(vault_app, name="vault")
 app.add_typer(stream_app, name="stream")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(anon_app, name="anon")
+app.add_typer(worm_app, name="worm")
 app.add_typer(ctl_app, name="ctl")
 
 

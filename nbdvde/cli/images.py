@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -180,8 +180,9 @@ class ImageByPath:
             return
 
         async def ask(image: Image) -> None:
-            async for line in call.work(image, request):
-                show(line)
+            async with aclosing(call.work(image, request)) as lines:
+                async for line in lines:
+                    show(line)
 
         self._with_image(ask, read_only=not call.changes)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nbdvde.admin.messages import DictionaryInfo, ExportStatus, Reloaded, Status
     from nbdvde.admin.streamcalls import StreamInfo
     from nbdvde.admin.vaultcalls import PassportInfo
+    from nbdvde.admin.wormcalls import WormInfo, WormRecord
     from nbdvde.engine.keys import SlotInfo
 
 
@@ -329,6 +330,29 @@ def passports(found: Iterable["PassportInfo"]) -> None:
          "never" if one.expires_ns is None else _time(one.expires_ns), clean(one.issuer))
         for one in found
     ]  # fmt: skip
+    _aligned(rows)
+
+
+def worm(found: "WormInfo") -> None:
+    """The state of a WORM region, as text."""
+    from nbdvde.engine.regions.worm import shown
+
+    left = "for ever" if found.left_ns is None else shown(found.left_ns) if found.left_ns else "ended"
+    kept = "for ever" if not found.retention_ns else shown(found.retention_ns)
+    _aligned([
+        ("capacity", f"{size(found.capacity)}, {size(found.capacity - found.mark)} free"),
+        ("appends", str(found.records)),
+        ("created", _time(found.created_ns)),
+        ("clock", _time(found.created_ns + found.clock_ns)),
+        ("retention", kept),
+        ("left", left),
+    ])  # fmt: skip
+
+
+def worm_records(found: Iterable["WormRecord"]) -> None:
+    """Appends to a WORM region, as text."""
+    rows = [("offset", "bytes", "time", "sha256")]
+    rows += [(str(one.offset), str(one.length), _time(one.time_ns), one.sha256) for one in found]
     _aligned(rows)
 
 

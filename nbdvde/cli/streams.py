@@ -63,7 +63,7 @@ def append(
     from nbdvde.admin import streamcalls
 
     positions: list[int] = []
-    with _opened(file) as read:
+    with opened(file) as read:
         requests = (streamcalls.AppendEntries(entries, disk) for entries in _batches(read, lines=lines))
         _image(image, key_file, control).calls(
             streamcalls.APPEND, requests, lambda done: positions.extend(done.positions)
@@ -175,7 +175,7 @@ def _print(image: "ImageByPath", request: "ReadEntries", *, raw: bool, json: boo
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Callable[[int], bytes]]:
+def opened(file: Path) -> Iterator[Callable[[int], bytes]]:
     """What reads from a file, or from standard input, as much as there is now. Raises ImageError."""
     if str(file) == "-":
         yield lambda most: os.read(sys.stdin.fileno(), most)

@@ -44,6 +44,7 @@ from nbdvde.engine.layout import (
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.managed.anon import AnonTable
 from nbdvde.engine.managed.regions import Regions
+from nbdvde.engine.managed.retention import refuse_if_retained
 from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.measure import measure
 from nbdvde.engine.optimize import Options, Workshop, optimize
@@ -54,7 +55,7 @@ from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, OptimizeRepor
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.engine.writer import Writer, allocate_first
-from nbdvde.errors import NbdvdeError, RefusedError
+from nbdvde.errors import NbdvdeError, NoSpaceError, RefusedError
 from nbdvde.metrics import Histogram
 
 _log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Image:
             lambda: {disk.number for disk in self.volumes.disks}, read_only=read_only,
         )  # fmt: skip
         self.regions = Regions(self.volumes, lambda: self._enable_feature(REGIONS), self._subjects)
+        self.volumes.guard = partial(refuse_if_retained, self.regions)
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False
@@ -186,6 +188,8 @@ class Image:
         await self._hooking.finish()
         await self._cleaning.finish()
         await self._background.finish()
+        with suppress(NoSpaceError):  # what they note can be lost
+            await self.regions.tend()
         await writer.flush()
         self.volumes.attach(None)
         log = writer.log

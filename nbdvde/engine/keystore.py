@@ -7,6 +7,7 @@ from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.layout import KEY_AREA_BYTES, KEY_AREAS
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.storage import Storage
+from nbdvde.errors import RefusedError
 
 
 def load_key_area(storage: Storage) -> KeyArea:
@@ -30,10 +31,13 @@ def change_key_area(
 ) -> KeyArea:  # fmt: skip
     """Replace the key area by what `change` makes of it; answers the new one. Blocks.
 
-    A crash may have left one copy behind the other. That one is written first: the other one holds the keys in use.
+    Raises RefusedError when no key would be left. A crash may have left one copy behind the other. That one is written
+    first: the other one holds the keys in use.
     """
     copies = _copies(storage)
     old = keys.choose(*copies)
     area = change(old)
+    if old.slots() and not area.slots():
+        raise RefusedError("key area", "would be left without a key, and all data lost", "keep one key at least")
     store_key_area(storage, area, sync, first=int(copies[0] == old.to_bytes()))
     return area

@@ -21,6 +21,10 @@ class RegionReader:
         self._segments, self._member = segments, member
         self._reader = Reader(segments, FrameCache(0), dictionaries)
 
+    def block(self, number: int) -> bytes:
+        """One block. Raises DamageError."""
+        return self.read((number,))
+
     def read(self, blocks: Sequence[int]) -> bytes:
         """Some blocks, joined. Raises DamageError."""
         lbamap = self._member.map

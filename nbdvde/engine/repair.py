@@ -23,10 +23,13 @@ from nbdvde.engine.layout import BLOCK, LOST, SLOT_SHIFT, UNIT_SHIFT, Action, Op
 from nbdvde.engine.loader import drive_blocking, losing
 from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, check_length, load, load_remains
+from nbdvde.engine.regionreader import RegionReader
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.worm import is_retained
 from nbdvde.engine.report import CheckError, CheckReport, RepairReport
 from nbdvde.engine.storage import Storage
 from nbdvde.engine.versions import FANOUT
-from nbdvde.errors import DamageError, TruncatedError
+from nbdvde.errors import DamageError, RefusedError, TruncatedError
 
 _PIECE = 1 << 20
 _COUNT_ONLY = 2.0
@@ -86,6 +89,7 @@ async def salvage(
     with _closing(target):
         unreadable = _copy(source, target, progress)
         loaded, checker, before = _examine(target, master_of, progress, salvage=True)
+        _refuse_loss(loaded, checker)
         _give_up(loaded, checker)
         _mend(loaded, checker, checker.mapped)
     after = await _finish(loaded, path, progress)
@@ -187,6 +191,18 @@ def _extend(storage: Storage, size: int) -> None:
 def _write(target: Storage, offset: int, data: bytes) -> None:
     if data.count(0) != len(data):
         target.write(offset, [data])
+
+
+def _refuse_loss(loaded: Loaded, checker: Checker) -> None:
+    """Raise RefusedError when something would be given up that is retained."""
+    for (tag, owner), member in loaded.catalogue.regions.items():
+        torn = any(volume == member.number for volume, _, _ in checker.torn)
+        if tag == DIRECTORY.tag and (torn or any(_damaged_leaves(checker, member))):
+            reader = RegionReader(loaded.segments, member, loaded.dictionaries)
+            if is_retained(reader.block):
+                disk = loaded.catalogue.label(loaded.catalogue.members[owner])
+                why = "has a WORM region under retention that cannot be saved whole"
+                raise RefusedError(f"disk {disk}", why, "keep the image, and mend its device")
 
 
 def _give_up(loaded: Loaded, checker: Checker) -> None:

@@ -6,7 +6,7 @@ that was acknowledged before it was asked for.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,8 @@ class Volumes:
         """Snapshots that somebody uses: what is in memory of the others is forgotten."""
         self._recent: deque[Volume] = deque(maxlen=_RECENT)
         self._changing = trio.Lock()
+        self.guard: Callable[[Volume], Awaitable[None]] = _guarded_by_nobody
+        """Raises RefusedError when nothing of a disk may be given up."""
         self.given_up = 0
         """How many times a snapshot, a disk or what was in a disk was given up."""
         self.disks = [self._volume(member) for member in catalogue.disks]
@@ -187,6 +189,8 @@ class Volumes:
                 raise RefusedError(f"disk {label}", f"has {held}", "delete what it has first")
             if not member.parent and len(self.disks) == 1:
                 raise RefusedError(f"disk {label}", "is the only one of its image", "delete the image instead")
+            if not member.parent:
+                await self.guard(self._disk(member))
             await self._operate(Operation(Action.DELETE, member.number), partial(self._drop, member))
 
     async def rollback(self, label: str) -> None:
@@ -196,6 +200,7 @@ class Volumes:
             if not member.parent:
                 raise UsageError(f"disk {label}", "is no snapshot", f"name one as {label}{SEPARATOR}NAME")
             disk = self._disk(self._catalogue.members[member.parent])
+            await self.guard(disk)
             async with disk.exclusive():
                 operation = Operation(Action.ROLLBACK, disk.number, member.number)
                 await self._operate(operation, partial(self._roll_back, disk))
@@ -206,6 +211,8 @@ class Volumes:
         async with self._changing:
             disk = self._disk(self._find_disk(name))
             operation = Operation(Action.RESIZE, disk.number, 0, size)
+            if size < disk.size:
+                await self.guard(disk)
             async with disk.exclusive():
                 if size < disk.size:
                     if not discard and await _holds_data(disk, size):
@@ -270,6 +277,10 @@ class Volumes:
         check_name(label if name is None else name)
         if self._catalogue.get(label):
             raise RefusedError(label, "exists already", "choose another name")
+
+
+async def _guarded_by_nobody(disk: Volume) -> None:
+    """Everything may be given up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,17 +83,23 @@ class Directory(Protocol):
         """Begin to use what `find` gave, or say why that cannot be now."""
 
 
-def transmission_flags(read_only: bool, *, structured: bool = False, filtered: bool = False) -> TransmissionFlag:
+def transmission_flags(
+    read_only: bool, *, structured: bool = False, filtered: bool = False, sequential: bool = False
+) -> TransmissionFlag:
     """What every export of this server can do (spec, "Transmission flags").
 
-    `filtered`: a BLOCK_STATUS may say which of the selected contexts it asks for.
+    `filtered`: a BLOCK_STATUS may say which of the selected contexts it asks for. `sequential`: writes have to come in
+    order, which several connections cannot keep; nor are zeroes faster than other data then.
     """
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
-    flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_CACHE
+    flags |= TransmissionFlag.SEND_CACHE
+    if not sequential:
+        flags |= TransmissionFlag.CAN_MULTI_CONN
     if read_only:
         flags |= TransmissionFlag.READ_ONLY
     else:
-        flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+        flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES
+        flags |= TransmissionFlag(0) if sequential else TransmissionFlag.SEND_FAST_ZERO
     if filtered:
         flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
     return flags | TransmissionFlag.SEND_DF if structured else flags
@@ -334,7 +340,9 @@ class Handshake:
     def _flags(self, name: str, export: ExportInfo) -> TransmissionFlag:
         structured = self._structured or self._extended
         filtered = self._extended and bool(self._contexts_of(name))
-        return transmission_flags(export.read_only, structured=structured, filtered=filtered)
+        return transmission_flags(
+            export.read_only, structured=structured, filtered=filtered, sequential=export.sequential
+        )
 
     def _go(self, name: str, export: ExportInfo) -> None:
         """A selection of contexts holds only for the export name it was made with (spec, "Metadata querying")."""

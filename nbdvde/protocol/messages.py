@@ -22,6 +22,8 @@ class ExportInfo:
     description: str = ""
     contexts: tuple[str, ...] = ()
     """Metadata contexts that can be asked for."""
+    sequential: bool = False
+    """Whether each write has to begin where the one before it ended."""
 
 
 @dataclass(frozen=True, slots=True)

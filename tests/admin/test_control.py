@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,7 @@ async def test_regions(image_path: Path) -> None:
     assert found.regions == [RegionInfo("disk", "TEST", 8 * 4096, 4096)]
 
 
-async def _squares(_image: Image, asked: Upto) -> AsyncIterator[Upto]:
+async def _squares(_image: Image, asked: Upto) -> AsyncGenerator[Upto, None]:
     for number in range(asked.number):
         yield Upto(number**2)
     if asked.number == 3:

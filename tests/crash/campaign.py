@@ -116,8 +116,14 @@ PROFILES = {
     "streams": Profile(
         size=128 << 10, steps=8, weights={"write": 5, "flush": 1, "checkpoint": 1, "stream": 12, "clean": 1}
     ),
+    "worm": Profile(
+        size=128 << 10, steps=8, weights={"write": 5, "flush": 1, "checkpoint": 1, "worm": 12, "stream": 2, "clean": 1}
+    ),
     "failing streams": Profile(
-        fault="sync", size=128 << 10, steps=10, weights={"write": 5, "flush": 1, "checkpoint": 1, "stream": 12}
+        fault="sync",
+        size=128 << 10,
+        steps=10,
+        weights={"write": 5, "flush": 1, "checkpoint": 1, "stream": 8, "worm": 6},
     ),
     "failing snapshots": Profile(
         fault="sync",

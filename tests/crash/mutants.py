@@ -748,6 +748,76 @@ MUTANTS += [
     ),
 ]
 
+MUTANTS += [
+    mutant(
+        "the mark moves without a record",
+        "managed.worm:Worm.put",
+        "await self._change(after, record, {header.log_blocks + header.mark: page})",
+        "await self._change(after, None, {header.log_blocks + header.mark: page})",
+        "worm",
+    ),
+    mutant(
+        "data is below the mark before its record is",
+        "managed.worm:Worm._change",
+        "await self._area.change(FORM, {**blocks, **data}, used=pages.blocks, flags=pages.generation)",
+        "await self._area.change(FORM, blocks, used=pages.blocks, flags=pages.generation)\n"
+        "    await self._area.flush()\n"
+        "    await self._area.change(FORM, data)",
+        "worm crashes",
+    ),
+    mutant(
+        "an append to a WORM region is answered before it is durable",
+        "managed.worm:Worm.append",
+        "await self.flush()",
+        "pass",
+        "worm crashes",
+    ),
+    mutant(
+        "a record is not chained to the one before it",
+        "regions.worm:Record.chained",
+        "sha256(chain + record)",
+        "sha256(bytes(32) + record)",
+        "worm chain",
+    ),
+    mutant(
+        "an older copy of a WORM region is taken",
+        "regions.worm:opened",
+        "pages.generation != slot.flags",
+        "False",
+        "worm put back",
+    ),
+    mutant(
+        "the clock of a WORM region may go back",
+        "regions.worm:Ledger.agree",
+        "self.time_ns > header.created_ns + header.clock_ns",
+        "False",
+        "worm clock",
+    ),
+    mutant(
+        "retention follows the clock of the host",
+        "managed.worm:Worm.load",
+        "ledger.agree(header)",
+        "import time\n"
+        "    header = replace(header, clock_ns=max(header.clock_ns, time.time_ns() - header.created_ns))\n"
+        "    ledger.agree(header)",
+        "worm retention",
+    ),
+    mutant(
+        "the block before the mark can be written",
+        "managed.wormdisk:WormDisk._promise",
+        "offset != (self._promised if self._under_way else self.worm.mark * BLOCK)",
+        "offset < ((self._promised if self._under_way else self.worm.mark * BLOCK) - BLOCK)",
+        "worm disk",
+    ),
+    mutant(
+        "a disk goes with what it retains",
+        "managed.retention:refuse_if_retained",
+        "(await regions.get(Worm, disk)).refuse_if_retained()",
+        "pass",
+        "worm retention",
+    ),
+]
+
 EQUIVALENT = mutant("the older superblock is taken", "recovery:read_superblocks", "reverse=True", "reverse=False")
 """No fault: either superblock is enough to open. With it the crash tests see that."""
 

@@ -16,6 +16,7 @@ from nbdvde.engine.lbamap import LEAF_BLOCKS
 from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.regionreader import RegionReader
+from nbdvde.engine.regions import worm
 from nbdvde.engine.regions.directory import FORM as DIRECTORY
 from nbdvde.engine.regions.directory import Directory
 from nbdvde.engine.regions.stream import FORM as STREAM_FORM
@@ -25,7 +26,7 @@ from nbdvde.engine.sealing import public_master
 from nbdvde.engine.storage import Storage
 from nbdvde.errors import ImageError, NbdvdeError
 from tests.crash.recording import FrozenStorage
-from tests.crash.session import ABSENT, DICTIONARIES, KEY, digest, with_snapshot, with_stream
+from tests.crash.session import ABSENT, DICTIONARIES, KEY, WORM, digest, with_snapshot, with_stream
 from tests.crash.states import Crash
 
 _DIGEST_BYTES = 16
@@ -48,16 +49,32 @@ def read_pages(loaded: recovery.Loaded) -> dict[int, bytes]:
         pages = dict(with_snapshot(pages, int(member.name[1:]), held)) if member.parent else {**pages, **held}
     for member in loaded.catalogue:
         if member.region == DIRECTORY.tag:
-            pages |= _stream_of(loaded, member)
+            pages |= _regions_of(loaded, member)
     return pages | {DICTIONARIES + entry.slot: entry.sha256 for entry in loaded.dictionaries.table}
 
 
-def _stream_of(loaded: recovery.Loaded, member: Member) -> dict[int, bytes]:
-    """The entries of a stream, which must be sound."""
+def _regions_of(loaded: recovery.Loaded, member: Member) -> dict[int, bytes]:
+    """The entries of a stream, and the records of a WORM region; all must be sound."""
     reader = RegionReader(loaded.segments, member)
     assert not list(verify(lambda block: reader.read((block,)))), "the regions are sound"
     first = reader.read((0,))
-    slot = Directory.unpack(lambda _: first).find(STREAM_FORM) if any(first) else None
+    directory = Directory.unpack(lambda _: first) if any(first) else Directory()
+    return {**_entries_of(reader, directory), **_records_of(reader, directory)}
+
+
+def _records_of(reader: RegionReader, directory: Directory) -> dict[int, bytes]:
+    slot = directory.find(worm.FORM)
+    if slot is None:
+        return {}
+    start = slot.start
+    header, pages = worm.opened(lambda block: reader.block(start + block), slot)
+    stored = [one for _, one in pages.records(lambda block: reader.block(start + block), worm.length)]
+    digests = [record.sha256 for record, _ in map(worm.parse, stored) if record.length]
+    return {WORM: b"%d" % header.retention_ns, **dict(enumerate(digests, WORM + 1))}
+
+
+def _entries_of(reader: RegionReader, directory: Directory) -> dict[int, bytes]:
+    slot = directory.find(STREAM_FORM)
     if slot is None:
         return {}
     start = slot.start

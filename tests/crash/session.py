@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import Any
+from unittest import mock
 
 import trio
 from blake3 import blake3
@@ -21,7 +22,9 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, Fresh, KeyArea, KeyFile, MasterKey
+from nbdvde.engine.managed import worm as worm_module
 from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.optimize import PASSES, Options
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import NoSpaceError, PoisonedError, RefusedError
@@ -104,6 +107,8 @@ def without(pages: Pages, number: int) -> Pages:
 
 
 STREAM_STATE = STREAM + (1 << 62)
+WORM = STREAM_STATE + 1
+"""The records of the WORM region are numbered from here on, that of the rules first."""
 
 
 def with_stream(pages: Pages, head: int, held: Mapping[int, bytes], tail: int | None = None) -> Pages:
@@ -199,7 +204,7 @@ class Session:
 
     def run(self) -> "Session":
         """Do it all; deterministic for a seed."""
-        with deterministic(self.seed):
+        with deterministic(self.seed), mock.patch.object(worm_module, "monotonic_ns", return_value=0):
             trio.run(self._main)
         return self
 
@@ -284,10 +289,12 @@ class Session:
             await self._zero(disk)
         elif kind == "trim":
             await self._trim_much(disk)
-        elif kind in ("dictionary", "snapshot", "unsnapshot", "rollback", "stream") and _has_failed(image):
+        elif kind in ("dictionary", "snapshot", "unsnapshot", "rollback", "stream", "worm") and _has_failed(image):
             return  # what came of the last of these is not known
         elif kind == "stream":
             await self._stream(image)
+        elif kind == "worm":
+            await self._worm(image)
         elif kind == "dictionary":
             await self._dictionary(image)
         elif kind in ("snapshot", "unsnapshot", "rollback"):
@@ -322,7 +329,7 @@ class Session:
     async def _stream(self, image: Image) -> None:
         """Make the stream, append to it, give up entries, or the stream; that is durable when it returns."""
         pages, rng = self._pages, self._rng
-        without = {block: page for block, page in pages.items() if block < STREAM}
+        without = {block: page for block, page in pages.items() if block < STREAM or block >= WORM}
         if STREAM_STATE not in pages:
             await self._operate(image, with_stream(without, 0, {}), self._create_stream(image))
             return
@@ -345,6 +352,31 @@ class Session:
             new, action = without, stream.delete
         else:
             new, action = with_stream(without, stream.head, {}), stream.reset
+        await self._operate(image, new, action)
+
+    async def _worm(self, image: Image) -> None:
+        """Make the WORM region, append to it, retain it longer, or give it up; that is durable when it returns."""
+        rng = self._rng
+        numbers = [block for block in self._pages if block >= WORM]
+        without = {block: page for block, page in self._pages.items() if block < WORM}
+        action: Callable[[], Awaitable[Any]]
+        if not numbers:
+            action = partial(Worm.create, image.regions, image.disk(), 64, 1, 0)
+            await self._operate(image, {**without, WORM: b"1"}, action)
+            return
+        worm = await image.regions.get(Worm, image.disk())
+        kind = rng.choice(("append", "append", "append", "extend", "delete"))
+        if kind == "append" and worm.mark <= 60:
+            data = rng.randbytes(rng.choice((1, 100, BLOCK, 3 * BLOCK)))
+            new = {**self._pages, max(numbers) + 1: sha256(data).digest()}
+            action = partial(worm.append, data)
+        elif kind == "extend":
+            longer = worm.header.retention_ns + 1
+            new, action = {**self._pages, WORM: b"%d" % longer}, partial(worm.extend, longer)
+        else:
+            await worm.tend()
+            worm._since_ns = -(1 << 40)  # it is open for longer than it is retained
+            new, action = without, worm.delete
         await self._operate(image, new, action)
 
     @staticmethod

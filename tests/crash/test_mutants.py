@@ -1,6 +1,8 @@
 """The tests notice faults: each deliberate one in the engine makes a detector fail."""
 
+import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -35,7 +37,15 @@ from tests.engine import (
     test_replay,
     test_volumes,
 )
-from tests.engine.regions import test_anon, test_anon_image, test_sketch, test_stream, test_tiers, test_vault
+from tests.engine.regions import (
+    test_anon,
+    test_anon_image,
+    test_sketch,
+    test_stream,
+    test_tiers,
+    test_vault,
+    test_worm,
+)
 from tests.engine.regions.passports import NOW
 
 
@@ -180,6 +190,28 @@ def streams() -> None:
         run_seed(seed, Effort(subsets=16, torn=4, sessions=2), tally, "streams")
 
 
+def with_worm(test: Callable[..., Awaitable[None]], *more: str) -> Callable[[], None]:
+    """A test of WORM regions, with an image, a clock, and what else it takes."""
+
+    def detector() -> None:
+        with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            given = {"clock": lambda: test_worm.clocked(patch), "monkeypatch": lambda: patch}
+            known = {name: given[name]() for name in inspect.signature(test).parameters if name in given}
+            try:
+                trio.run(partial(test, test_worm.new(folder), *more, **known))
+            except pytest.fail.Exception as failed:  # not an `Exception`
+                raise AssertionError from failed
+
+    return detector
+
+
+def worm_crashes() -> None:
+    """As `crash`, only of images with a WORM region."""
+    tally = Tally()
+    for seed in range(8):
+        run_seed(seed, Effort(subsets=16, torn=4, sessions=2), tally, "worm")
+
+
 def read_beside_a_writer() -> None:
     """Entries of a stream are overwritten while they are read."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -244,6 +276,13 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "hashes": test_anon.test_a_hash_is_of_a_value_under_the_key_of_its_subject,
     "many subjects": many_subjects,
     "vault crashes": test_vault_crashes.test_what_was_acknowledged_survives_every_crash,
+    "worm": with_worm(test_worm.test_what_is_appended_is_there_again),
+    "worm crashes": worm_crashes,
+    "worm chain": test_worm.test_the_chain_is_what_the_documents_say,
+    "worm put back": with_worm(test_worm.test_an_older_copy_put_back_is_found),
+    "worm clock": with_worm(test_worm.test_a_clock_that_went_back_is_found),
+    "worm retention": with_worm(test_worm.test_nothing_goes_while_it_is_retained),
+    "worm disk": with_worm(test_worm.test_just_below_the_mark_is_below_it),
     "rings": test_stream.test_entries_that_are_there_have_places_of_their_own,
     "streams": streams,
     "read beside a writer": read_beside_a_writer,

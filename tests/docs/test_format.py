@@ -24,7 +24,7 @@ from nbdvde.engine.layout import (
     UnitRef,
 )  # fmt: skip
 from nbdvde.engine.layout import VolumeEntry as Volume
-from nbdvde.engine.regions import anon, directory, samples, stream, tiers, vault
+from nbdvde.engine.regions import anon, directory, samples, stream, tiers, vault, worm
 from tests.docs.tables import tables
 
 TABLES = tables("format.md")
@@ -154,6 +154,11 @@ def _unsealed(head: bytes) -> bytes:
     return cipher.decrypt(bytes(12), head[96:256], head[:64])
 
 
+WORM_HEADER = worm.Header(5, 0x01020304, 0x1112131415161718, 0x191A1B1C1D1E1F20, 7, 0x2122232425262728)
+WORM_RECORD = worm.Record(0x0102030405060708, 0x1112131415161718, 0x21222324, bytes(range(32)))
+WORM_STORED = WORM_RECORD.chained(CHAIN)
+WORM_NAMES = _fields(WORM_RECORD) | {"chain": WORM_STORED[52:]}
+
 # Table: (its struct formats joined, its bytes in a sample, values by name)
 STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "superblock": (layout._SUPER.format, SUPERBLOCK_BYTES[:296], SUPERBLOCK_NAMES),
@@ -179,6 +184,8 @@ STRUCTS: dict[str, tuple[str, bytes, dict[str, Any]]] = {
     "region-directory": (directory._HEADER.format, DIRECTORY_BLOCK[:16], {"slots": 1}),
     "region-slot": (directory._SLOT.format, DIRECTORY_BLOCK[16:48], _fields(DIRECTORY_SLOT)),
     "stream-header": (stream._HEADER.format, RING.pack(), RING_NAMES),
+    "worm-header": (worm._HEADER.format.replace("IIQ", "I4xQ"), WORM_HEADER.pack(), _fields(WORM_HEADER)),
+    "worm-record": (worm._RECORD.format + "32s", WORM_STORED, WORM_NAMES),
     "dict-header": (dictionaries._HEADER.format, DICT_BLOCK[:16], {"dictionaries": 1}),
     "dict-entry": (dictionaries._ENTRY.format, DICT_BLOCK[16:84], _fields(DICT_ENTRY)),
     "vault-header": (vault._HEADER.format, vault.header(7), {"passports": 7}),

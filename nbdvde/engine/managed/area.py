@@ -58,14 +58,16 @@ class Area:
             raise UsageError(f"region {form.name}", f"disk {self.disk.name} has none", "create it first")
         return slot
 
-    async def create(self, form: Form, blocks: int, written: Mapping[int, bytes], used: int) -> None:
+    async def create(
+        self, form: Form, blocks: int, written: Mapping[int, bytes], used: int, *, flags: int = 0
+    ) -> None:  # fmt: skip
         """Make a region of so many blocks at most, of which `used` hold header and records; durable.
 
         Raises RefusedError, NoSpaceError, PoisonedError.
         """
         assert used <= blocks <= WINDOW, "it fits into its window"
         async with self._changing:
-            after = self.directory.adding(form, blocks, used)
+            after = self.directory.adding(form, blocks, used, flags)
             if self._volume is None:
                 await self._enable()
                 self._volume = await self._volumes.region(DIRECTORY, VOLUME_BYTES, self.disk.number)
@@ -74,19 +76,20 @@ class Area:
 
     async def change(
         self, form: Form, written: Mapping[int, bytes], *, holes: Sequence[tuple[int, int]] = (),
-        used: int | None = None,
+        used: int | None = None, flags: int | None = None,
     ) -> None:  # fmt: skip
         """Write blocks of a region, one or several from a number on, and give others up, (start, stop), all or nothing.
 
-        Not durable yet.
+        `used` and `flags` are what the directory says of it from then on. Not durable yet.
         Raises NoSpaceError, PoisonedError.
         """
         slot = self.get(form)
-        if used is None or used == slot.used:
+        if used in (None, slot.used) and flags in (None, slot.flags):
             await self._write(slot, written, holes)
             return
         async with self._changing:
-            await self._store(self.directory.using(form, used), form, written, holes)
+            after = self.directory.using(form, slot.used if used is None else used, flags)
+            await self._store(after, form, written, holes)
 
     async def remove(self, form: Form) -> None:
         """Give a region up; durable."""

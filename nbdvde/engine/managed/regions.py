@@ -1,8 +1,9 @@
 """The management regions of an open image: each is loaded once, by whoever asks first."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import trio
 
@@ -11,6 +12,7 @@ from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
+from nbdvde.errors import NbdvdeError
 
 
 class Region(Protocol):
@@ -26,6 +28,14 @@ class Region(Protocol):
 R = TypeVar("R", bound=Region)
 
 
+@runtime_checkable
+class Tended(Protocol):
+    """A region that has something to note every minute, and when the image is closed."""
+
+    async def tend(self) -> None:
+        """Do it. Raises NoSpaceError, PoisonedError."""
+
+
 class Regions:
     """The regions of all disks."""
 
@@ -33,6 +43,7 @@ class Regions:
         """`enable` says in the image that there may be regions."""
         self._volumes, self._enable, self._subjects = volumes, enable, subjects
         self._loading = trio.Lock()
+        self._any_tended = trio.Event()
         self._areas: dict[int, Area] = {}
         """By number of the disk."""
         self._loaded: dict[tuple[int, int], Any] = {}
@@ -50,8 +61,24 @@ class Regions:
             area.get(kind.FORM)
             key = disk.number, kind.FORM.tag
             if key not in self._loaded:
-                self._loaded[key] = await kind.load(area)
+                self._loaded[key] = region = await kind.load(area)
+                if isinstance(region, Tended):
+                    self._any_tended.set()
             return cast(R, self._loaded[key])
+
+    async def tend(self) -> None:
+        """Let all regions note what they have to. Raises NbdvdeError."""
+        for region in list(self._loaded.values()):
+            if isinstance(region, Tended):
+                await region.tend()
+
+    async def keep_tending(self, period_s: float) -> None:
+        """Do that again and again, as soon as there is one that asks for it; what fails is tried again later."""
+        await self._any_tended.wait()
+        while True:
+            await trio.sleep(period_s)
+            with suppress(NbdvdeError):  # whoever writes is told
+                await self.tend()
 
     def loaded(self, kind: type[R], disk: int) -> R | None:
         """A region of the disk with this number, if it was loaded already."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from nbdvde.engine.layout import BLOCK
-from nbdvde.engine.regions.form import Form
+from nbdvde.engine.regions.form import GENERATION_MAX, Form
 from nbdvde.errors import RefusedError
 
 FORM = Form("RDIR", 16, 32)
@@ -66,7 +66,7 @@ class Directory:
         """The slot of a type of region, if the disk has one."""
         return next((slot for slot in self.slots if slot.type == form.tag), None)
 
-    def adding(self, form: Form, blocks: int, used: int) -> Self:
+    def adding(self, form: Form, blocks: int, used: int, flags: int = 0) -> Self:
         """With a region more. Raises RefusedError."""
         if self.find(form):
             raise RefusedError(f"region {form.name}", "exists already")
@@ -74,19 +74,21 @@ class Directory:
         free = next((n * WINDOW for n in range(1, SLOTS_MAX + 1) if n * WINDOW not in taken), None)
         if free is None:
             raise RefusedError("region directory", f"has {SLOTS_MAX} regions, and no room for more")
-        return self._with((*self.slots, Slot(form.tag, free, blocks, used)))
+        return self._with((*self.slots, Slot(form.tag, free, blocks, used, flags)))
 
-    def using(self, form: Form, used: int) -> Self:
-        """With another number of blocks in use."""
-        changed = (replace(slot, used=used) if slot.type == form.tag else slot for slot in self.slots)
-        return self._with(tuple(changed))
+    def using(self, form: Form, used: int, flags: int | None = None) -> Self:
+        """With another number of blocks in use, and other flags."""
+        found = self.find(form)
+        assert found is not None, "it has a slot"
+        after = replace(found, used=used, flags=found.flags if flags is None else flags)
+        return self._with(tuple(after if slot is found else slot for slot in self.slots))
 
     def removing(self, form: Form) -> Self:
         """Without a region."""
         return self._with(tuple(slot for slot in self.slots if slot.type != form.tag))
 
     def _with(self, slots: tuple[Slot, ...]) -> Self:
-        return replace(self, slots=slots, generation=self.generation + 1)
+        return replace(self, slots=slots, generation=min(self.generation + 1, GENERATION_MAX))
 
     def pack(self) -> bytes:
         """The block of the directory."""

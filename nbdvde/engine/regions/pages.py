@@ -52,9 +52,11 @@ class Pages:
         last = first if used == 1 else _trimmed(form, form.opened(read(used - 1))[0], length)
         return cls(form, header, first, used, last, generation)
 
-    def records(self, read: Read, length: Length) -> Iterator[tuple[int, bytes]]:
-        """(block, record) of all records in order. Raises DamageError."""
-        for number in range(self.blocks):
+    def records(
+        self, read: Read, length: Length, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:  # fmt: skip
+        """(block, record) of all records in order, or of those in the blocks from `first` on. Raises DamageError."""
+        for number in range(first, self.blocks if stop is None else stop):
             body, generation = self.form.opened(read(number))
             if generation > self.generation:
                 raise self.form.damage("has a block that is newer than the first")

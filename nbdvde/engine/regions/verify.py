@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from nbdvde.engine.regions import anon, samples, stream, tiers, vault
+from nbdvde.engine.regions import anon, samples, stream, tiers, vault, worm
 from nbdvde.engine.regions.directory import Directory, Slot
 from nbdvde.engine.regions.pages import Read
 from nbdvde.errors import DamageError
@@ -15,6 +15,7 @@ VERIFIERS: Mapping[int, Verifier] = {
     vault.FORM.tag: vault.verify,
     samples.FORM.tag: tiers.flaws,
     anon.FORM.tag: anon.verify,
+    worm.FORM.tag: worm.verify,
 }
 """By type. Of what a newer version has made nothing is known."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdvde.engine.regions import anon, stream, vault
+from nbdvde.engine.regions import anon, stream, vault, worm
 from nbdvde.engine.regions.directory import FORM, WINDOW, Directory, Slot
 from nbdvde.engine.regions.pages import Pages
 from nbdvde.engine.regions.samples import FORM as MTRK
@@ -64,10 +64,22 @@ def _anon() -> list[bytes]:
     return [blocks[number] for number in sorted(blocks)]
 
 
+def _worm() -> list[bytes]:
+    pages, ledger, header = Pages(worm.FORM, b""), worm.Ledger(), worm.Header.new(16, 10**9, NOW)
+    for time, data in ((0, b""), (7, b"hello"), (9, b"")):
+        header = replace(header, retention_ns=0 if time == 9 else 10**9, records=header.records + 1, clock_ns=time)
+        digest = sha256(data).digest() if data else header.rules
+        ledger, stored = ledger.taking(worm.Record(header.mark, NOW + time, len(data), digest))
+        header = replace(header, mark=ledger.mark)
+        pages, blocks = pages.adding(header.pack(), [stored])
+    return [blocks[0]]
+
+
 MADE = {
     "metrics": metrics(),
     "directory": [Directory((_STREAM, _UNKNOWN), 7).pack()],
     "vault": _vault(),
+    "worm": _worm(),
     "stream": [
         stream.FORM.block(stream.Ring(5, 5, 10, 7, 3, stream.StreamPolicy.REJECT).pack(), 4),
         stream.FORM.block(stream.with_lengths(bytes(4), 2, (1, 0, 4096)), 4),
