@@ -63,9 +63,12 @@ class Area:
     ) -> None:  # fmt: skip
         """Make a region of so many blocks at most, of which `used` hold header and records; durable.
 
-        Raises RefusedError, NoSpaceError, PoisonedError.
+        Raises RefusedError, UsageError for a snapshot, NoSpaceError, PoisonedError.
         """
         assert used <= blocks <= WINDOW, "it fits into its window"
+        member = self._volumes.find(self.disk.name)
+        if member is not None and member.parent:
+            raise UsageError(f"snapshot {self.disk.name}", "has no regions", "name the disk itself")
         async with self._changing:
             after = self.directory.adding(form, blocks, used, flags)
             if self._volume is None:

@@ -141,3 +141,11 @@ async def test_of_an_image_that_is_only_read_they_can_be_looked_at(path: Path) -
         assert (await image.regions.get(Toy, image.disk())).text == b"first"
         with pytest.raises(RefusedError, match="reading only"):
             await make(image, form=OTHER)
+
+
+async def test_a_snapshot_has_none(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.snapshot("disk", "s")
+        with pytest.raises(UsageError, match="snapshot disk@s: has no regions"):
+            await make(image, disk="disk@s")
+        assert not image.superblock.incompatible & REGIONS
