@@ -6,8 +6,8 @@ The last line is the result; lines before it tell of progress. The client cancel
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,28 +96,62 @@ async def serve(
     """Answer requests on a listening socket until cancelled."""
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
     policy = policy or Policy()
-    limiter = trio.CapacityLimiter(policy.connections)
     task_status.started()
-    await trio.serve_listeners(partial(_limited, limiter, routes, policy), [listener])
+    await trio.serve_listeners(partial(_limited, Crowd(policy.connections), routes, policy), [listener])
 
 
-async def _limited(limiter: trio.CapacityLimiter, routes: Routes, policy: Policy, stream: trio.abc.Stream) -> None:
-    try:
-        limiter.acquire_nowait()
-    except trio.WouldBlock:
+class Crowd:
+    """The connections of a listener. When there are too many, who has asked nothing yet for longest has to go."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._silent: dict[trio.CancelScope, None] = {}
+
+    def enter(self) -> bool:
+        """Whether one more may ask."""
+        if self._left <= 0:
+            oldest = next(iter(self._silent), None)
+            if oldest is None:
+                return False
+            del self._silent[oldest]
+            oldest.cancel()
+        self._left -= 1
+        return True
+
+    def leave(self) -> None:
+        """One has gone."""
+        self._left += 1
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a request arrives. Raises TooSlowError."""
+        with trio.CancelScope(deadline=trio.current_time() + REQUEST_S) as scope:
+            self._silent[scope] = None
+            try:
+                yield
+            finally:
+                self._silent.pop(scope, None)
+        if scope.cancelled_caught:
+            raise trio.TooSlowError
+
+
+async def _limited(crowd: Crowd, routes: Routes, policy: Policy, stream: trio.abc.Stream) -> None:
+    if not crowd.enter():
         async with stream:
             error = ErrorBody(ExitCode.IN_USE, "server: too many ask at a time", "try again later")
             await Exchange(stream, policy).fail(Refusal(503, error))
         return
     try:
-        await _client(routes, stream, policy)
+        await _client(routes, stream, policy, crowd)
     finally:
-        limiter.release()
+        crowd.leave()
 
 
-async def _client(routes: Routes, stream: trio.abc.Stream, policy: Policy | None = None) -> None:
+async def _client(
+    routes: Routes, stream: trio.abc.Stream, policy: Policy | None = None, crowd: Crowd | None = None
+) -> None:  # fmt: skip
     """One connection; whatever happens on it ends here."""
-    exchange = Exchange(stream, policy or Policy())
+    exchange = Exchange(stream, policy or Policy(), crowd)
     async with stream:
         try:
             await exchange.answer(routes)
@@ -134,8 +168,8 @@ async def _client(routes: Routes, stream: trio.abc.Stream, policy: Policy | None
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, stream: trio.abc.Stream, policy: Policy) -> None:
-        self._stream, self._policy = stream, policy
+    def __init__(self, stream: trio.abc.Stream, policy: Policy, crowd: Crowd | None = None) -> None:
+        self._stream, self._policy, self._crowd = stream, policy, crowd or Crowd(1)
         self._http = h11.Connection(h11.SERVER)
         self._scope = trio.CancelScope()
         self._bodiless = False
@@ -143,7 +177,7 @@ class Exchange:
 
     async def answer(self, routes: Routes) -> None:
         """Read the request and answer it. Raises what trio and h11 raise."""
-        with trio.fail_after(REQUEST_S):
+        with self._crowd.asking():
             request, body = await self._receive()
         asked = _asked(request)
         self._bodiless = asked.method == "HEAD"

@@ -89,8 +89,10 @@ async def latest(image: Image, _: Nothing) -> DiskMap:
     async with known.lock:
         begun_s = trio.current_time()
         if known.map is None or (begun_s >= known.until_s and image.change != known.change):
+            await image.flush()
+            change = image.change  # what is written from now on is not in it, perhaps
             known.map = await draw(image, MapRequest())
-            known.change = image.change
+            known.change = change
             ended_s = trio.current_time()
             known.until_s = ended_s + max(_PAUSE_MIN_S, _PAUSE * (ended_s - begun_s))
         return known.map

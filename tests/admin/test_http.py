@@ -193,16 +193,43 @@ async def test_a_policy() -> None:
 
 
 async def test_too_many_at_a_time() -> None:
-    limiter = trio.CapacityLimiter(1)
+    crowd, done = http.Crowd(1), trio.Event()
+
+    async def work(body: bytes, emit: http.Emit) -> object:
+        await done.wait()
+        return {}
+
+    busy, its = trio.testing.memory_stream_pair()
     near, far = trio.testing.memory_stream_pair()
-    waiting, its = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(http._limited, limiter, ROUTES, Strict(), its)
+        nursery.start_soon(http._limited, crowd, {"/v1/work": ("GET", work)}, Strict(), its)
+        await busy.send_all(b"GET /v1/work HTTP/1.1\r\nHost: x\r\n\r\n")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(http._limited, limiter, ROUTES, Strict(), far)
+        nursery.start_soon(http._limited, crowd, ROUTES, Strict(), far)
         assert b" 503 " in b"".join([chunk async for chunk in near])
-        await waiting.aclose()
-    assert limiter.borrowed_tokens == 0
+        done.set()
+        assert b" 200 " in b"".join([chunk async for chunk in busy])
+    assert crowd.enter(), "both have gone"
+
+
+async def test_who_says_nothing_makes_room_for_who_asks() -> None:
+    crowd = http.Crowd(2)
+    async with trio.open_nursery() as nursery:
+        silent = []
+        for _ in range(3):
+            near, far = trio.testing.memory_stream_pair()
+            silent.append(near)
+            nursery.start_soon(http._limited, crowd, ROUTES, Strict(), far)
+            await trio.testing.wait_all_tasks_blocked()
+        assert b" 408 " in b"".join([chunk async for chunk in silent[0]])
+        near, far = trio.testing.memory_stream_pair()
+        nursery.start_soon(http._limited, crowd, ROUTES, Strict(), far)
+        await near.send_all(post("/v1/echo"))
+        assert b" 200 " in b"".join([chunk async for chunk in near])
+        for stream in silent:
+            await stream.aclose()
+    assert crowd.enter()
+    assert crowd.enter(), "all have gone"
 
 
 async def test_a_client_that_does_not_take_its_page(autojump_clock: trio.testing.MockClock) -> None:

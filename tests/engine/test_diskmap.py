@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from nbdvde.admin.calls import Nothing
 from nbdvde.admin.mapcalls import CELLS_MAX, MapRequest, draw, latest
 from nbdvde.disk import BLOCK
 from nbdvde.engine import diskmap
-from nbdvde.engine.diskmap import Part
+from nbdvde.engine.diskmap import Drawing, Part
 from nbdvde.engine.image import Image
 from nbdvde.errors import UsageError
 
@@ -179,6 +180,24 @@ async def test_a_map_anybody_may_ask_for_is_not_drawn_all_the_time(
         assert await latest(image, Nothing()) is second, "nothing has changed"
         await image.volumes.snapshot("disk", "then")
         assert (await latest(image, Nothing())).bytes["shared"] == BLOCK
+
+
+async def test_what_is_written_while_a_map_is_drawn_is_in_the_next_one(
+    path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    async with nbdvde.open_image(path, key=KEY) as image:
+        drawing = image.drawing
+
+        async def late(*arguments: Any) -> Drawing:
+            drawn = await drawing(*arguments)
+            await write(image, 0, [like(1)])
+            return drawn
+
+        with monkeypatch.context() as patch:
+            patch.setattr(image, "drawing", late)
+            assert (await latest(image, Nothing())).bytes["compressed"] == 0
+        await trio.sleep(1000)
+        assert (await latest(image, Nothing())).bytes["compressed"] == BLOCK
 
 
 async def test_what_cannot_be_drawn_is_told(path: Path) -> None:
