@@ -133,6 +133,8 @@ async def _table(image: Image, disk: str | None) -> AnonTable:
 
 
 def _subject(image: Image, text: str) -> bytes:
+    if not text.strip():
+        raise UsageError("subject", "is empty", "name it, by a UUID")
     return subject_uuid(image.superblock.uuid, text).bytes
 
 

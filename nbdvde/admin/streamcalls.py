@@ -130,6 +130,8 @@ async def read(image: Image, request: ReadEntries) -> AsyncGenerator[Entry, None
         if value is not None and value < 0:
             raise UsageError(f"{what} {value}", "is less than 0")
     stream = await _stream(image, request.disk)
+    if request.start is not None and not request.follow:
+        stream.refuse_beyond(request.start)
     position = stream.tail if request.start is None else request.start
     position = position if request.last is None else max(stream.tail, stream.head - request.last)
     end, left = stream.head, request.count

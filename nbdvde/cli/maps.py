@@ -36,7 +36,7 @@ def map_(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Draw N * N cells, N a power of 2 up to 512. [default: 32, in a PNG 128]"),
+        typer.Option(metavar="N", help="Draw N * N cells, N a power of 2 from 2 to 512. [default: 32, in a PNG 128]"),
     ] = None,
     key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip

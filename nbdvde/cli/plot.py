@@ -40,7 +40,10 @@ def plot(
 
 def _newest(series: SeriesPoints) -> str:
     point = series.points[-1]
-    return f"newest {amount(point.mean, series.unit)} at {time_text(point.time_ns)}"
+    mean = amount(point.mean, series.unit)
+    if point.length_ns:
+        return f"mean {mean} since {time_text(point.time_ns)}"
+    return f"newest {mean} at {time_text(point.time_ns)}"
 
 
 def _columns(

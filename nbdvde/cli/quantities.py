@@ -22,8 +22,10 @@ _TICKS_S = (
 def parse_duration(text: str) -> int:
     """Nanoseconds of a duration such as 90s, 5m, 24h, 7d, 2w or 1y. Raises UsageError."""
     match = _DURATION.fullmatch(text)
-    if not match or not int(match[1]):
+    if not match:
         raise UsageError(f"duration {text!r}", "is not a number with one of s, m, h, d, w, y", "like 24h")
+    if not int(match[1]):
+        raise UsageError(f"duration {text!r}", "must be more than 0", "like 24h")
     return int(match[1]) * _UNITS_S[match[2]] * SECOND_NS
 
 
@@ -69,6 +71,8 @@ def _time_amount(seconds: float) -> str:
 
 def _scaled(value: float, base: int, names: tuple[str, ...]) -> str:
     index = 0
+    if abs(value) >= base ** len(names):
+        return f"{_digits(value)} {names[0]}"
     while abs(value) >= base and index < len(names) - 1:
         value, index = value / base, index + 1
     return f"{_digits(value)} {names[index]}"

@@ -94,6 +94,11 @@ MAP = ("map", "--subject", SUBJECT, "--type", "email")
     ((*MAP, "--type", "hobby"), b"x", 2, "type hobby: is unknown (use name, email, phone"),
     ((*MAP, "--type", "65535"), b"x", 2, "type 65535: is unknown"),
     ((*MAP, "--value-file", "none"), b"", 2, "value file none: no such file"),
+    (("map", "--subject", "", "--type", "email"), b"x", 2, "subject: is empty (name it, by a UUID)"),
+    (("lookup", "--subject", " "), b"x", 2, "subject: is empty"),
+    (("list", "--subject", ""), b"", 2, "subject: is empty"),
+    (("erase", "--subject", "\t", "--yes"), b"", 2, "subject: is empty"),
+    (("proof", "--subject", ""), b"", 2, "subject: is empty"),
     (("lookup",), b"", 2, "takes one of --mapping, --token and --subject"),
     (("lookup", "--mapping", SUBJECT, "--token", "x"), b"", 2, "takes one of"),
     (("lookup", "--mapping", SUBJECT), b"", 2, "mapping: there is none like this"),
@@ -105,7 +110,7 @@ MAP = ("map", "--subject", SUBJECT, "--type", "email")
     (("erase", "--subject", "nobody"), b"", 2, "erase: there is no terminal to ask on (add --yes)"),
     (("proof", "--subject", "nobody"), b"", 2, "subject: was not erased"),
     (("list", "--disk", "none"), b"", 2, "disk none: does not exist"),
-    (("create",), b"", 9, "region ANON: exists already"),
+    (("create",), b"", 9, "disk disk: has an anonymisation table already"),
     (("create", "--capacity", "5G"), b"", 2, "is not between 4K and 4G"),
 ])  # fmt: skip
 def test_what_cannot_be_done(
@@ -117,7 +122,9 @@ def test_what_cannot_be_done(
 
 
 def test_without_a_table_it_is_said_how_to_make_one(command: Command, plain_image: Path) -> None:
-    command("anon", "list", plain_image).fails(2, "region ANON: disk disk has none (create it first)")
+    command("anon", "list", plain_image).fails(
+        2, "disk disk: has no anonymisation table (make one with nbdvde anon create)"
+    )
 
 
 def test_a_full_table(command: Command, plain_image: Path, given: Any) -> None:

@@ -58,7 +58,7 @@ def test_a_log_is_made_and_listed(command: Command, log: Path) -> None:
     assert [(one["metric"], one["aggregation"], one["samples"]) for one in told["series"]] == [
         ("write_bytes", "raw", 862), ("write_latency_p99", "raw", 862), ("5000", "p99", 862),
     ]  # fmt: skip
-    command("metrics", "create", log).fails(9, "region MTRK: exists already")
+    command("metrics", "create", log).fails(9, "disk disk: has a metrics log already")
 
 
 def test_what_was_measured_is_shown(command: Command, log: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_picture_is_what_decoders_accept(command: Command, log: Path, tmp_path
 
 def test_a_log_is_given_up(command: Command, log: Path) -> None:
     assert command("metrics", "delete", log, "--json").json["samples"] == 2586
-    command("metrics", "delete", log).fails(2, "has none")
+    command("metrics", "delete", log).fails(2, "has no metrics log")
     assert command("metrics", "create", log, "--capacity", "256K").code == 0
     assert command("metrics", "list", log).out.endswith("0 samples in 4K of 256K\n")
 
@@ -140,22 +140,22 @@ def test_the_same_is_shown_of_a_served_image(command: Command, log: Path, tmp_pa
     rest = command("metrics", "show", log, "--json", "--since", "2d").json
     with serving(log, "--listen", f"unix:{tmp_path}/s", "--metrics-interval", "0", cwd=tmp_path):
         assert command("metrics", "show", log, "--json", "--since", "2d").json == rest
-        command("metrics", "create", log).fails(9, "exists already")
+        command("metrics", "create", log).fails(9, "has a metrics log already")
         command("metrics", "list", log, "--disk", "other").fails(2, "other")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("list",), 2, "region MTRK: disk disk has none (create it first)"),
-        (("show",), 2, "has none"),
-        (("plot",), 2, "has none"),
-        (("export",), 2, "has none"),
+        (("list",), 2, "disk disk: has no metrics log (make one with nbdvde metrics create)"),
+        (("show",), 2, "has no metrics log"),
+        (("plot",), 2, "has no metrics log"),
+        (("export",), 2, "has no metrics log"),
         (("create", "--capacity", "1K"), 2, "capacity 1024: is not a multiple of 4096 from 256 KiB to 1 GiB"),
         (("create", "--threshold", "1"), 2, "threshold 1.0: is not between 0.25 and 0.95"),
         (("show", "--since", "yesterday"), 2, "time 'yesterday': is neither a duration nor a time"),
         (("show", "--since", "1h", "--until", "2h"), 2, "--since 1h: does not lie before the end of the range"),
-        (("show", "--resolution", "0s"), 2, "duration '0s'"),
+        (("show", "--resolution", "0s"), 2, "duration '0s': must be more than 0"),
         (("export", "--format", "xml"), 2, "xml"),
     ],
 )  # fmt: skip
@@ -199,6 +199,17 @@ def test_any_values_can_be_plotted(values: list[float], ascii_only: bool) -> Non
         assert not ascii_only or "".join(lines).isascii()
 
 
+@pytest.mark.parametrize(("length", "said"), [
+    (0, "newest 1.5 at 1970-01-02 00:00:00Z"), (1, "mean 1.5 since 1970-01-02 00:00:00Z"),
+])  # fmt: skip
+def test_of_a_window_is_said_when_it_began(length: int, said: str) -> None:
+    day = 86400 * SECOND_NS
+    [one] = points([1.5])
+    one = msgspec.structs.replace(one, time_ns=day, length_ns=length * day)
+    lines = list(plot(SeriesPoints("m", 1, "raw", "", "", [one]), 0, 3 * day))
+    assert lines[-1].endswith(said)
+
+
 def test_a_higher_value_is_a_higher_bar() -> None:
     series = SeriesPoints("m", 1, "raw", "", "", points([float(n) for n in range(1, 69)]))
     rows = [line[12:] for line in plot(series, 0, 68 * SECOND_NS)][1:11]
@@ -212,8 +223,12 @@ def test_amounts_have_three_digits_and_a_unit() -> None:
         amount(1536 * 1024, "bytes per second"), amount(0.00034, "seconds"), amount(12, "seconds"),
         amount(2e-9, "seconds"),
         amount(12_500, "per second"), amount(0.97, "ratio"), amount(123.4, "number"), amount(0, "seconds"),
+        amount(-1e308, "number"), amount(1e308, "bytes"), amount(3e20, "number"),
     ]  # fmt: skip
-    assert told == ["1.5 MiB/s", "340 us", "12 s", "0.002 us", "12.5k/s", "0.97", "123", "0 s"]
+    assert told == [
+        "1.5 MiB/s", "340 us", "12 s", "0.002 us", "12.5k/s", "0.97", "123", "0 s",
+        "-1.00e+308", "1.00e+308 B", "300E",
+    ]  # fmt: skip
 
 
 def test_ticks_are_round() -> None:

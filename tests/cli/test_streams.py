@@ -41,6 +41,9 @@ def test_text_comes_back_line_by_line(command: Command, target: Path) -> None:
     assert command("stream", "read", target) == Result(0, TEXT + "\n", "")
     assert command("stream", "read", str(target), "--raw") == Result(0, TEXT, "")
     assert command("stream", "read", target, "--from", 1, "--count", 2).out == "two\n\n"
+    assert command("stream", "read", target, "--from", 4) == Result(0, "", "")
+    command("stream", "read", target, "--from", 5).fails(2, "position 5: is beyond the head of the stream, 4")
+    command("stream", "read", target, "--from", 10**23).fails(2, "is beyond the head of the stream, 4")
     assert command("stream", "tail", target, "-n", 1).out == "four with an end of its own\n"
     assert command("stream", "append", target, "text", "--lines") == Result(0, "", "")
     found = ok(command, "status", target)
@@ -53,7 +56,7 @@ def test_text_comes_back_line_by_line(command: Command, target: Path) -> None:
         "policy overwrite", "capacity 16K, 100.0% allocated, 8K at a time", "entries 0", "tail 8", "head 8",
     ]  # fmt: skip
     assert command("stream", "delete", target) == Result(0, "", "")
-    command("stream", "status", target).fails(2, "region STRE: disk disk has none")
+    command("stream", "status", target).fails(2, "disk disk: has no stream (make one with nbdvde stream create)")
     assert command("check", target).code == 0
 
 
@@ -96,13 +99,15 @@ def test_followers_see_what_is_appended(command: Command, plain_image: Path) -> 
     ("words", "code", "said"),
     [
         (("create", "--capacity", "1000"), 2, "capacity 1000: is not a multiple of 4096"),
-        (("create", "--capacity", "0"), 2, "capacity"),
+        (("create", "--capacity", "0"), 2, "capacity 0: is not between 4K and 65503G"),
+        (("create", "--capacity", "100T"), 2, "is not between 4K and 65503G"),
+        (("create", "--increment", "16T"), 2, "increment 17592186044416: is not between 4K and 16383G"),
         (("create", "--policy", "hope"), 2, "policy hope: is unknown (use overwrite, reject or wait)"),
         (("create", "--increment", "1K"), 2, "increment 1024: is not a multiple of 4096"),
         (("create", "--disk", "none"), 2, "none"),
         (("append", "nothing.there"), 3, "nothing.there: no such file or directory"),
         (("append", "long", "--lines"), 2, "line 2: is longer than 4096 bytes"),
-        (("read",), 2, "disk disk has none (create it first)"),
+        (("read",), 2, "disk disk: has no stream (make one with nbdvde stream create)"),
         (("read", "--from", "-1"), 2, "start -1: is less than 0"),
         (("tail", "-f"), 8, "no server listens there"),
     ],
@@ -116,5 +121,5 @@ def test_what_makes_no_sense_is_refused(
 
 def test_there_is_one_stream(command: Command, target: Path) -> None:
     assert command("stream", "create", target).code == 0
-    command("stream", "create", target).fails(9, "region STRE: exists already")
+    command("stream", "create", target).fails(9, "disk disk: has a stream already")
     assert command("stream", "append", target, "--disk", "disk", "/dev/null") == Result(0, "", "")

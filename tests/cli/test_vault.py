@@ -121,6 +121,9 @@ NO_ID = "00000000-0000-0000-0000-000000000001"
     ((*ISSUE, "--status", "fine"), 2, "status fine: is unknown (use unknown, compliant"),
     ((*ISSUE, "--expires", "2020-01-01"), 2, "expires before it is issued"),
     ((*ISSUE, "--expires", "soon"), 2, "time 'soon': is no day and no moment"),
+    ((*ISSUE, "--expires", "9999y"), 2, "time '9999y': is no day and no moment (like 365d, 2027-01-01,"),
+    ((*ISSUE, "--expires", "999999d"), 2, "time '999999d': is beyond the year 2554"),
+    ((*ISSUE, "--issuer", " "), 2, "issuer: is empty"),
     ((*ISSUE, "--expires", "3000-01-01"), 2, "is not between 1970 and 2554"),
     ((*ISSUE, "--object", "x"), 2, "id 'x': is not a UUID"),
     ((*ISSUE, "--object", OBJECT, "--snapshot", "x"), 2, "does not go with --snapshot"),
@@ -140,7 +143,7 @@ NO_ID = "00000000-0000-0000-0000-000000000001"
     (("query", "--framework", "nothing"), 2, "framework nothing: is unknown"),
     (("query", "--disk", "none"), 2, "disk none: does not exist"),
     (("create", "--capacity", "1K"), 2, "capacity 1024: is not between 4K and 4G"),
-    (("create",), 9, "region CMVT: exists already"),
+    (("create",), 9, "disk disk: has a compliance vault already"),
 ])  # fmt: skip
 def test_what_cannot_be_done(command: Command, plain_image: Path, words: tuple[str, ...], code: int, why: str) -> None:
     assert command("vault", "create", plain_image).code == 0
@@ -154,7 +157,9 @@ def test_what_cannot_be_done(command: Command, plain_image: Path, words: tuple[s
 
 
 def test_without_a_vault_it_is_said_how_to_make_one(command: Command, plain_image: Path) -> None:
-    command("vault", "query", plain_image).fails(2, "region CMVT: disk disk has none (create it first)")
+    command("vault", "query", plain_image).fails(
+        2, "disk disk: has no compliance vault (make one with nbdvde vault create)"
+    )
 
 
 def test_a_full_vault(command: Command, plain_image: Path) -> None:

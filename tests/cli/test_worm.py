@@ -78,7 +78,7 @@ def test_it_goes_when_its_time_is_over(command: Command, plain_image: Path) -> N
         while (result := command("worm", "delete", plain_image)).code == 9:
             assert "is retained for 1 second" in result.err
         assert result == Result(0, "", "")
-        command("worm", "list", plain_image).fails(2, "disk disk has none")
+        command("worm", "list", plain_image).fails(2, "disk disk: has no WORM region")
 
 
 def test_a_full_one_says_so(command: Command, target: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_full_one_says_so(command: Command, target: Path) -> None:
         (("create", "--capacity", "4K", "--retention", "0d"), 2, "retention 0d: is no time at all"),
         (("create", "--capacity", "4K", "--retention", "30"), 2, "retention 30: is not a time"),
         (("append", "nothing.there"), 3, "nothing.there: no such file or directory"),
-        (("export", "out"), 2, "disk disk has none (create it first)"),
-        (("delete",), 2, "disk disk has none (create it first)"),
+        (("export", "out"), 2, "disk disk: has no WORM region (make one with nbdvde worm create)"),
+        (("delete",), 2, "disk disk: has no WORM region (make one with nbdvde worm create)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -38,8 +38,7 @@ class AnonTable:
         """
         if not BLOCK <= capacity <= CAPACITY_MAX:
             raise UsageError(f"capacity {capacity}", "is not between 4K and 4G", f"the default is {CAPACITY >> 20}M")
-        if area.find(cls.FORM):
-            raise RefusedError(f"region {cls.FORM.name}", "exists already")
+        area.refuse_another(cls.FORM)
         await area.subjects.create()
         await area.create(cls.FORM, capacity // BLOCK, Table().blocks(()), 1)
 

@@ -11,7 +11,7 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.pieces import page_of
 from nbdvde.engine.regions.directory import FORM as DIRECTORY
-from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slot
+from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slot, kind_of
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
@@ -55,8 +55,16 @@ class Area:
         if self._volumes.existing_region(DIRECTORY, self.disk.number) is not self._volume:
             raise RefusedError(f"disk {self.disk.name}", "was deleted")
         if slot is None:
-            raise UsageError(f"region {form.name}", f"disk {self.disk.name} has none", "create it first")
+            kind = kind_of(form)
+            hint = kind.command and f"make one with {kind.command}"
+            raise UsageError(f"disk {self.disk.name}", f"has no {kind.name}", hint)
         return slot
+
+    def refuse_another(self, form: Form) -> None:
+        """Raise RefusedError when the disk has this region."""
+        if self.find(form):
+            kind = kind_of(form)
+            raise RefusedError(f"disk {self.disk.name}", f"has {kind.article} {kind.name} already")
 
     async def create(
         self, form: Form, blocks: int, written: Mapping[int, bytes], used: int, *, flags: int = 0
@@ -70,6 +78,7 @@ class Area:
         if member is not None and member.parent:
             raise UsageError(f"snapshot {self.disk.name}", "has no regions", "name the disk itself")
         async with self._changing:
+            self.refuse_another(form)
             after = self.directory.adding(form, blocks, used, flags)
             if self._volume is None:
                 await self._enable()
@@ -99,7 +108,7 @@ class Area:
         async with self._changing:
             slot = self.get(form)
             after = self.directory.removing(form)
-            await self.volume.write_together({0: after.pack()}, [(slot.start, slot.start + slot.blocks)])
+            await self._write_together({0: after.pack()}, [(slot.start, slot.start + slot.blocks)])
             self.directory = after
             self._forget(form)
         await self.flush()
@@ -139,7 +148,12 @@ class Area:
         start = slot.start
         blocks = {start + block: page for block, page in written.items()}
         gone = [(start + first, start + stop) for first, stop in holes]
-        await self.volume.write_together({**blocks, **more}, gone)
+        await self._write_together({**blocks, **more}, gone)
+
+    async def _write_together(self, blocks: Mapping[int, bytes], holes: Sequence[tuple[int, int]]) -> None:
+        if self.volume.read_only:
+            raise RefusedError("image", "is open for reading only", "open it for writing")
+        await self.volume.write_together(blocks, holes)
 
     async def _read(self, block: int, count: int) -> bytes:
         return b"".join(map(page_of, await self.volume.read(block * BLOCK, count * BLOCK)))

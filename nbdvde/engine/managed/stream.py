@@ -233,8 +233,7 @@ class Stream:
         """
         async with self._changing:
             self.refuse_if_gone()
-            if position > self.head:
-                raise UsageError(f"position {position}", f"is beyond the head of the stream, {self.head}")
+            self.refuse_beyond(position)
             if position > self.ring.tail:
                 await self._advance(position)
 
@@ -285,6 +284,11 @@ class Stream:
         """Raise RefusedError when it was deleted."""
         if self.gone:
             raise RefusedError(self._name, "was deleted")
+
+    def refuse_beyond(self, position: int) -> None:
+        """Raise UsageError for a position behind that of the next entry."""
+        if position > self.head:
+            raise UsageError(f"position {position}", f"is beyond the head of the stream, {self.head}")
 
     async def _lengths(self, block: int) -> bytes:
         page = await self._area.read(FORM, block)

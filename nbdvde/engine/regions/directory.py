@@ -7,7 +7,7 @@ nothing is stored for the rest. What a newer version has made is kept as it is.
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from nbdvde.engine.layout import BLOCK
 from nbdvde.engine.regions.form import GENERATION_MAX, Form
@@ -20,6 +20,29 @@ SLOTS_MAX = FORM.capacity(1)
 WINDOW = 1 << 34
 """Blocks from the start of a region to that of the next one: 64 TiB."""
 VOLUME_BYTES = (1 + SLOTS_MAX) * WINDOW * BLOCK
+
+
+class Kind(NamedTuple):
+    """What people call a type of region."""
+
+    article: str
+    name: str
+    command: str = ""
+    """That makes one."""
+
+
+_KINDS = {
+    "STRE": Kind("a", "stream", "nbdvde stream create"),
+    "WORM": Kind("a", "WORM region", "nbdvde worm create"),
+    "MTRK": Kind("a", "metrics log", "nbdvde metrics create"),
+    "CMVT": Kind("a", "compliance vault", "nbdvde vault create"),
+    "ANON": Kind("an", "anonymisation table", "nbdvde anon create"),
+}
+
+
+def kind_of(form: Form) -> Kind:
+    """How to speak of a type of region."""
+    return _KINDS.get(form.name) or Kind("a", f"region {form.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +90,8 @@ class Directory:
         return next((slot for slot in self.slots if slot.type == form.tag), None)
 
     def adding(self, form: Form, blocks: int, used: int, flags: int = 0) -> Self:
-        """With a region more. Raises RefusedError."""
-        if self.find(form):
-            raise RefusedError(f"region {form.name}", "exists already")
+        """With a region more, of a type that there is none of. Raises RefusedError when there is no room."""
+        assert not self.find(form), "there is one of a type"
         taken = {slot.start for slot in self.slots}
         free = next((n * WINDOW for n in range(1, SLOTS_MAX + 1) if n * WINDOW not in taken), None)
         if free is None:

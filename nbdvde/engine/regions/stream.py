@@ -58,9 +58,9 @@ class Ring:
     def new(cls, capacity: int, increment: int, policy: StreamPolicy) -> Self:
         """An empty one. Raises UsageError."""
         if not 0 < capacity <= CAPACITY_MAX:
-            raise UsageError(f"capacity of {capacity} blocks", f"is not between 1 and {CAPACITY_MAX}")
+            raise UsageError(f"capacity {capacity * BLOCK}", f"is not between 4K and {CAPACITY_MAX >> 18}G")
         if not 0 < increment < 1 << 32:
-            raise UsageError(f"increment of {increment} blocks", "is not between 1 and 4294967295")
+            raise UsageError(f"increment {increment * BLOCK}", "is not between 4K and 16383G")
         return cls(capacity, increment=increment, policy=policy)
 
     @property

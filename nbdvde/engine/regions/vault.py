@@ -257,6 +257,8 @@ class Ledger:
             raise RefusedError("passport", "its signature does not fit the key", "sign just the bytes before it")
         if record.is_event:
             self._refuse_event(record, key)
+        elif not record.issuer.strip():
+            raise UsageError("issuer", "is empty", "say who issues it")
         elif record.expires_ns and record.expires_ns <= record.issued_ns:
             raise UsageError("passport", "expires before it is issued", "choose a later day")
 

@@ -53,7 +53,7 @@ class Header:
     def new(cls, capacity: int, retention_ns: int, now_ns: int) -> Self:
         """Of an empty region. Raises UsageError."""
         if not 0 < capacity <= CAPACITY_MAX:
-            raise UsageError(f"capacity of {capacity} blocks", f"is not between 1 and {CAPACITY_MAX}")
+            raise UsageError(f"capacity {capacity * BLOCK}", f"is not between 4K and {CAPACITY_MAX >> 18}G")
         check_retention(retention_ns)
         return cls(0, capacity, retention_ns, now_ns)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from nbdvde.engine.layout import MAX_DISK_BYTES
-from nbdvde.engine.regions.directory import FORM, SLOTS_MAX, VOLUME_BYTES, WINDOW, Directory, Slot
+from nbdvde.engine.regions.directory import FORM, SLOTS_MAX, VOLUME_BYTES, WINDOW, Directory, Slot, kind_of
 from nbdvde.engine.regions.form import Form
 from nbdvde.errors import DamageError, RefusedError
 
@@ -30,9 +30,9 @@ def test_a_window_is_used_again_when_its_region_is_gone() -> None:
     assert again.start == WINDOW
 
 
-def test_there_is_one_region_of_a_type() -> None:
-    with pytest.raises(RefusedError, match="region ONE1: exists already"):
-        Directory().adding(ONE, 1, 1).adding(ONE, 1, 1)
+def test_people_are_told_of_regions_in_their_words() -> None:
+    assert kind_of(Form("ANON", 16, 108)) == ("an", "anonymisation table", "nbdvde anon create")
+    assert kind_of(ONE) == ("a", "region ONE1", "")
 
 
 def test_it_is_full_at_last() -> None:

@@ -94,7 +94,7 @@ async def test_what_is_not_valid_changes_nothing(path: Path) -> None:
         ):
             with pytest.raises(UsageError, match="is not"):
                 await MetricsLog.create(area, capacity, threshold)
-        with pytest.raises(RefusedError, match=f"region {FORM.name}: exists already"):
+        with pytest.raises(RefusedError, match="disk disk: has a metrics log already"):
             await MetricsLog.create(area)
 
 
@@ -157,7 +157,7 @@ async def test_another_one_takes_the_place_of_a_deleted_one(path: Path) -> None:
         old = await make(image)
         await old.append(samples(3000))
         await old.delete()
-        with pytest.raises(UsageError, match="has none"):
+        with pytest.raises(UsageError, match="has no metrics log"):
             await image.regions.get(MetricsLog, image.disk())
         log = await make(image, 1 << 20)
         with pytest.raises(RefusedError, match="was deleted"):
@@ -186,8 +186,8 @@ async def test_it_is_of_one_disk_and_goes_with_it(path: Path) -> None:
         await image.volumes.create("two", 1 << 20)
         area = await image.regions.area(image.disk("two"))
         await MetricsLog.create(area)
-        with pytest.raises(UsageError, match="disk disk has none"):
+        with pytest.raises(UsageError, match="disk disk: has no metrics log"):
             await image.regions.get(MetricsLog, image.disk())
         await image.volumes.snapshot("two", "then")
-        with pytest.raises(UsageError, match="two@then has none"):
+        with pytest.raises(UsageError, match="two@then: has no metrics log"):
             await image.regions.get(MetricsLog, image.disk("two@then"))

@@ -355,12 +355,12 @@ async def test_a_deleted_stream_is_none(path: Path) -> None:
         assert await stream.append_many([]) == []
         await _refused(stream.delete)
         await _refused(lambda: stream.read(0))
-        with pytest.raises(UsageError, match="disk disk has none"):
+        with pytest.raises(UsageError, match="disk disk: has no stream"):
             await image.regions.get(Stream, image.disk())
         again = await made(image, 5)
         assert again is not stream
         assert await held(again) == {}
-        with pytest.raises(RefusedError, match="exists already"):
+        with pytest.raises(RefusedError, match="disk disk: has a stream already"):
             await made(image, 5)
     await in_a_new_life(path, _holds_nothing)
 

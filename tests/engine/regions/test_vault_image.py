@@ -48,7 +48,7 @@ async def test_what_was_added_is_there_again(path: Path) -> None:
         assert isinstance(revoked, Entry)
         assert [one.status for one in revoked.events] == [1, 2]
         assert revoked.state(NOW) == "revoked"
-        with pytest.raises(RefusedError, match="reading only"):
+        with pytest.raises(RefusedError, match="image: is open for reading only"):
             await vault.add(passport(99), PUBLIC, NOW)
         assert len(list(vault.query())) == 40
 
@@ -76,7 +76,7 @@ async def test_capacities_that_cannot_be(path: Path, capacity: int) -> None:
 async def test_there_is_one_vault_of_a_disk(path: Path) -> None:
     async with nbdvde.open_image(path, key=MASTER) as image:
         await made(image)
-        with pytest.raises(RefusedError, match="exists already"):
+        with pytest.raises(RefusedError, match="disk disk: has a compliance vault already"):
             await made(image)
 
 
