@@ -8,9 +8,9 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -19,6 +19,7 @@ from nbdvde.errors import UsageError, reason
 
 MAX_DISK_BYTES = (1 << 63) - 512
 _ENVIRONMENT = "NBDVDE_"
+_INTERVAL_MIN = 0.1
 _LISTS = {("server", key) for key in ("listen", "admin_allow", "admin_names")}
 _SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?(?:([KMGTP])(?:iB)?)?", re.ASCII | re.IGNORECASE)
 _SECTOR, _BLOCK, _MAX_EXTENT_BLOCKS = 512, 4096, 256
@@ -122,10 +123,14 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """File that holds the process id while the server is ready."""
     print_uri: bool = False
     """Print the address of each export on standard output."""
-    metrics_interval: Annotated[float, msgspec.Meta(ge=0)] = 10.0
-    """Seconds between samples in the metrics logs of disks that have one; 0 for none."""
+    metrics_interval: float = 10.0
+    """Seconds between samples in the metrics logs of disks that have one, at least 0.1; 0 for none."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log on standard error."""
+
+    def __post_init__(self) -> None:
+        if self.metrics_interval != 0 and not self.metrics_interval >= _INTERVAL_MIN:
+            raise ValueError(f"metrics_interval {self.metrics_interval:g} is neither 0 nor at least {_INTERVAL_MIN}")
 
 
 class TlsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -310,5 +315,25 @@ def _explain(message: str) -> str:
     text, where = match.groups() if (match := _WHERE.fullmatch(message)) else (message, "")
     if unknown := _UNKNOWN.fullmatch(text):
         return f"unknown key {where}.{unknown[1]}" if where else f"unknown table [{unknown[1]}]"
+    if text.startswith("Invalid enum value"):
+        text += f", expected {' or '.join(_choices(where))}"
     text = text[:1].lower() + text[1:].replace(" | null", "").replace("`object`", "a table").replace("`", "")
     return f"{where}: {_PATTERN.sub('without zero bytes', text)}"
+
+
+def _choices(where: str) -> list[str]:
+    """The texts that a key takes, from the types of the options."""
+    leaves: list[object] = [Options]
+    for key in re.findall("[a-z_]+", where):
+        table = next(leaf for leaf in leaves if isinstance(leaf, type) and issubclass(leaf, msgspec.Struct))
+        leaves = list(_leaves(get_type_hints(table)[key]))
+    return [leaf for leaf in leaves if isinstance(leaf, str)]
+
+
+def _leaves(kind: object) -> Iterator[object]:
+    """The types and values that a type is made of."""
+    parts = get_args(kind)
+    if not parts:
+        yield kind
+    for part in parts:
+        yield from _leaves(part)

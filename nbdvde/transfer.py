@@ -76,7 +76,7 @@ async def target(path: Path, *, overwrite: bool) -> AsyncIterator[tuple[int, Pat
             yield file, path
             await workers.run(os.fsync, file)
         return
-    with _placed(path):
+    with placed(path):
         new = await workers.run(NewFile, path)
         try:
             yield new.file, new.part
@@ -87,8 +87,8 @@ async def target(path: Path, *, overwrite: bool) -> AsyncIterator[tuple[int, Pat
                 await workers.run(new.abandon)
 
 
-def _exists(path: Path) -> RefusedError:
-    return RefusedError(str(path), "exists already", "choose another name, or use --force")
+def _exists(path: Path, option: str = "--force") -> RefusedError:
+    return RefusedError(str(path), "exists already", f"choose another name, or use {option}")
 
 
 async def _write_out(disk: Disk, file: int, progress: Progress) -> None:
@@ -128,19 +128,19 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         if not (stat.S_ISREG(mode := os.fstat(file).st_mode) or stat.S_ISBLK(mode)):
             raise ImageError(str(path), "is neither a file nor a block device", "copy through nbdcopy")
         _lock(path, file, flags)
-        with _placed(path):
+        with placed(path):
             yield file
     finally:
         os.close(file)
 
 
 @contextmanager
-def _placed(path: Path) -> Iterator[None]:
-    """Have errors of the system tell of a path."""
+def placed(path: Path, option: str = "--force") -> Iterator[None]:
+    """Have errors of the system tell of a path, and of the option that replaces what is there."""
     try:
         yield
     except FileExistsError:
-        raise _exists(path) from None
+        raise _exists(path, option) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(str(path), reason(error), "free some") from None
@@ -152,7 +152,18 @@ def _lock(path: Path, file: int, flags: int) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if flags & os.O_ACCMODE else fcntl.LOCK_SH))
     except BlockingIOError:
-        raise RefusedError(str(path), "is the image itself, or in use", "choose another file") from None
+        raise _in_use(path) from None
+
+
+def refuse_image(path: Path, image: Path) -> None:
+    """Refuse to write a file that is this image, or one in use, by whatever name. Raises RefusedError, ImageError."""
+    with opened(path, os.O_WRONLY):
+        if image.exists() and path.samefile(image):
+            raise _in_use(path)
+
+
+def _in_use(path: Path) -> RefusedError:
+    return RefusedError(str(path), "is the image itself, or in use", "choose another file")
 
 
 def _next_data(file: int, at: int, size: int) -> tuple[int, int]:

@@ -34,6 +34,8 @@ class AppendEntries(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     entries: list[bytes]
     disk: str | None = None
+    wait: bool = True
+    """Wait for room when the stream is full and its policy is to wait; without, be refused."""
 
 
 class Positions(msgspec.Struct, frozen=True):
@@ -121,7 +123,7 @@ async def create(image: Image, request: CreateStream) -> StreamInfo:
 async def append(image: Image, request: AppendEntries) -> Positions:
     """Append entries; durable then."""
     stream = await _stream(image, request.disk)
-    return Positions(await stream.append_many(request.entries))
+    return Positions(await stream.append_many(request.entries, wait=request.wait))
 
 
 async def read(image: Image, request: ReadEntries) -> AsyncGenerator[Entry, None]:

@@ -193,7 +193,7 @@ def serve(
     ] = None,
     metrics_interval: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0, help="Between samples in metrics logs; 0 for none. [default: 10]"),
+        typer.Option(metavar="SECONDS", help="Between samples in metrics logs, at least 0.1; 0: none. [default: 10]"),
     ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
 ) -> None:

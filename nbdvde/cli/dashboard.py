@@ -38,11 +38,20 @@ class DashboardPlan:
             if options.admin_allow or options.admin_names:
                 raise UsageError("--admin-allow and --admin-name", "are of no use without --admin", "give an address")
             return None
-        address = parse_listen(options.admin)
-        if not isinstance(address, TcpAddress):
-            raise UsageError(f"--admin {options.admin}", "is no TCP address", "use localhost:PORT")
+        address = _parse(options.admin)
         names = (*options.admin_names, address.host, socket.gethostname())
         return cls(address, "remote" in options.admin_allow, "changes" in options.admin_allow, names)
+
+
+def _parse(text: str) -> TcpAddress:
+    what, hint = f"--admin {text}", "use HOST:PORT, like localhost:8080"
+    try:
+        address = parse_listen(text)
+    except UsageError as error:
+        raise UsageError(what, error.why, hint) from None
+    if not isinstance(address, TcpAddress):
+        raise UsageError(what, "is no TCP address", hint)
+    return address
 
 
 class Dashboard:

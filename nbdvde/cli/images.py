@@ -107,6 +107,11 @@ class ImageByPath:
             raise NetworkError(f"control socket {self._control}", "no server listens there", hint)
         return self._served
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server is asked, not the file."""
+        return self._served is not None
+
     def info(self) -> ImageInfo:
         """All that can be told; without a key file that is less of an encrypted image at rest."""
         if self._served:

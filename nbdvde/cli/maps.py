@@ -53,7 +53,7 @@ def map_(
         from nbdvde.cli.mappicture import picture
         from nbdvde.cli.pngfile import save
 
-        save(picture(found, image.name, course, side), png, overwrite=overwrite)
+        save(picture(found, image.name, course, side), png, image, overwrite=overwrite)
     if json:
         output.json(found)
     elif not png:

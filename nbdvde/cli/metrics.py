@@ -119,7 +119,7 @@ def plot(
         from nbdvde.cli.pngfile import save
 
         title = title_of(f"{image.name}, disk {asked.disk_name}", asked.since_ns, asked.until_ns)
-        save(chart(found, title, asked.since_ns, asked.until_ns), png, overwrite=overwrite)
+        save(chart(found, title, asked.since_ns, asked.until_ns), png, image, overwrite=overwrite)
         return
     from nbdvde.cli.plot import plot as lines
 

@@ -1,9 +1,6 @@
 """The commands about streams."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +9,7 @@ import typer
 from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile
 from nbdvde.disk import BLOCK
-from nbdvde.errors import ImageError, UsageError, reason
+from nbdvde.errors import UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
@@ -61,13 +58,14 @@ def append(
 ) -> None:  # fmt: skip
     """Append a file, or what comes on standard input."""
     from nbdvde.admin import streamcalls
+    from nbdvde.cli.files import opened
 
     positions: list[int] = []
+    target = _image(image, key_file, control)
+    wait = target.is_served  # nobody makes room in an image that this process has
     with opened(file) as read:
-        requests = (streamcalls.AppendEntries(entries, disk) for entries in _batches(read, lines=lines))
-        _image(image, key_file, control).calls(
-            streamcalls.APPEND, requests, lambda done: positions.extend(done.positions)
-        )
+        requests = (streamcalls.AppendEntries(entries, disk, wait) for entries in _batches(read, lines=lines))
+        target.calls(streamcalls.APPEND, requests, lambda done: positions.extend(done.positions))
     if json:
         output.json(streamcalls.Positions(positions))
 
@@ -172,22 +170,6 @@ def _print(image: "ImageByPath", request: "ReadEntries", *, raw: bool, json: boo
             output.line(entry.data.removesuffix(b"\n").decode(errors="replace"))
 
     image.feed(READ_ENTRIES, request, show)
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[Callable[[int], bytes]]:
-    """What reads from a file, or from standard input, as much as there is now. Raises ImageError."""
-    if str(file) == "-":
-        yield lambda most: os.read(sys.stdin.fileno(), most)
-        return
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageError(str(file), reason(error), "check the path and its permissions") from None
-    try:
-        yield lambda most: os.read(fd, most)
-    finally:
-        os.close(fd)
 
 
 def _batches(read: Callable[[int], bytes], *, lines: bool) -> Iterator[list[bytes]]:

@@ -12,9 +12,9 @@ import msgspec
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, Overwrite
 from nbdvde.cli.times import parse_expiry, parse_time
-from nbdvde.errors import ExitCode, RefusedError, UsageError, reason
+from nbdvde.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.vaultcalls import PassportInfo
@@ -173,10 +173,11 @@ def export(
     file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Where to. [default: standard output]")
     ] = None,
-    key_file: KeyFile = None, control: Control = None,
+    overwrite: Overwrite = False, key_file: KeyFile = None, control: Control = None,
 ) -> None:  # fmt: skip
     """Export a passport such that others can verify it; with --format der or raw also an event, by its id."""
     from nbdvde.admin.vaultcalls import described
+    from nbdvde.cli.files import written
     from nbdvde.engine.regions.signature import to_der
 
     room, id_of = _room(image, disk, key_file, control), _uuid(id_)
@@ -185,10 +186,15 @@ def export(
         told = msgspec.structs.replace(
             described(entry, time.time_ns()), signature=entry.passport.signature.hex(), signed=entry.passport.signed
         )
-        _write(file, msgspec.json.encode(told) + b"\n")
+        data = msgspec.json.encode(told) + b"\n"
+    else:
+        found = room.records(id_of)[0]
+        data = found.pack() if format_ is ExportFormat.RAW else to_der(found.signature)
+    if file is None:
+        output.raw(data)
         return
-    found = room.records(id_of)[0]
-    _write(file, found.pack() if format_ is ExportFormat.RAW else to_der(found.signature))
+    with written(file, image, overwrite=overwrite) as out:
+        out.write(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +251,6 @@ def _uuid(text: str) -> UUID:
 def _tell(record: "Record", *, json: bool) -> None:
     id_ = UUID(bytes=record.id)
     output.json({"id": str(id_)}) if json else output.line(str(id_))
-
-
-def _write(file: Path | None, data: bytes) -> None:
-    if file is None:
-        output.raw(data)
-        return
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise RefusedError(str(file), reason(error), "choose another place") from None
 
 
 def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":

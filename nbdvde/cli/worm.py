@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, DiskName, FileArgument, ImageArgument, Json, KeyFile
-from nbdvde.cli.streams import FileOrInput, opened
-from nbdvde.errors import ImageError, RefusedError, UsageError, reason
+from nbdvde.cli.arguments import Control, DiskName, FileArgument, ImageArgument, Json, KeyFile, Overwrite
+from nbdvde.cli.streams import FileOrInput
+from nbdvde.errors import UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
@@ -58,6 +58,7 @@ def append(
 ) -> None:  # fmt: skip
     """Append a file, or what comes on standard input, 1 MiB to a record, each durable before the next."""
     from nbdvde.admin import wormcalls
+    from nbdvde.cli.files import opened
 
     def show(record: "WormRecord") -> None:
         if json:
@@ -84,24 +85,20 @@ def list_(
 
 @worm_app.command("export")
 def export(
-    image: ImageArgument, file: FileArgument, disk: DiskName = None, key_file: KeyFile = None, control: Control = None
-) -> None:
+    image: ImageArgument, file: FileArgument, overwrite: Overwrite = False, disk: DiskName = None,
+    key_file: KeyFile = None, control: Control = None,
+) -> None:  # fmt: skip
     """Write everything that was appended to a new file, byte for byte; - is standard output."""
     from nbdvde.admin import wormcalls
+    from nbdvde.cli.files import written
 
     target = _image(image, key_file, control)
     request = wormcalls.WormRequest(disk)
     if str(file) == "-":
         target.feed(wormcalls.EXPORT, request, lambda part: output.raw(part.data))
         return
-    target.call(wormcalls.RETENTION, request)  # before there is a file
-    try:
-        with file.open("xb") as out:
-            target.feed(wormcalls.EXPORT, request, lambda part: out.writelines((part.data,)))
-    except FileExistsError:
-        raise RefusedError(str(file), "exists already", "choose another name, or remove it first") from None
-    except OSError as error:
-        raise ImageError(str(file), reason(error), "check the path and its permissions") from None
+    with written(file, image, overwrite=overwrite) as out:
+        target.feed(wormcalls.EXPORT, request, lambda part: out.writelines((part.data,)))
 
 
 @worm_app.command("verify")

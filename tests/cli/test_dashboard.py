@@ -88,10 +88,10 @@ def test_without_an_image_and_by_name(tmp_path: Path) -> None:
         (["--admin", "0.0.0.0:0"], 9, "other machines could reach it"),
         (["--admin", "[::]:0"], 9, "add --admin-allow remote"),
         (["--admin", "unix:web"], 2, "no TCP address"),
-        (["--admin", "9000"], 2, "not understood"),
+        (["--admin", "9000"], 2, "--admin 9000: not understood (use HOST:PORT, like localhost:8080)"),
         (["--admin", "256.0.0.1:0"], 8, "cannot listen on 256.0.0.1:0"),
         (["--admin-allow", "changes"], 2, "of no use without --admin"),
-        (["--admin", "localhost:0", "--admin-allow", "all"], 2, "admin_allow"),
+        (["--admin", "localhost:0", "--admin-allow", "all"], 2, "'all', expected remote or changes"),
     ],
 )
 def test_what_is_refused(command: Command, plain_image: Path, words: list[str], code: int, text: str) -> None:

@@ -72,6 +72,18 @@ def test_a_picture_is_what_decoders_accept(command: Command, filled: Path, tmp_p
     assert strictly(file).width > 512
 
 
+@pytest.mark.parametrize("link", [None, "symlink", "hard link"])
+def test_a_picture_never_replaces_the_image(command: Command, filled: Path, tmp_path: Path, link: str | None) -> None:
+    file = filled if link is None else tmp_path / "link"
+    if link == "symlink":
+        file.symlink_to(filled)
+    elif link:
+        file.hardlink_to(filled)
+    before, names = filled.read_bytes(), sorted(tmp_path.iterdir())
+    command("map", filled, "--overwrite", "--png", file).fails(9, "is the image itself")
+    assert (filled.read_bytes(), sorted(tmp_path.iterdir())) == (before, names)
+
+
 def test_the_same_is_shown_of_a_served_image(command: Command, filled: Path, tmp_path: Path) -> None:
     rest = command("map", filled).out
     with serving(filled, "--listen", f"unix:{tmp_path}/s", cwd=tmp_path):

@@ -81,6 +81,15 @@ def test_standard_input_is_appended(command: Command, target: Path) -> None:
     command("stream", "append", target, "more").fails(7, "stream of disk disk", "is full, with 2 of 2 entries")
 
 
+def test_nobody_waits_for_room_in_an_image_at_rest(command: Command, plain_image: Path) -> None:
+    command("stream", "create", plain_image, "--capacity", "8K", "--increment", "8K", "--policy", "wait")
+    Path("text").write_text("a\nb\n")
+    assert command("stream", "append", plain_image, "text", "--lines").code == 0
+    command("stream", "append", plain_image, "text", "--lines").fails(7, "is full, with 2 of 2", "serve the image")
+    assert command("stream", "advance", plain_image, "2").code == 0
+    assert ok(command, "append", plain_image, "text", "--lines") == {"positions": [2, 3]}
+
+
 def test_followers_see_what_is_appended(command: Command, plain_image: Path) -> None:
     command("stream", "create", plain_image)
     Path("text").write_text(TEXT)
@@ -106,6 +115,7 @@ def test_followers_see_what_is_appended(command: Command, plain_image: Path) -> 
         (("create", "--increment", "1K"), 2, "increment 1024: is not a multiple of 4096"),
         (("create", "--disk", "none"), 2, "none"),
         (("append", "nothing.there"), 3, "nothing.there: no such file or directory"),
+        (("append", "."), 3, ".: is a directory"),
         (("append", "long", "--lines"), 2, "line 2: is longer than 4096 bytes"),
         (("read",), 2, "disk disk: has no stream (make one with nbdvde stream create)"),
         (("read", "--from", "-1"), 2, "start -1: is less than 0"),

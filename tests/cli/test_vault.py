@@ -88,7 +88,7 @@ def test_openssl_alone_verifies_what_is_exported(command: Command, target: Path)
     for number in (id_, revocation):
         for form in ("raw", "der"):
             out = ("--format", form, "--output", form)
-            assert command("vault", "export", target, number, *out) == Result(0, "", "")
+            assert command("vault", "export", target, number, *out, "--overwrite") == Result(0, "", "")
         whole = Path("raw").read_bytes()
         Path("signed").write_bytes(whole[:-64])
         verify = ["openssl", "dgst", "-sha256", "-verify", "pub.pem", "-signature", "der", "signed"]
@@ -97,6 +97,18 @@ def test_openssl_alone_verifies_what_is_exported(command: Command, target: Path)
         assert subprocess.run(verify, capture_output=True, check=False).returncode == 1
     told = command("vault", "export", target, id_).json
     assert (told["id"], told["state"], len(told["signature"])) == (id_, "revoked", 128)
+
+
+def test_an_export_replaces_nothing_unasked(command: Command, target: Path) -> None:
+    id_ = issue(command, target)
+    before = Path("key.pem").read_bytes()
+    command("vault", "export", target, id_, "--output", "key.pem").fails(9, "key.pem: exists already", "--overwrite")
+    assert Path("key.pem").read_bytes() == before
+    image = target.read_bytes()
+    command("vault", "export", target, id_, "--output", target, "--overwrite").fails(9, "is the image itself")
+    assert target.read_bytes() == image
+    command("vault", "export", target, id_, "--output", "no/such").fails(3, "no/such: no such file or directory")
+    command("vault", "export", target, id_, "--output", "/dev/null", "--overwrite").fails(3, "neither a file nor")
 
 
 def test_snapshots_have_passports(command: Command, target: Path) -> None:

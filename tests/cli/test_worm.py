@@ -48,7 +48,10 @@ def test_what_is_appended_comes_back(command: Command, target: Path) -> None:
     assert [row.split()[:2] for row in rows] == [["0", "1048576"], ["1048576", "7"], ["1052672", "6"]]
     assert command("worm", "export", target, "back") == Result(0, "", "")
     assert Path("back").read_bytes() == DATA + b"signed"
-    command("worm", "export", target, "back").fails(9, "back: exists already")
+    command("worm", "export", target, "back").fails(9, "back: exists already", "--overwrite")
+    assert command("worm", "export", target, "back", "--overwrite") == Result(0, "", "")
+    command("worm", "export", target, target, "--overwrite").fails(9, "is the image itself")
+    command("worm", "append", target, ".").fails(3, ".: is a directory")
     assert command("worm", "verify", target).out == f"{target}: sound, 3 appends of 1.0M verified\n"
     assert ok(command, "verify", target)["records"] == 3
     assert command("check", target).code == 0

@@ -81,10 +81,11 @@ class Stream:
         """Append an entry; answers its position once it is durable. See `append_many`."""
         return (await self.append_many((entry,)))[0]
 
-    async def append_many(self, entries: Sequence[Buffer]) -> list[int]:
+    async def append_many(self, entries: Sequence[Buffer], *, wait: bool = True) -> list[int]:
         """Append entries in this order; answers their positions once all are durable.
 
-        1024 at a time, or as many as the stream takes, are durable all or none. In a full stream the policy decides.
+        1024 at a time, or as many as the stream takes, are durable all or none. In a full stream the policy decides;
+        without `wait` one that would wait rejects them.
         Who is cancelled may find all, some or none of them in the stream. Raises UsageError for an entry of more than
         4096 bytes, NoSpaceError when the stream rejects them (then it has none of them) or the image is full,
         RefusedError when the stream is deleted or the image is read-only, PoisonedError.
@@ -93,7 +94,8 @@ class Stream:
             raise UsageError("entry", f"is longer than {BLOCK} bytes", "append it in parts")
         most = min(BATCH, self.ring.capacity)
         parts = [entries[at : at + most] for at in range(0, len(entries), most)]
-        left = self._reserve(len(entries)) if self.ring.policy is StreamPolicy.REJECT else 0
+        rejects = self.ring.policy is StreamPolicy.REJECT or (self.ring.policy is StreamPolicy.WAIT and not wait)
+        left = self._reserve(len(entries)) if rejects else 0
         positions: list[int] = []
         try:
             for part in parts:
@@ -110,7 +112,8 @@ class Stream:
         """Keep places for entries; answers how many."""
         if self.ring.entries + self._pending + count > self.ring.capacity:
             why = f"is full, with {self.ring.entries} of {self.ring.capacity} entries"
-            raise NoSpaceError(self._name, why, "advance its tail behind what was read")
+            served = ", or serve the image to wait" if self.ring.policy is StreamPolicy.WAIT else ""
+            raise NoSpaceError(self._name, why, f"advance its tail behind what was read{served}")
         self._pending += count
         return count
 
