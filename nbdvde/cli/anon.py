@@ -1,6 +1,5 @@
 """The commands about the anonymisation table. Values come from standard input or a file, never as an argument."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ import typer
 
 from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
-from nbdvde.errors import ExitCode, UsageError, reason
+from nbdvde.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.anoncalls import ErasureInfo, MappingInfo
@@ -112,7 +111,7 @@ def erase(
     from nbdvde.admin.anoncalls import ERASE, OfSubject
 
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise UsageError("erase", "there is no terminal to ask on", "add --yes")
         typer.confirm(f"Erase {subject} for good?", abort=True, err=True)
     return _told(_image(image, key_file, control).call(ERASE, OfSubject(subject, disk)), json=json)
@@ -136,14 +135,12 @@ def _told(found: "ErasureInfo", *, json: bool) -> int:
 
 def _value(file: Path | None) -> bytes:
     """The bytes of a file or of standard input, without the end of the line."""
-    if file is None:
-        data = sys.stdin.buffer.read(_VALUE_MAX + 2)
-    else:
-        try:
-            with file.open("rb") as opened:
-                data = opened.read(_VALUE_MAX + 2)
-        except OSError as error:
-            raise UsageError(f"value file {os.fspath(file)}", reason(error), "check its path") from None
+    from nbdvde.cli.files import opened
+
+    data = b""
+    with opened(file or Path("-")) as read:
+        while part := read(_VALUE_MAX + 2 - len(data)):
+            data += part
     return data.removesuffix(b"\n")
 
 

@@ -1,8 +1,8 @@
 """The commands about the anonymisation table, at rest and served."""
 
-import io
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -25,20 +25,17 @@ def target(request: pytest.FixtureRequest, command: Command, plain_image: Path) 
         yield plain_image
 
 
-class Input:
-    """Stands in for standard input that is no terminal."""
-
-    def __init__(self, data: bytes) -> None:
-        self.buffer = io.BytesIO(data)
-
-    def isatty(self) -> bool:
-        return False
-
-
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have standard input give some bytes."""
-    return lambda data: monkeypatch.setattr(sys, "stdin", Input(data))
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Have standard input give some bytes, or with None be closed."""
+    file = tmp_path / "standard input"
+    with ExitStack() as held:
+
+        def give(data: bytes | None) -> None:
+            file.write_bytes(data or b"")
+            monkeypatch.setattr(sys, "stdin", None if data is None else held.enter_context(file.open()))
+
+        yield give
 
 
 def ok(command: Command, *words: object) -> Any:
@@ -93,7 +90,10 @@ MAP = ("map", "--subject", SUBJECT, "--type", "email")
     (MAP, b"x" * 9999, 2, "bytes, not 1 to 4096"),
     ((*MAP, "--type", "hobby"), b"x", 2, "type hobby: is unknown (use name, email, phone"),
     ((*MAP, "--type", "65535"), b"x", 2, "type 65535: is unknown"),
-    ((*MAP, "--value-file", "none"), b"", 2, "value file none: no such file"),
+    ((*MAP, "--value-file", "none"), b"", 3, "none: no such file"),
+    ((*MAP, "--value-file", "."), b"", 3, ".: is a directory"),
+    (MAP, None, 3, "standard input: is closed"),
+    (("erase", "--subject", "nobody"), None, 2, "there is no terminal to ask on"),
     (("map", "--subject", "", "--type", "email"), b"x", 2, "subject: is empty (name it, by a UUID)"),
     (("lookup", "--subject", " "), b"x", 2, "subject: is empty"),
     (("list", "--subject", ""), b"", 2, "subject: is empty"),
@@ -114,7 +114,13 @@ MAP = ("map", "--subject", SUBJECT, "--type", "email")
     (("create", "--capacity", "5G"), b"", 2, "is not between 4K and 4G"),
 ])  # fmt: skip
 def test_what_cannot_be_done(
-    command: Command, plain_image: Path, given: Any, words: tuple[str, ...], given_bytes: bytes, code: int, why: str
+    command: Command,
+    plain_image: Path,
+    given: Any,
+    words: tuple[str, ...],
+    given_bytes: bytes | None,
+    code: int,
+    why: str,
 ) -> None:
     assert command("anon", "create", plain_image).code == 0
     given(given_bytes)
