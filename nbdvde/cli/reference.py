@@ -3,10 +3,11 @@
 import inspect
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from typing import get_args, get_origin
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast, get_args, get_origin
 
 import msgspec
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from nbdvde.admin import service
@@ -38,8 +39,8 @@ CONFIGURATION = """## Configuration of the server
 commas). The command line wins over the environment, which wins over the file. Unknown keys are errors."""
 CONTROL = """## Control socket
 
-HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image; what only reads and tells of no data also
-at the address of `--admin` ([how](how-to/ask-from-programs.md)). [openapi.json](openapi.json) describes bodies and
+HTTP/1.1 and JSON on a Unix socket of mode 0600, `IMAGE.ctl` beside the image; what reads little and tells of no data
+also at the address of `--admin` ([how](how-to/ask-from-programs.md)). [openapi.json](openapi.json) describes bodies and
 answers, and is there at `/v1/openapi.json` as well.
 
 One request a connection. The answer is one line of JSON, or of what takes long several: progress as
@@ -47,24 +48,23 @@ One request a connection. The answer is one line of JSON, or of what takes long 
 `{"error": {"code", "message", "hint"}}`, where `code` is an exit code."""
 
 
-COMMANDS = (
-    "create", "serve", "info", "df", "check", "scrub", "optimize", "import", "export",
-    *(f"disk {action}" for action in ("create", "list", "resize", "delete")), "resize", "clone",
-    *(f"snapshot {action}" for action in ("create", "list", "delete", "rollback", "diff")),
-    *(f"dict {action}" for action in ("train", "list", "replace", "remove")),
-    *(f"vault {action}" for action in ("create", "issue", "verify", "revoke", "query", "export")),
-    *(f"anon {action}" for action in ("create", "map", "lookup", "list", "erase", "proof")),
-    "key list", "key add", "key remove", "key change",
-    *(f"ctl IMAGE {action}" for action in ("status", "exports", "export-add", "export-remove")),
-    *(f"ctl IMAGE {action}" for action in ("flush", "reload", "stop")),
-)  # fmt: skip
+def commands() -> Iterator[str]:
+    """Every command as it is typed, all of the program."""
+    for name, command in _within(get_command(app)).items():
+        actions = _within(command)
+        image = "IMAGE " if name == "ctl" else ""
+        yield from (f"{name} {image}{action}" for action in actions) if actions else (name,)
+
+
+def _within(group: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], getattr(group, "commands", {}))
 
 
 def reference() -> str:
     """The whole document."""
-    commands = (f"### `nbdvde {command}`\n\n```\n{_help(command)}\n```" for command in COMMANDS)
+    helps = (f"### `nbdvde {command}`\n\n```\n{_help(command)}\n```" for command in commands())
     tables = (_configuration(field) for field in msgspec.structs.fields(Options))
-    parts = ["## Commands", *commands, "## Exit codes", _exit_codes(), CONFIGURATION, *tables, CONTROL, _control()]
+    parts = ["## Commands", *helps, "## Exit codes", _exit_codes(), CONFIGURATION, *tables, CONTROL, _control()]
     return "\n\n".join([INTRODUCTION, *parts]) + "\n"
 
 

@@ -348,6 +348,7 @@ def test_sizes_for_people(count: int, text: str) -> None:
 def test_reference_is_up_to_date() -> None:
     path = Path(__file__).parent.parent.parent / "docs" / "reference.md"
     assert path.read_text() == reference.reference(), "run: python -m nbdvde.cli.reference > docs/reference.md"
+    assert {"map", "stream append", "ctl IMAGE stop"} <= set(reference.commands())
 
 
 def test_version_is_the_one_of_the_package(command: Command) -> None:
