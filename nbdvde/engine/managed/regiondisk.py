@@ -1,5 +1,7 @@
 """What regions have in common that clients use as disks."""
 
+import abc
+
 from nbdvde.disk import ALLOCATION_DEPTH, Disk, Status
 from nbdvde.errors import RefusedError
 
@@ -11,9 +13,9 @@ class RegionDisk(Disk):
         self.name, self.size, self.read_only = name, size, True
 
     @property
+    @abc.abstractmethod
     def used(self) -> tuple[int, int]:
         """Where data may be: start and stop in bytes."""
-        raise NotImplementedError
 
     def read_nowait(self, offset: int, length: int) -> None:
         return None
