@@ -129,9 +129,14 @@ def test_restart_in_a_copy(machine: Attached, connections: int) -> None:
 
 
 def test_swap(machine: Attached) -> None:
-    """More is written to memory than there is, and read again."""
-    guest = machine.guest
-    machine.attach("-swap")
+    """More is written to memory than there is, and read again.
+
+    There is room for all of memory: what is swapped out and still in memory occupies its page on the disk too.
+    """
+    guest, image = machine.guest, machine.image
+    assert image
+    run(NBDVDE, "disk", "create", image, "swap", f"{MEMORY_MIB}M")
+    machine.attach("-swap", disk="swap")
     guest.run("mkswap /dev/nbd0 && swapon /dev/nbd0")
     guest.run(f"mount -t tmpfs -o size={MEMORY_MIB}m none /mnt")
     free_kib = int(guest.run("sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
@@ -142,6 +147,7 @@ def test_swap(machine: Attached) -> None:
     assert used_kib > 8 << 10
     guest.run("sha256sum -c -s /tmp/sum && rm /mnt/rest && umount /mnt && swapoff /dev/nbd0")
     machine.detach()
+    run(NBDVDE, "disk", "delete", image, "swap", "--force")
 
 
 def test_a_disk_that_grows(machine: Attached) -> None:
