@@ -1,4 +1,4 @@
-"""Deliberate faults in the engine, as replaced text of its functions; the tests must notice each.
+"""Deliberate faults, as replaced text of functions; the tests must notice each.
 
 A mutant names a function, a piece of its source that occurs in it once, and what stands there instead.
 """
@@ -19,14 +19,15 @@ class Edit:
     """One changed function."""
 
     where: str
-    """`module:qualified name` below nbdvde.engine."""
+    """`module:qualified name` below the package."""
     old: str
     new: str
+    package: str = "nbdvde.engine"
 
     def apply(self, stack: ExitStack) -> None:
-        """Put the changed function everywhere the engine has the original."""
+        """Put the changed function wherever the original is."""
         module_name, path = self.where.split(":")
-        module = importlib.import_module(f"nbdvde.engine.{module_name}")
+        module = importlib.import_module(f"{self.package}.{module_name}")
         *owners, name = path.split(".")
         owner: Any = module
         for part in owners:

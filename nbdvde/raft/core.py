@@ -1,0 +1,455 @@
+"""A member of a group, as a pure state machine: messages, ticks and proposals in, `Ready` out.
+
+After Ongaro, "Consensus: Bridging Theory and Practice" (2014), with pre-vote (9.6), check-quorum, ReadIndex (6.4),
+single changes of members (4.1) with learners, and leadership transfer (3.10). Nothing here waits, sends, stores or
+knows what time it is: who drives it does what `Ready` says, in its order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from nbdvde.errors import RefusedError
+from nbdvde.raft.leader import Leader
+from nbdvde.raft.log import Log
+from nbdvde.raft.messages import (
+    Append,
+    AppendReply,
+    AskRead,
+    Beat,
+    BeatReply,
+    Body,
+    Elect,
+    Entry,
+    EntryKind,
+    HardState,
+    Install,
+    Members,
+    Message,
+    NodeId,
+    ReadReply,
+    Snapshot,
+    Vote,
+    VoteReply,
+)
+from nbdvde.raft.reads import Asked
+from nbdvde.raft.settings import Settings
+from nbdvde.raft.store import LogStore
+
+
+class Role(Enum):
+    """What a member is at the moment."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class NotLeaderError(RefusedError):
+    """Only the leader can do that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What has to be done, in this order; then `Core.done` is told.
+
+    1. Send `now`. 2. Take over the state of `install`, if any. 3. Have `entries` (they replace what the log has from
+    their first index on) and `hard` in the store, durably. 4. Send `after`. 5. Apply `committed`; answer `reads`.
+    """
+
+    now: Sequence[Message]
+    install: tuple[NodeId, Snapshot] | None
+    """Whom to ask for the state, and which one; once more now and then until that is done."""
+    hard: HardState | None
+    entries: Sequence[Entry]
+    after: Sequence[Message]
+    committed: Sequence[Entry]
+    reads: Sequence[tuple[int, int]]
+    """(key, index): to be answered when everything up to the index is applied. Index -1: ask again."""
+
+    def __bool__(self) -> bool:
+        return bool(self.now or self.install or self.hard or self.entries or self.after or self.committed or self.reads)
+
+
+class Core:
+    """One member."""
+
+    def __init__(
+        self, node: NodeId, store: LogStore, hard: HardState, settings: Settings, random: Callable[[int, int], int]
+    ) -> None:
+        """`random(low, high)` draws a whole number, both ends included."""
+        settings.validate()
+        self.node, self.settings = node, settings
+        self.log = Log(store)
+        self.term, self.vote = hard.term, hard.vote
+        self.commit = max(store.snapshot.index, min(hard.commit, store.last_index))
+        self.applied = self._handed = store.snapshot.index
+        """Entries up to `applied` are applied; up to `_handed` they are out to be."""
+        self.role = Role.FOLLOWER
+        self.leader: NodeId = 0
+        """Of this term, as far as it is known."""
+        self.office: Leader | None = None
+        """What there is to do while this node leads."""
+        self.mute = False
+        """While the log has holes: no votes, no acknowledgements, no candidacy."""
+        self.quiet = False
+        """Whether nobody expects signs of life."""
+        self.elections = 0
+        """How often this node asked for votes."""
+        self._random = random
+        self._ballots: dict[NodeId, bool] = {}
+        self._ticks = 0
+        """Since the last sign of life of a leader."""
+        self._round = 0
+        """Latest round of signs of life of this leader."""
+        self._timeout = self._draw()
+        self._saved = hard
+        self._now: list[Message] = []
+        self._after: list[Message] = []
+        self._results: list[tuple[int, int]] = []
+        self._install: tuple[NodeId, Snapshot] | None = None
+        self._pending: Ready | None = None
+
+    # What the owner asks
+
+    @property
+    def members(self) -> Members:
+        """Who belongs to the group."""
+        return self.log.members
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads, as far as it knows."""
+        return self.office is not None
+
+    def propose(self, datas: Sequence[bytes]) -> int:
+        """Have entries appended; answers the index of the last one. Raises NotLeaderError, RefusedError."""
+        office = self._leading()
+        if office.transferee:
+            raise RefusedError("raft group", "hands its leadership over", "try again")
+        size = sum(map(len, datas))
+        if office.uncommitted_bytes and office.uncommitted_bytes + size > self.settings.uncommitted_bytes:
+            raise RefusedError("raft group", "has too much that is not committed", "try again later")
+        return self._append(office, [(EntryKind.NORMAL, data) for data in datas])
+
+    def change_members(self, members: Members) -> int:
+        """Add or remove one voter, or any learners; answers the index. Raises NotLeaderError, RefusedError.
+
+        The change before has to be committed, and something of this term (4.1 and its correction of 2015).
+        """
+        office = self._leading()
+        if self.log.members_index > self.commit or self.log.term(self.commit) != self.term:
+            raise RefusedError("raft group", "is in the middle of a change", "try again")
+        if len(members.voters ^ self.members.voters) > 1 or not members.voters or members.voters & members.learners:
+            raise RefusedError("raft group", "can add or remove one voter at a time", "make several changes")
+        return self._append(office, [(EntryKind.MEMBERS, members.pack())])
+
+    def read(self, key: int) -> None:
+        """Have `Ready.reads` tell up to where to apply before a read that comes now. Raises NotLeaderError."""
+        if self.office:
+            self.wake()
+            self.office.ask_read(Asked(self.node, key))
+        elif self.leader:
+            self._send(self.leader, AskRead(self.term, key))
+        else:
+            raise self._not_leader()
+
+    def transfer(self, node: NodeId) -> None:
+        """Hand leadership to another voter; until it has, or did not in an election timeout, nothing is proposed.
+
+        Raises NotLeaderError, RefusedError.
+        """
+        office = self._leading()
+        if node not in self.members.voters:
+            raise RefusedError(f"node {node}", "is no voter of the group", "see nbdvde cluster status")
+        if node != self.node:
+            office.transfer(node)
+
+    def campaign(self) -> None:
+        """Ask for votes now."""
+        if not self.office and self._may_lead():
+            self._ask_for_votes(pre=True)
+
+    def wake(self) -> None:
+        """Expect signs of life again: something may have happened to a member."""
+        if self.office:
+            self.office.stir()
+        if self.quiet:
+            self.quiet, self._ticks = False, 0
+
+    def compacted(self) -> None:
+        """The store has forgotten entries."""
+        self.log.compacted()
+
+    def wants(self, snapshot: Snapshot) -> bool:
+        """Whether a state is to be taken over, as things are now."""
+        return snapshot.index > self.commit and self.log.term(snapshot.index) != snapshot.term
+
+    def installed(self, snapshot: Snapshot) -> None:
+        """A state that it wanted is taken over: the store has nothing but that."""
+        self.log.restored(snapshot)
+        self.commit = self.applied = self._handed = snapshot.index
+        self._acknowledge(self.leader, snapshot.index)
+
+    def install_failed(self, node: NodeId) -> None:
+        """A follower could not take over the state: it is asked again what it has."""
+        if self.office and (progress := self.office.followers.get(node)):
+            progress.installing = None
+            progress.probe()
+
+    def unreachable(self, node: NodeId) -> None:
+        """Messages to a member were lost."""
+        self.wake()
+        if self.office and (progress := self.office.followers.get(node)) and progress.streaming:
+            progress.probe()
+
+    def _leading(self) -> Leader:
+        if self.office is None:
+            raise self._not_leader()
+        self.wake()
+        return self.office
+
+    def _not_leader(self) -> NotLeaderError:
+        hint = f"ask node {self.leader}" if self.leader else "wait for an election"
+        return NotLeaderError(f"node {self.node}", "is not the leader", hint)
+
+    def _append(self, office: Leader, items: Sequence[tuple[int, bytes]]) -> int:
+        first = self.log.last_index + 1
+        entries = [Entry(self.term, first + at, kind, data) for at, (kind, data) in enumerate(items)]
+        self.log.append(entries)
+        office.appended(entries)
+        return self.log.last_index
+
+    # Time
+
+    def tick(self) -> None:
+        """A unit of time has passed."""
+        if self.quiet:
+            return
+        if self.office:
+            if not self.office.tick():
+                self._follow(self.term, 0)
+            else:
+                self.quiet = self.office.quiet
+            return
+        self._ticks += 1
+        if self._ticks >= self._timeout and self._may_lead():
+            self._ask_for_votes(pre=True)
+
+    def _draw(self) -> int:
+        return self._random(self.settings.election, 2 * self.settings.election - 1)
+
+    # What comes in
+
+    def step(self, message: Message) -> None:
+        """A message came. It may be old, doubled, or of one who belongs to the group no more."""
+        body, sender = message.body, message.sender
+        if not isinstance(body, Beat | BeatReply):
+            self.wake()
+        if isinstance(body, Vote):
+            self._on_vote(sender, body)
+        elif isinstance(body, VoteReply) and body.pre and body.granted:
+            self._on_vote_reply(sender, body)
+        elif body.term < self.term:
+            if isinstance(body, Append | Beat | Install):
+                self._send(sender, BeatReply(self.term, 0))  # so that an old leader hears of it
+        else:
+            if body.term > self.term:
+                self._follow(body.term, 0)
+            self._on_current(sender, body)
+
+    def _on_current(self, sender: NodeId, body: Body) -> None:
+        """A message of this term."""
+        office = self.office
+        match body:
+            case Append() | Beat() | Install():
+                self._on_leader(sender, body)
+            case VoteReply():
+                self._on_vote_reply(sender, body)
+            case AppendReply() if office:
+                office.on_append_reply(sender, body)
+                self._follow_office(office)
+            case BeatReply() if office:
+                office.on_beat_reply(sender, body)
+            case AskRead() if office:
+                office.ask_read(Asked(sender, body.key))
+            case Elect() if not office and self._may_lead():
+                self._ask_for_votes(pre=False, forced=True)
+            case ReadReply():
+                self._results.append((body.key, body.index))
+
+    def _on_leader(self, leader: NodeId, body: Append | Beat | Install) -> None:
+        """The leader of this term gives a sign of life."""
+        if self.role is not Role.FOLLOWER or self.leader != leader:
+            self._follow(self.term, leader)
+        self._ticks = 0
+        match body:
+            case Append():
+                self._on_append(leader, body)
+            case Beat():
+                self._commit_to(body.commit)
+                self._send(leader, BeatReply(self.term, body.round))
+                self.quiet = body.quiet and body.round >= self._round
+                self._round = max(self._round, body.round)
+            case Install(snapshot=snapshot):
+                if self.wants(snapshot):
+                    self._install = leader, snapshot
+                else:
+                    self._commit_to(snapshot.index)
+                    self._acknowledge(leader, self.commit)
+
+    def _on_append(self, leader: NodeId, body: Append) -> None:
+        log, previous = self.log, body.previous
+        if previous < self.commit:
+            self._acknowledge(leader, self.commit)
+        elif log.term(previous) != body.previous_term:
+            hint, hint_term = log.agreement(previous, body.previous_term)
+            self._send(leader, AppendReply(self.term, False, previous, hint, hint_term))
+        else:
+            log.merge(body.entries, self.commit)
+            last = previous + len(body.entries)
+            self._commit_to(min(body.commit, last))
+            self._acknowledge(leader, last)
+
+    def _acknowledge(self, leader: NodeId, index: int) -> None:
+        """Once everything is durable; who has holes in the log says nothing."""
+        if leader and not self.mute:
+            self._send(leader, AppendReply(self.term, True, index), after=True)
+
+    def _commit_to(self, index: int) -> None:
+        assert index <= self.log.last_index, "only what is there is committed"
+        self.commit = max(self.commit, index)
+
+    def _follow_office(self, office: Leader) -> None:
+        """Take over what the leader has committed; it may have removed itself (4.2.2)."""
+        self._commit_to(office.commit)
+        if self.office is office and not office.advance():
+            self._follow(self.term, 0)
+
+    # Votes
+
+    def _may_lead(self) -> bool:
+        return not self.mute and self.node in self.members.voters
+
+    def _ask_for_votes(self, *, pre: bool, forced: bool = False) -> None:
+        """Become a candidate, or first find out whether that would succeed."""
+        self._follow(self.term, 0)
+        self.role = Role.PRE_CANDIDATE if pre else Role.CANDIDATE
+        self._ballots = {self.node: True}
+        term = self.term + 1
+        if not pre:
+            self.term, self.vote = term, self.node
+            self.elections += 1
+        question = Vote(term, self.log.last_index, self.log.last_term, pre, forced)
+        for node in self.members.voters - {self.node}:
+            self._send(node, question, after=not pre)
+        if pre:
+            self._count_ballots()  # a vote counts, also its own, when it is durable
+
+    def _on_vote(self, sender: NodeId, body: Vote) -> None:
+        hears_a_leader = self.office or (self.leader and self._ticks < self.settings.election)
+        if body.term > self.term and hears_a_leader and not body.forced:
+            return
+        if body.term < self.term:
+            self._send(sender, VoteReply(self.term, False, body.pre))
+            return
+        if body.term > self.term and not body.pre:
+            self._follow(body.term, 0)
+        log = self.log
+        current = (body.last_term, body.last_index) >= (log.last_term, log.last_index)
+        free = self.vote == sender or (not self.vote and not self.leader) or (body.pre and body.term > self.term)
+        granted = current and free and not self.mute
+        if body.pre:
+            self._send(sender, VoteReply(body.term if granted else self.term, granted, pre=True))
+            return
+        if granted:
+            self.vote, self._ticks = sender, 0
+        self._send(sender, VoteReply(self.term, granted), after=True)
+
+    def _on_vote_reply(self, sender: NodeId, body: VoteReply) -> None:
+        asked = self.term + 1 if body.pre and body.granted else self.term
+        expected = Role.PRE_CANDIDATE if body.pre else Role.CANDIDATE
+        if self.role is expected and body.term == asked:
+            self._ballots.setdefault(sender, body.granted)
+            self._count_ballots()
+
+    def _count_ballots(self) -> None:
+        quorum, voters = self.members.quorum, self.members.voters
+        granted = sum(self._ballots.get(node, False) for node in voters)
+        refused = sum(not self._ballots.get(node, True) for node in voters)
+        if granted >= quorum:
+            if self.role is Role.PRE_CANDIDATE:
+                self._ask_for_votes(pre=False)
+            else:
+                self._lead()
+        elif refused > len(voters) - quorum:
+            self._follow(self.term, 0)
+
+    def _follow(self, term: int, leader: NodeId) -> None:
+        if self.office:
+            self.office.resign()
+        if term > self.term:
+            self.term, self.vote = term, 0
+        self.office, self.role, self.leader = None, Role.FOLLOWER, leader
+        self.quiet, self._ticks, self._round, self._timeout = False, 0, 0, self._draw()
+
+    def _lead(self) -> None:
+        self.role, self.leader = Role.LEADER, self.node
+        self.office = Leader(
+            self.node, self.term, self.log, self.settings, self.commit, self._send,
+            lambda key, index: self._results.append((key, index)),
+        )  # fmt: skip
+        self.office.applied = self.applied
+        self._append(self.office, [(EntryKind.EMPTY, b"")])
+
+    # What goes out
+
+    def _send(self, node: NodeId, body: Body, *, after: bool = False) -> None:
+        (self._after if after else self._now).append(Message(self.node, node, body))
+
+    def ready(self) -> Ready:
+        """What has to be done. The next one comes when `done` was told of this one."""
+        assert self._pending is None, "one at a time"
+        if self.office:
+            self.office.ask_round()
+        hard = HardState(self.term, self.vote, self.commit)
+        entries = self.log.unwritten()
+        promised = (hard.term, hard.vote) != (self._saved.term, self._saved.vote)
+        changed = hard if promised or (entries and hard != self._saved) else None  # the commit index goes along
+        ready = Ready(
+            self._now, self._install, changed, entries, self._after, self._to_apply(), self._results
+        )  # fmt: skip
+        self._now, self._after, self._results, self._install = [], [], [], None
+        if ready:
+            self._pending = ready
+            self._saved = changed or self._saved
+        return ready
+
+    def _to_apply(self) -> Sequence[Entry]:
+        stop = min(self.commit, self.log.persisted) + 1
+        if stop <= self._handed + 1:
+            return ()
+        entries = self.log.slice(self._handed + 1, stop, self.settings.apply_bytes)
+        self._handed += len(entries)
+        if self.office:
+            self.office.committed(sum(entry.size for entry in entries))
+        return entries
+
+    def done(self, ready: Ready) -> None:
+        """Everything up to step 4 was done."""
+        assert ready is self._pending, "it is the last one"
+        self._pending = None
+        if ready.entries:
+            self.log.stored(ready.entries[-1])
+        if self.office and ready.entries:
+            self.office.advance()
+            self._follow_office(self.office)
+        elif self.role is Role.CANDIDATE and ready.hard:
+            self._count_ballots()
+
+    def applied_to(self, index: int) -> None:
+        """Everything up to an index is applied."""
+        self.applied = max(self.applied, index)
+        if self.office:
+            self.office.applied = self.applied

@@ -1,0 +1,81 @@
+"""How far a follower is, as its leader knows, and what may be sent to it."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from nbdvde.raft.messages import Snapshot
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of one follower. It is asked one question at a time until one is answered well; then entries stream."""
+
+    next: int
+    """Index of the next entry to send."""
+    match: int = 0
+    """Up to here it has what the leader has."""
+    streaming: bool = False
+    waiting: bool = False
+    """While not streaming: whether a question is on its way."""
+    installing: Snapshot | None = None
+    """The state that it takes over meanwhile."""
+    active: bool = True
+    """Whether it was heard of since the leader last counted."""
+    round: int = 0
+    """Latest round of signs of life that it answered."""
+    _window: deque[tuple[int, int]] = field(default_factory=deque)
+    """(last index, bytes) of what is on its way."""
+    _bytes: int = 0
+
+    def may_send(self, window_bytes: int) -> bool:
+        """Whether a message with entries may leave."""
+        if self.installing:
+            return False
+        return self._bytes < window_bytes if self.streaming else not self.waiting
+
+    def sent(self, last: int, size: int) -> None:
+        """A message with entries up to `last`, so many bytes of them, has left."""
+        if self.streaming:
+            self.next = last + 1
+            if size:
+                self._window.append((last, size))
+                self._bytes += size
+        else:
+            self.waiting = True
+
+    def acknowledged(self, index: int) -> bool:
+        """It has everything up to an index; whether that is news."""
+        news = index > self.match
+        self.match = max(self.match, index)
+        self.next = max(self.next, index + 1)
+        self.waiting = False
+        if self.installing and self.match >= self.installing.index:
+            self.installing = None
+        if not self.installing:
+            self.streaming = True
+        while self._window and self._window[0][0] <= index:
+            self._bytes -= self._window.popleft()[1]
+        return news
+
+    def refused(self, index: int, following: int) -> bool:
+        """It lacks the entry before those that were sent from `index + 1` on; the next try begins at `following`.
+
+        Whether that is news: an answer to an older question is not.
+        """
+        if index <= self.match or (not self.streaming and index != self.next - 1):
+            return False
+        self.probe()
+        self.next = max(min(index, following), self.match + 1)
+        return True
+
+    def probe(self) -> None:
+        """Ask before more is sent: something was lost."""
+        self.streaming = self.waiting = False
+        self.next = self.match + 1
+        self._window.clear()
+        self._bytes = 0
+
+    def install(self, snapshot: Snapshot) -> None:
+        """It takes over a state."""
+        self.probe()
+        self.installing = snapshot
