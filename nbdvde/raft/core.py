@@ -1,7 +1,7 @@
 """A member of a group, as a pure state machine: messages, ticks and proposals in, `Ready` out.
 
 After Ongaro, "Consensus: Bridging Theory and Practice" (2014), with pre-vote (9.6), check-quorum, ReadIndex (6.4),
-single changes of members (4.1) with learners, and leadership transfer (3.10). Nothing here waits, sends, stores or
+changes of members (4.1, 4.3) with learners, and leadership transfer (3.10). Nothing here waits, sends, stores or
 knows what time it is: who drives it does what `Ready` says, in its order.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nbdvde.errors import RefusedError
+from nbdvde.raft import membership, quorum
 from nbdvde.raft.leader import Leader
 from nbdvde.raft.log import Log
 from nbdvde.raft.messages import (
@@ -32,6 +33,7 @@ from nbdvde.raft.messages import (
     Vote,
     VoteReply,
 )
+from nbdvde.raft.quorum import Outcome
 from nbdvde.raft.reads import Asked
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore
@@ -133,17 +135,27 @@ class Core:
             raise RefusedError("raft group", "has too much that is not committed", "try again later")
         return self._append(office, [(EntryKind.NORMAL, data) for data in datas])
 
-    def change_members(self, members: Members) -> int:
-        """Add or remove one voter, or any learners; answers the index. Raises NotLeaderError, RefusedError.
+    def change_members(self, target: Members, *, auto_leave: bool = True) -> int:
+        """Have other voters and learners, all at once; answers the index. Raises NotLeaderError, RefusedError.
 
-        The change before has to be committed, and something of this term (4.1 and its correction of 2015).
+        More than one voter changes by way of joint consensus, which ends by itself with another entry, or with
+        `auto_leave=False` when `leave_joint` is called.
         """
+        return self._change(lambda members: membership.towards(members, target, auto_leave=auto_leave))
+
+    def leave_joint(self) -> int:
+        """End a change that does not end by itself; answers the index. Raises NotLeaderError, RefusedError."""
+        return self._change(membership.leave_joint)
+
+    def _change(self, change: Callable[[Members], Members]) -> int:
+        """The change before has to be committed, and something of this term (4.1 and its correction of 2015)."""
         office = self._leading()
-        if self.log.members_index > self.commit or self.log.term(self.commit) != self.term:
+        if not self._may_change():
             raise RefusedError("raft group", "is in the middle of a change", "try again")
-        if len(members.voters ^ self.members.voters) > 1 or not members.voters or members.voters & members.learners:
-            raise RefusedError("raft group", "can add or remove one voter at a time", "make several changes")
-        return self._append(office, [(EntryKind.MEMBERS, members.pack())])
+        return self._append(office, [(EntryKind.MEMBERS, change(self.members).pack())])
+
+    def _may_change(self) -> bool:
+        return self.log.members_index <= self.commit and self.log.term(self.commit) == self.term
 
     def read(self, key: int) -> None:
         """Have `Ready.reads` tell up to where to apply before a read that comes now. Raises NotLeaderError."""
@@ -322,15 +334,18 @@ class Core:
         self.commit = max(self.commit, index)
 
     def _follow_office(self, office: Leader) -> None:
-        """Take over what the leader has committed; it may have removed itself (4.2.2)."""
+        """Take over what the leader has committed: a change of members may go on, or have removed it (4.2.2)."""
+        belongs = office.advance()
         self._commit_to(office.commit)
-        if self.office is office and not office.advance():
+        if not belongs:
             self._follow(self.term, 0)
+        elif self.members.auto_leave and self._may_change():
+            self.leave_joint()
 
     # Votes
 
     def _may_lead(self) -> bool:
-        return not self.mute and self.node in self.members.voters
+        return not self.mute and self.log.may_decide(self.node, self.commit)
 
     def _ask_for_votes(self, *, pre: bool, forced: bool = False) -> None:
         """Become a candidate, or first find out whether that would succeed."""
@@ -342,8 +357,9 @@ class Core:
             self.term, self.vote = term, self.node
             self.elections += 1
         question = Vote(term, self.log.last_index, self.log.last_term, pre, forced)
-        for node in self.members.voters - {self.node}:
-            self._send(node, question, after=not pre)
+        for node in self.members:
+            if node != self.node and self.members.votes(node):
+                self._send(node, question, after=not pre)
         if pre:
             self._count_ballots()  # a vote counts, also its own, when it is durable
 
@@ -375,16 +391,13 @@ class Core:
             self._count_ballots()
 
     def _count_ballots(self) -> None:
-        quorum, voters = self.members.quorum, self.members.voters
-        granted = sum(self._ballots.get(node, False) for node in voters)
-        refused = sum(not self._ballots.get(node, True) for node in voters)
-        if granted >= quorum:
-            if self.role is Role.PRE_CANDIDATE:
+        match quorum.outcome(self.members.quorums, self._ballots):
+            case Outcome.WON if self.role is Role.PRE_CANDIDATE:
                 self._ask_for_votes(pre=False)
-            else:
+            case Outcome.WON:
                 self._lead()
-        elif refused > len(voters) - quorum:
-            self._follow(self.term, 0)
+            case Outcome.LOST:
+                self._follow(self.term, 0)
 
     def _follow(self, term: int, leader: NodeId) -> None:
         if self.office:
@@ -443,7 +456,6 @@ class Core:
         if ready.entries:
             self.log.stored(ready.entries[-1])
         if self.office and ready.entries:
-            self.office.advance()
             self._follow_office(self.office)
         elif self.role is Role.CANDIDATE and ready.hard:
             self._count_ballots()

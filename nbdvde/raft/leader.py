@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from nbdvde.raft import quorum
 from nbdvde.raft.log import Log
 from nbdvde.raft.messages import (
     Append,
@@ -72,8 +73,7 @@ class Leader:
             if progress.installing and progress.active:
                 self._send(node, Install(self._term, progress.installing))  # or an answer that was lost would be missed
             progress.active = False
-        members = self._log.members
-        return len(heard & members.voters) >= members.quorum
+        return quorum.agree(self._log.members.quorums, heard)
 
     def stir(self) -> None:
         """Something happens: signs of life go on."""
@@ -180,7 +180,7 @@ class Leader:
             early, self._early = self._early, []
             for asked in early:
                 self.ask_read(asked)
-        return self._node in self._log.members.voters or self._log.members_index > self.commit
+        return self._log.members.votes(self._node) or self._log.members_index > self.commit
 
     def committed(self, size: int) -> None:
         """So many bytes of entries are committed."""
@@ -188,10 +188,9 @@ class Leader:
 
     def _majority(self, own: int, of: Callable[[Progress], int]) -> int:
         """The highest number that a majority of voters reach."""
-        members = self._log.members
         followers = self.followers
-        values = [own if node == self._node else of(followers[node]) for node in members.voters]
-        return sorted(values, reverse=True)[members.quorum - 1]
+        quorums = self._log.members.quorums
+        return quorum.reached(quorums, lambda node: own if node == self._node else of(followers[node]))
 
     # Reads, and handing over
 
@@ -199,10 +198,14 @@ class Leader:
         """Settle a read, now or when a majority has said that there is no other leader."""
         if self._log.term(self.commit) != self._term:
             self._early.append(asked)
-        elif self._log.members.voters == {self._node} or (self._settings.lease and self._clock < self._lease_until):
+        elif self._decides_alone or (self._settings.lease and self._clock < self._lease_until):
             self._settle(asked, self.commit)
         else:
             self._reads.add(self.commit, asked)
+
+    @property
+    def _decides_alone(self) -> bool:
+        return quorum.agree(self._log.members.quorums, {self._node})
 
     def ask_round(self) -> None:
         """Begin a round of questions if reads wait for one."""

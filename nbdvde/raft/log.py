@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nbdvde.raft.messages import Entry, EntryKind, Members, Snapshot
+from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.raft.store import LogStore
 
 
@@ -51,6 +51,18 @@ class Log:
     def members_at(self, index: int) -> Members:
         """Those that the entries up to an index have made."""
         return next(members for at, members in reversed(self._members) if at <= index)
+
+    def may_decide(self, node: NodeId, commit: int) -> bool:
+        """Whether a node is a voter of the members that are committed, or of newer ones.
+
+        Who is removed by an entry that is not committed may be the only one who has it, and can be elected (4.2.2).
+        """
+        for at, members in reversed(self._members):
+            if members.votes(node):
+                return True
+            if at <= commit:
+                break
+        return False
 
     def term(self, index: int) -> int | None:
         """Of an entry, None when the log does not have it any more or yet."""

@@ -44,30 +44,44 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True):
-    """Who belongs to a group (4.2.1): voters decide, learners only receive."""
+    """Who belongs to a group (4.2.1): voters decide, learners only receive.
+
+    In the middle of a change (4.3), while `outgoing` has anybody, both sets of voters have to agree.
+    """
 
     voters: frozenset[NodeId]
     learners: frozenset[NodeId] = frozenset()
+    outgoing: frozenset[NodeId] = frozenset()
+    """The voters before the change."""
+    learners_next: frozenset[NodeId] = frozenset()
+    """Of `outgoing`: who is a learner when the change is over."""
+    auto_leave: bool = False
+    """Whether the leader ends the change by itself once it is committed."""
 
     def __iter__(self) -> Iterator[NodeId]:
-        return iter(sorted(self.voters | self.learners))
+        return iter(sorted(self.voters | self.learners | self.outgoing))
 
     def __contains__(self, node: NodeId) -> bool:
-        return node in self.voters or node in self.learners
+        return node in self.voters or node in self.learners or node in self.outgoing
+
+    @property
+    def quorums(self) -> tuple[frozenset[NodeId], frozenset[NodeId]]:
+        """The sets of voters that each have to agree."""
+        return self.voters, self.outgoing
+
+    def votes(self, node: NodeId) -> bool:
+        """Whether a node is a voter of either set."""
+        return node in self.voters or node in self.outgoing
 
     def pack(self) -> bytes:
         """As the data of an entry."""
-        return msgspec.msgpack.encode((sorted(self.voters), sorted(self.learners)))
+        sets = (self.voters, self.learners, self.outgoing, self.learners_next)
+        return msgspec.msgpack.encode((*map(sorted, sets), self.auto_leave))
 
     @classmethod
     def unpack(cls, data: bytes) -> "Members":
         """From the data of an entry."""
         return msgspec.msgpack.decode(data, type=cls)
-
-    @property
-    def quorum(self) -> int:
-        """Voters that make a majority."""
-        return len(self.voters) // 2 + 1
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
