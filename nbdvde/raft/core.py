@@ -6,8 +6,9 @@ knows what time it is: who drives it does what `Ready` says, in its order.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from nbdvde.errors import RefusedError
 from nbdvde.raft import membership, quorum
@@ -52,8 +53,7 @@ class NotLeaderError(RefusedError):
     """Only the leader can do that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """What has to be done, in this order; then `Core.done` is told.
 
     1. Send `now`. 2. Take over the state of `install`, if any. 3. Have `entries` (they replace what the log has from
@@ -69,9 +69,6 @@ class Ready:
     committed: Sequence[Entry]
     reads: Sequence[tuple[int, int]]
     """(key, index): to be answered when everything up to the index is applied. Index -1: ask again."""
-
-    def __bool__(self) -> bool:
-        return bool(self.now or self.install or self.hard or self.entries or self.after or self.committed or self.reads)
 
 
 class Core:
@@ -421,23 +418,29 @@ class Core:
     def _send(self, node: NodeId, body: Body, *, after: bool = False) -> None:
         (self._after if after else self._now).append(Message(self.node, node, body))
 
-    def ready(self) -> Ready:
-        """What has to be done. The next one comes when `done` was told of this one."""
+    def ready(self) -> Ready | None:
+        """What has to be done, if anything. The next one comes when `done` was told of this one."""
         assert self._pending is None, "one at a time"
         if self.office:
             self.office.ask_round()
-        hard = HardState(self.term, self.vote, self.commit)
         entries = self.log.unwritten()
-        promised = (hard.term, hard.vote) != (self._saved.term, self._saved.vote)
-        changed = hard if promised or (entries and hard != self._saved) else None  # the commit index goes along
-        ready = Ready(
-            self._now, self._install, changed, entries, self._after, self._to_apply(), self._results
+        hard, committed = self._unsaved(entries), self._to_apply()
+        if not (self._now or self._after or entries or hard or committed or self._results or self._install):
+            return None
+        ready = self._pending = Ready(
+            self._now, self._install, hard, entries, self._after, committed, self._results
         )  # fmt: skip
         self._now, self._after, self._results, self._install = [], [], [], None
-        if ready:
-            self._pending = ready
-            self._saved = changed or self._saved
+        self._saved = hard or self._saved
         return ready
+
+    def _unsaved(self, entries: Sequence[Entry]) -> HardState | None:
+        """Term and vote are promises; the commit index only goes along with entries."""
+        saved = self._saved
+        promised = self.term != saved.term or self.vote != saved.vote
+        if promised or (entries and self.commit != saved.commit):
+            return HardState(self.term, self.vote, self.commit)
+        return None
 
     def _to_apply(self) -> Sequence[Entry]:
         stop = min(self.commit, self.log.persisted) + 1

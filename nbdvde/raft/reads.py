@@ -1,13 +1,13 @@
 """Reads that wait until the leader knows that it still was one when they came (ReadIndex, 6.4)."""
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from nbdvde.raft.messages import NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A read."""
 
     reader: NodeId
