@@ -30,6 +30,7 @@ test: venv
 	tools/prerequisites test
 	-tools/later-debian >/dev/null
 	-tools/debian-kernel >/dev/null
+	-tools/raft-vectors >/dev/null
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: venv

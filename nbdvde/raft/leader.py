@@ -17,7 +17,7 @@ from nbdvde.raft.messages import (
     ReadReply,
     Snapshot,
 )
-from nbdvde.raft.progress import Progress
+from nbdvde.raft.progress import Progress, of_members
 from nbdvde.raft.reads import Asked, Reads
 from nbdvde.raft.settings import Settings
 
@@ -105,7 +105,7 @@ class Leader:
         self.uncommitted_bytes += sum(entry.size for entry in entries)
         self.stir()
         others = [node for node in self._log.members if node != self._node]
-        self.followers = {node: self.followers.get(node) or Progress(entries[0].index) for node in others}
+        self.followers = of_members(others, self.followers, entries[0].index)
         for node, progress in self.followers.items():
             self._send_entries(node, progress)
 

@@ -1,9 +1,10 @@
 """How far a follower is, as its leader knows, and what may be sent to it."""
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nbdvde.raft.messages import Snapshot
+from nbdvde.raft.messages import NodeId, Snapshot
 
 
 @dataclass(slots=True)
@@ -79,3 +80,8 @@ class Progress:
         """It takes over a state."""
         self.probe()
         self.installing = snapshot
+
+
+def of_members(members: Iterable[NodeId], known: Mapping[NodeId, Progress], following: int) -> dict[NodeId, Progress]:
+    """Those of members: as they were known, and of new ones as who has everything before the index `following`."""
+    return {node: known.get(node) or Progress(following) for node in members}
