@@ -7,6 +7,7 @@ knows what time it is: who drives it does what `Ready` says, in its order.
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 
 import msgspec
 
@@ -132,24 +133,22 @@ class Core:
             raise RefusedError("raft group", "has too much that is not committed", "try again later")
         return self._append(office, [(EntryKind.NORMAL, data) for data in datas])
 
-    def change_members(self, target: Members, *, auto_leave: bool = True) -> int:
+    def change_members(self, target: Members) -> int:
         """Have other voters and learners, all at once; answers the index. Raises NotLeaderError, RefusedError.
 
-        More than one voter changes by way of joint consensus, which ends by itself with another entry, or with
-        `auto_leave=False` when `leave_joint` is called.
+        More than one voter changes by way of joint consensus, which ends by itself with another entry.
         """
-        return self._change(lambda members: membership.towards(members, target, auto_leave=auto_leave))
+        return self.change(partial(membership.towards, target=target))
 
-    def leave_joint(self) -> int:
-        """End a change that does not end by itself; answers the index. Raises NotLeaderError, RefusedError."""
-        return self._change(membership.leave_joint)
+    def change(self, step: Callable[[Members], Members]) -> int:
+        """Have the members that a step of `membership` makes of those there are; answers and raises as that above.
 
-    def _change(self, change: Callable[[Members], Members]) -> int:
-        """The change before has to be committed, and something of this term (4.1 and its correction of 2015)."""
+        The change before has to be committed, and something of this term (4.1 and its correction of 2015).
+        """
         office = self._leading()
         if not self._may_change():
             raise RefusedError("raft group", "is in the middle of a change", "try again")
-        return self._append(office, [(EntryKind.MEMBERS, change(self.members).pack())])
+        return self._append(office, [(EntryKind.MEMBERS, step(self.members).pack())])
 
     def _may_change(self) -> bool:
         return self.log.members_index <= self.commit and self.log.term(self.commit) == self.term
@@ -335,9 +334,10 @@ class Core:
         belongs = office.advance()
         self._commit_to(office.commit)
         if not belongs:
+            office.retire()
             self._follow(self.term, 0)
         elif self.members.auto_leave and self._may_change():
-            self.leave_joint()
+            self.change(membership.leave_joint)
 
     # Votes
 

@@ -229,6 +229,11 @@ class Leader:
         self.transferee, self._counted = node, 0
         self.hand_over()
 
+    def retire(self) -> None:
+        """It belongs to the group no more: the voter that has most need not wait for silence to take over."""
+        voters = self._log.members.voters
+        self._send(max(voters, key=lambda node: self.followers[node].match), Elect(self._term))
+
     def hand_over(self) -> None:
         """Tell it when it has."""
         progress = self.followers.get(self.transferee)

@@ -7,10 +7,10 @@ from nbdvde.errors import RefusedError
 from nbdvde.raft.messages import Members
 
 
-def towards(members: Members, target: Members, *, auto_leave: bool = True) -> Members:
+def towards(members: Members, target: Members) -> Members:
     """The next step to a target, which is the target itself where that is safe. Raises RefusedError."""
     if len(members.voters ^ target.voters) > 1:
-        return enter_joint(members, target, auto_leave=auto_leave)
+        return enter_joint(members, target, auto_leave=True)
     return simple(members, target)
 
 

@@ -11,6 +11,7 @@ from nbdvde.raft.messages import Members, NodeId
 from nbdvde.raft.progress import Progress, of_members
 from nbdvde.raft.quorum import EVERYTHING, Outcome
 from tests.raft.datadriven import Directive, check, directives, files
+from tests.raft.published import operations, parse_members
 
 _OUTCOMES = {"VoteWon": Outcome.WON, "VoteLost": Outcome.LOST, "VotePending": Outcome.PENDING}
 _BALLOTS = {"y": True, "n": False}
@@ -113,7 +114,7 @@ class _Group:
         return self.members, known
 
     def _changed(self, directive: Directive) -> Members:
-        target = _target(self.members, " ".join(directive.input).split())
+        target = operations(self.members, " ".join(directive.input).split())
         match directive.command:
             case "simple":
                 return simple(self.members, target)
@@ -122,23 +123,6 @@ class _Group:
             case "leave-joint":
                 return leave_joint(self.members)
         raise AssertionError(directive.command)
-
-
-def _target(members: Members, operations: Sequence[str]) -> Members:
-    """Members after operations, one after the other: v makes a voter, l a learner, r removes, u and node 0 are nothing.
-
-    Here a target says all at once what they say in steps.
-    """
-    voters, learners = set(members.voters), set(members.learners)
-    for operation in operations:
-        kind, node = operation[0], int(operation[1:])
-        if kind == "u" or not node:
-            continue
-        voters.discard(node)
-        learners.discard(node)
-        if kind != "r":
-            (voters if kind == "v" else learners).add(node)
-    return Members(frozenset(voters), frozenset(learners))
 
 
 def _expected(directive: Directive) -> object:
@@ -150,15 +134,6 @@ def _expected(directive: Directive) -> object:
         assert row, line
         known[int(row[1])] = int(row[2]), int(row[3]), bool(row[4])
     return parse_members(directive.output[0]), known
-
-
-def parse_members(text: str) -> Members:
-    """From `voters=(2 3)&&(1) learners=(4) learners_next=(1) autoleave`."""
-    sets = {name: frozenset(map(int, nodes.split())) for name, nodes in re.findall(r"(\w+=|&&)\(([\d ]*)\)", text)}
-    voters, learners, old, following = (
-        sets.get(name, frozenset()) for name in ("voters=", "learners=", "&&", "learners_next=")
-    )
-    return Members(voters, learners, old, following, text.endswith(" autoleave"))
 
 
 def test_changes() -> None:
