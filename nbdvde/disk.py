@@ -2,7 +2,7 @@
 
 import abc
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nbdvde.errors import DamageError
 
@@ -57,6 +57,13 @@ class Disk(abc.ABC):
     def contexts(self) -> tuple[str, ...]:
         """Metadata contexts that `status` knows."""
         return ALLOCATION, ALLOCATION_DEPTH
+
+    async def attach(self, abort: Callable[[], None]) -> "Disk":
+        """The disk as a client uses it that comes now; `abort` ends its connection. May wait, and raise NbdvdeError."""
+        return self
+
+    def detach(self, *, clean: bool) -> None:  # noqa: B027 - most disks do not care
+        """The client goes; not `clean` if requests of it may still be on their way."""
 
     @abc.abstractmethod
     def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:

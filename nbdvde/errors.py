@@ -139,6 +139,22 @@ class UnsupportedError(RequestError):
     nbd_errno = NbdErrno.ENOTSUP
 
 
+class DetachedError(NbdvdeError):
+    """What became of a request is not known here, or its disk was taken over: the connection has to end.
+
+    Clients take an error as the truth about their data. A connection that ends makes them connect and ask again.
+    """
+
+    exit_code = ExitCode.NO_QUORUM
+
+
+class QuorumError(NbdvdeError):
+    """A cluster has no majority, or this node does not know of one."""
+
+    exit_code = ExitCode.NO_QUORUM
+    nbd_errno = NbdErrno.ESHUTDOWN
+
+
 class PoisonedError(NbdvdeError):
     """A sync failed earlier: nothing is written or flushed until the image is reopened."""
 

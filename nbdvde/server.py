@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from nbdvde.disk import Disk
 from nbdvde.errors import NbdvdeError, reason
 from nbdvde.exports import LOCAL, VSOCK, Export, Exports, Peer, Visitor
 from nbdvde.limits import Limits, Shared
@@ -49,7 +50,17 @@ class Connection:
     handshake: Handshake | None = None
     deadline: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of the handshake."""
+    disk: Disk | None = None
+    """What it uses of the export's disk, once it was let in."""
+    clean: bool = False
+    """Whether it left with everything answered."""
     stopped: bool = False
+
+    async def attach(self) -> None:
+        """Let it use the disk of the export that it asked for. Raises NbdvdeError."""
+        export = self.visitor.export
+        assert export is not None, "it was entered"
+        self.disk = await export.disk.attach(self.transport.abort)
 
     def stop(self, patience_s: float) -> None:
         """End transmission when what is in flight has been answered, or tell who still haggles that it is over."""
@@ -274,10 +285,14 @@ class Server:
                 _log.info("client %d (%s) disconnected: %s%s", connection.number, connection.peer, error, ending)
         except (trio.BrokenResourceError, OSError) as error:
             _log.debug("client %d (%s) lost: %s", connection.number, connection.peer, error)
+        except NbdvdeError as error:
+            _log.warning("client %d (%s) cannot be let in: %s", connection.number, connection.peer, error)
         except Exception:  # noqa: BLE001 - a bug met by one client must not end the others
             _log.exception("unexpected failure of client %d (%s)", connection.number, connection.peer)
         finally:
             connection.transport.close()
+            if connection.disk is not None:
+                connection.disk.detach(clean=connection.clean)
             self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
@@ -297,25 +312,26 @@ class Server:
         connection.handshake = handshake
         connection.deadline.deadline = trio.current_time() + limits.handshake_s
         with connection.deadline:
-            agreed = await negotiate(connection.transport, handshake)
+            agreed = await negotiate(connection.transport, handshake, connection.attach)
             if handshake.phase is not Phase.TLS or tls is None:
                 return agreed
             connection.transport, names = await secured(connection.transport, tls)
             visitor.peer = replace(visitor.peer, names=names)
             handshake.secured()
-            return await negotiate(connection.transport, handshake)
+            return await negotiate(connection.transport, handshake, connection.attach)
         return None
 
     async def _serve(self, connection: Connection) -> None:
         shared = self._shared
         agreed = await self._negotiate(connection)
         transport, export = connection.transport, connection.visitor.export
-        if agreed is None or export is None or connection.stopped or self._stopping.is_set():
+        if agreed is None or export is None or connection.disk is None or connection.stopped or self._stopping.is_set():
             return
         buffer = shared.buffers.take()
-        connection.session = session = Session(transport, export.disk, agreed[0], buffer, shared)
+        connection.session = session = Session(transport, connection.disk, agreed[0], buffer, shared)
         try:
             await session.run(agreed[1])
+            connection.clean = True
             await transport.finish(shared.limits.linger_s)
         finally:
             connection.session = None

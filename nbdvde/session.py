@@ -6,7 +6,7 @@ a task for each of the others, send all answers in one call. Tasks send their an
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from time import perf_counter_ns
 from typing import NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ import trio
 
 from nbdvde import workers
 from nbdvde.disk import Buffer, Disk, located
-from nbdvde.errors import NbdErrno, NbdvdeError, RequestError, UnsupportedError
+from nbdvde.errors import DetachedError, NbdErrno, NbdvdeError, RequestError, UnsupportedError
 from nbdvde.limits import Account, Budget, Shared
 from nbdvde.metrics import COMMANDS, Traffic
 from nbdvde.protocol import wire
@@ -68,10 +68,13 @@ class Flush(NamedTuple):
     begun_ns: int
 
 
-async def negotiate(transport: Transport, handshake: Handshake) -> tuple[Negotiated, bytes] | None:
+async def negotiate(
+    transport: Transport, handshake: Handshake, agreed: Callable[[], Awaitable[None]] | None = None
+) -> tuple[Negotiated, bytes] | None:
     """Speak for `handshake`: what was agreed and the first bytes of transmission.
 
-    None when the client gave up, or when TLS has to begin, which `handshake.phase` tells.
+    None when the client gave up, or when TLS has to begin, which `handshake.phase` tells. `agreed` is awaited before
+    the client is told that transmission begins.
 
     Raises `ProtocolError` and `trio.BrokenResourceError`.
     """
@@ -85,8 +88,11 @@ async def negotiate(transport: Transport, handshake: Handshake) -> tuple[Negotia
             if not count:
                 return None
             handshake.feed(buffer[:count])
-        elif reply:
-            await transport.send([reply])
+        else:
+            if handshake.negotiated is not None and agreed is not None:
+                await agreed()
+            if reply:
+                await transport.send([reply])
     return None if handshake.negotiated is None else (handshake.negotiated, handshake.unread)
 
 
@@ -346,6 +352,9 @@ class Session:
     def _fail(self, origin: Origin, error: Exception) -> None:
         """Tell the client in general terms, and the log what exactly."""
         self.traffic.errors += 1
+        if isinstance(error, DetachedError):
+            self._transport.abort()
+            return
         if isinstance(error, RequestError):
             self._replies.error(self._out, *origin, error.nbd_errno, error.message)
             return

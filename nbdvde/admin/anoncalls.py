@@ -1,9 +1,7 @@
 """The anonymisation table as commands and programs ask for it."""
 
-import os
-import time
 from collections.abc import AsyncGenerator, Sequence
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 
@@ -14,6 +12,7 @@ from nbdvde.engine.managed.anon import CAPACITY, AnonTable
 from nbdvde.engine.regions.anon import ERASED, PROOF_TYPE, TYPES, Record, parse_token, token_text
 from nbdvde.engine.regions.vault import named
 from nbdvde.errors import UsageError
+from nbdvde.moment import draw, now_ns
 
 
 class CreateTable(msgspec.Struct, frozen=True):
@@ -158,7 +157,8 @@ async def map_value(image: Image, request: MapValue) -> MappingInfo:
     """The token of a value of a subject, a new one unless there is one."""
     type_, table = type_code(request.type), await _table(image, request.disk)
     subject = _subject(image, request.subject)
-    return described(await table.map(subject, type_, request.value, time.time_ns(), uuid4().bytes + os.urandom(32)))
+    identity = UUID(bytes=draw(16), version=4).bytes + draw(32)
+    return described(await table.map(subject, type_, request.value, now_ns(), identity))
 
 
 async def look_up(image: Image, request: LookUp) -> Mappings:
@@ -189,7 +189,7 @@ async def list_mappings(image: Image, request: ListMappings) -> AsyncGenerator[M
 async def erase_subject(image: Image, request: OfSubject) -> ErasureInfo:
     """Destroy the key of a subject: no mapping of it can be opened again. Answers the proof."""
     table, subject = await _table(image, request.disk), _subject(image, request.subject)
-    await table.erase(subject, time.time_ns())
+    await table.erase(subject, now_ns())
     return await _proof(table, subject)
 
 

@@ -1,6 +1,5 @@
 """The compliance vault as commands and programs ask for it. Private keys never get here: records come signed."""
 
-import time
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from nbdvde.engine.regions.vault import (
     named,
 )
 from nbdvde.errors import DamageError, UsageError
+from nbdvde.moment import now_ns
 
 
 class CreateVault(msgspec.Struct, frozen=True):
@@ -169,7 +169,7 @@ async def add_record(image: Image, request: AddRecord) -> Records:
         record = Record.unpack(request.record)
     except DamageError as error:
         raise UsageError("record", error.why, 'see "Compliance vault" in docs/format.md') from None
-    await vault.add(record, key, time.time_ns())
+    await vault.add(record, key, now_ns())
     return Records([request.record])
 
 
@@ -185,10 +185,10 @@ async def query_vault(image: Image, request: QueryVault) -> AsyncGenerator[Passp
     about = request.object.bytes if request.object else None
     framework = code_of("framework", FRAMEWORKS, request.framework) if request.framework else None
     status = code_of("status", STATUSES, request.status) if request.status else None
-    vault, now_ns = await _vault(image, request.disk), time.time_ns()
+    vault, asked_ns = await _vault(image, request.disk), now_ns()
     found = vault.query(about=about, framework=framework, status=status, valid_at_ns=request.valid_at_ns)
     for entry in list(found):
-        yield described(entry, now_ns)
+        yield described(entry, asked_ns)
 
 
 CREATE = Call("vault/create", CreateVault, CreatedVault, create_vault)

@@ -1,6 +1,5 @@
 """The WORM regions of disks."""
 
-import time
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -11,6 +10,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.regions.worm import Record
 from nbdvde.errors import UsageError
+from nbdvde.moment import now_ns
 
 _PART = 1 << 20
 
@@ -103,7 +103,7 @@ async def create(image: Image, request: CreateWorm) -> WormInfo:
     if request.capacity % BLOCK:
         raise UsageError(f"capacity {request.capacity}", f"is not a multiple of {BLOCK}")
     worm = await Worm.create(
-        image.regions, image.disk(request.disk), request.capacity // BLOCK, request.retention_ns, time.time_ns()
+        image.regions, image.disk(request.disk), request.capacity // BLOCK, request.retention_ns, now_ns()
     )
     return _info(worm)
 

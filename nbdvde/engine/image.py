@@ -116,7 +116,7 @@ class Image:
             loaded, self._checkpointer, self._writable, self._enable_feature, self._finish_erasure,
             lambda: {disk.number for disk in self.volumes.disks}, read_only=read_only,
         )  # fmt: skip
-        self.regions = Regions(self.volumes, lambda: self._enable_feature(REGIONS), self._subjects)
+        self.regions = Regions(self.volumes, self.enable_regions, self._subjects)
         self.volumes.guard = partial(refuse_if_retained, self.regions)
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
@@ -404,6 +404,15 @@ class Image:
         """Have no older version open the image, which would know nothing of regions or of keys of subjects."""
         if not self.superblock.incompatible & bit:
             await self._checkpointer.run(self._writable(), STATE_OPEN, both=True, features=bit)
+
+    async def enable_regions(self) -> None:
+        """Say in the image that there may be regions."""
+        await self._enable_feature(REGIONS)
+
+    @property
+    def before_commit(self) -> list[Callable[[], None]]:
+        """What is called when a commit begins, of an image that is open for writing (`Writer.before_commit`)."""
+        return self._writable().before_commit
 
     async def forget_subjects(self) -> None:
         """Destroy the keys of data subjects of disks that are gone; durable. Raises PoisonedError, DamageError."""

@@ -4,7 +4,6 @@ An operation is logged behind everything written before it, and durable when it 
 that was acknowledged before it was asked for.
 """
 
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from nbdvde.engine.segments import Segments
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.writer import Writer
 from nbdvde.errors import RefusedError, UsageError
+from nbdvde.moment import now_ns
 
 _FREEING = (Action.DELETE, Action.ROLLBACK)
 """What must be possible in a full image."""
@@ -52,7 +52,8 @@ class Volumes:
         self.disks = [self._volume(member) for member in catalogue.disks]
         self._regions = {key: self._volume(member) for key, member in catalogue.regions.items()}
         self.written = [*self.disks, *self._regions.values()]
-        """What commits write."""
+        """What commits write, in this order: regions of the image last, so that what they note of others is true."""
+        self._sort()
 
     def _volume(self, member: Member) -> Volume:
         read_only = self._read_only or bool(member.parent)
@@ -142,7 +143,7 @@ class Volumes:
             self._refuse_taken(name)
             number = self._catalogue.next_number
             domain = self._domain_for(number, dedup_with)
-            await self._make(Operation(Action.CREATE, number, 0, size, time.time_ns(), name, domain))
+            await self._make(Operation(Action.CREATE, number, 0, size, now_ns(), name, domain))
 
     def _domain_for(self, number: int, dedup_with: str | None) -> int:
         if dedup_with is None:
@@ -160,16 +161,16 @@ class Volumes:
         """The same, made with `size` bytes if there is none."""
         async with self._changing:
             if (form.tag, owner) not in self._regions:
-                number, now = self._catalogue.next_number, time.time_ns()
+                number, now = self._catalogue.next_number, now_ns()
                 await self._make(Operation(Action.CREATE, number, owner, size, now, form.name, region=form.tag))
             return self._regions[form.tag, owner]
 
-    async def snapshot(self, disk: str, name: str) -> None:
-        """Keep what a disk holds now, as DISK@NAME."""
+    async def snapshot(self, disk: str, name: str, *, created_ns: int | None = None) -> None:
+        """Keep what a disk holds now, as DISK@NAME; of now, unless another time is given."""
         async with self._changing:
             member = self._find_disk(disk)
             self._refuse_taken(f"{disk}{SEPARATOR}{name}", name)
-            number, now = self._catalogue.next_number, time.time_ns()
+            number, now = self._catalogue.next_number, created_ns or now_ns()
             await self._make(Operation(Action.SNAPSHOT, number, member.number, 0, now, name))
 
     async def clone(self, source: str, name: str) -> None:
@@ -177,7 +178,7 @@ class Volumes:
         async with self._changing:
             member = self._catalogue.find(source)
             self._refuse_taken(name)
-            number, now = self._catalogue.next_number, time.time_ns()
+            number, now = self._catalogue.next_number, now_ns()
             await self._make(Operation(Action.CLONE, number, member.number, 0, now, name))
 
     async def delete(self, label: str) -> None:
@@ -245,6 +246,11 @@ class Volumes:
             self._regions[member.region, member.owner] = volume
         else:
             self.disks.append(volume)
+        self._sort()
+
+    def _sort(self) -> None:
+        last = {volume.number for (_, owner), volume in self._regions.items() if not owner}
+        self.written.sort(key=lambda volume: volume.number in last)
 
     def _drop(self, member: Member) -> None:
         self.given_up += 1

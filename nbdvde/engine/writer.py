@@ -46,6 +46,8 @@ class Writer:
     ) -> None:  # fmt: skip
         self.log = log
         self.commit_lock = trio.Lock()
+        self.before_commit: list[Callable[[], None]] = []
+        """Called when a commit begins; what they write without waiting is part of it."""
         self._segments, self._volumes, self._background = segments, volumes, background
         self._buffer_bytes, self._notify, self._reclaim, self._keep_up = buffer_bytes, committed, reclaim, keep_up
         self._admitted = 0
@@ -290,6 +292,8 @@ class Writer:
         self.refuse_if_poisoned()
         with trio.CancelScope(shield=True):
             self._begun += 1
+            for call in self.before_commit:
+                call()
             frozen = [(volume, g) for volume in self._volumes if (g := volume.freeze())]
             try:
                 for volume, generation in frozen:

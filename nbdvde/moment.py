@@ -1,0 +1,45 @@
+"""What time it is and what chance brings, unless somebody says: replicas have to agree about both."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+
+@dataclass(slots=True)
+class _Moment:
+    time_ns: int
+    seed: bytes
+    drawn: int = 0
+
+
+_given: ContextVar[_Moment | None] = ContextVar("nbdvde_moment", default=None)
+
+
+def now_ns() -> int:
+    """Nanoseconds since 1970-01-01 UTC."""
+    moment = _given.get()
+    return time.time_ns() if moment is None else moment.time_ns
+
+
+def draw(count: int) -> bytes:
+    """So many bytes that nobody can guess."""
+    moment = _given.get()
+    if moment is None:
+        return os.urandom(count)
+    moment.drawn += 1
+    return blake3(moment.drawn.to_bytes(8, "little"), key=moment.seed).digest(length=count)
+
+
+@contextmanager
+def given(time_ns: int, seed: bytes) -> Iterator[None]:
+    """Have it be this time within, and chance follow from `seed`, 32 bytes; in the task that is in here only."""
+    token = _given.set(_Moment(time_ns, seed))
+    try:
+        yield
+    finally:
+        _given.reset(token)

@@ -1,0 +1,74 @@
+"""Changes on their way into a group: those that come while others are under way share an entry."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from nbdvde.errors import NbdvdeError
+from nbdvde.replication.operations import CHANGES_MAX, Change
+
+_UNDER_WAY = 3
+"""Entries at a time of a disk: while one is sent and synced the next ones fill."""
+_BYTES = 1 << 20
+"""Of changes in an entry, about."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    change: Change
+    done: trio.Event = field(default_factory=trio.Event)
+    failure: Exception | None = None
+
+
+class Batches:
+    """Those of one disk on one node. Entries are proposed by tasks in `nursery`."""
+
+    def __init__(
+        self, nursery: trio.Nursery, propose: Callable[[Sequence[Change]], Awaitable[Sequence[NbdvdeError | None]]]
+    ) -> None:
+        """`propose` has an entry applied, and answers for each change why it was refused, if so."""
+        self._nursery, self._propose = nursery, propose
+        self._queue: deque[_Waiting] = deque()
+        self._under_way = 0
+
+    async def put(self, change: Change) -> None:
+        """Have a change made; it is durable, and seen by every later read. Raises what it was refused with.
+
+        Cancelled, it may be made all the same.
+        """
+        waiting = _Waiting(change)
+        self._queue.append(waiting)
+        if self._under_way < _UNDER_WAY:
+            self._under_way += 1
+            self._nursery.start_soon(self._work)
+        await waiting.done.wait()
+        if waiting.failure is not None:
+            raise waiting.failure
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                await self._send(self._take())
+        finally:
+            self._under_way -= 1
+
+    def _take(self) -> list[_Waiting]:
+        taken = list[_Waiting]()
+        size = 0
+        while self._queue and len(taken) < CHANGES_MAX and (not taken or size < _BYTES):
+            taken.append(self._queue.popleft())
+            size += len(taken[-1].change.data)
+        return taken
+
+    async def _send(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            for waiting, failure in zip(batch, await self._propose([w.change for w in batch]), strict=True):
+                waiting.failure = failure
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            for waiting in batch:
+                waiting.failure = error
+        finally:
+            for waiting in batch:
+                waiting.done.set()

@@ -1,0 +1,121 @@
+"""A replicated disk as clients see it: changes go through its group, reads through the image once they may."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nbdvde.disk import Buffer, Disk, Piece
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import DetachedError
+from nbdvde.replication.operations import Action, Change
+
+_WRITE_MAX = 1 << 20
+"""Bytes of a write in one entry; longer ones take several."""
+
+
+class Attachment:
+    """Clients of this node that use a disk, from when the first of them came."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.open = True
+        """Whether others may join."""
+        self.over = False
+        """Whether the disk was taken over."""
+        self._aborts: list[Callable[[], None]] = []
+
+    def join(self, abort: Callable[[], None]) -> None:
+        """A client comes; `abort` ends its connection."""
+        self._aborts.append(abort)
+
+    def leave(self, abort: Callable[[], None], *, clean: bool) -> None:
+        """A client goes. What it asked for may be on its way unless it goes clean: nobody may join the others then."""
+        self._aborts.remove(abort)
+        self.open = self.open and clean and bool(self._aborts)
+
+    def end(self) -> None:
+        """The disk was taken over: end all connections."""
+        self.open, self.over = False, True
+        for abort in self._aborts:
+            abort()
+
+
+class Ways(Protocol):
+    """How a disk reaches its group."""
+
+    async def put(self, change: Change) -> None:
+        """Have a change made: durable, and seen by every later read. Raises DetachedError, NbdvdeError."""
+
+    async def barrier(self) -> None:
+        """Wait until what is in the image is everything that was answered before this call."""
+
+    async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
+        """A client comes; whoever used the disk before, elsewhere or on a connection that broke, no longer does."""
+
+
+class ReplicatedDisk(Disk):
+    """A disk of the image of this node, or how one client uses it."""
+
+    def __init__(self, name: str, find: Callable[[], Volume], ways: Ways, attachment: Attachment | None = None) -> None:
+        """`find` answers what it is in the image."""
+        self.name, self.read_only = name, False
+        self._find, self._ways, self._attachment = find, ways, attachment
+        self._abort: Callable[[], None] | None = None
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """As it is here."""
+        return self._find().size
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        return self._find().contexts
+
+    async def attach(self, abort: Callable[[], None]) -> Disk:
+        used = ReplicatedDisk(self.name, self._find, self._ways, await self._ways.attach(self.name, abort))
+        used._abort = abort
+        return used
+
+    def detach(self, *, clean: bool) -> None:
+        if self._attachment and self._abort:
+            self._attachment.leave(self._abort, clean=clean)
+
+    def bind(self, context: str) -> str:
+        return self._find().bind(context)
+
+    def read_nowait(self, offset: int, length: int) -> Sequence[Piece] | None:
+        return None
+
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        await self._ways.barrier()
+        volume = self._find()
+        pieces = volume.read_nowait(offset, length)
+        return await volume.read(offset, length) if pieces is None else pieces
+
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
+        await self._ways.barrier()
+        return await self._find().status(context, offset, length, max_extents)
+
+    def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
+        return False
+
+    async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
+        for start in range(0, len(data), _WRITE_MAX):
+            piece = data[start : start + _WRITE_MAX]
+            await self._change(Action.WRITE, offset + start, len(piece), piece)
+
+    def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:
+        return False
+
+    async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        await self._change(Action.ZERO if allocate else Action.TRIM, offset, length)
+
+    async def _change(self, action: Action, offset: int, length: int, data: Buffer = b"") -> None:
+        attachment = self._attachment
+        if attachment and attachment.over:
+            raise DetachedError(f"disk {self.name}", "was taken over by another client", "connect again")
+        await self._ways.put(Change(self.name, attachment.epoch if attachment else 0, action, offset, length, data))
+
+    def flush_nowait(self, mark: int) -> bool:
+        return True  # a change is answered when a majority has it on disk
+
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None: ...

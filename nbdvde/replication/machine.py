@@ -1,0 +1,195 @@
+"""What a group does to the image of its node: entries in their order, and where it stands.
+
+The log of the group is the only journal. The image notes with each of its commits up to which entry it has everything
+(`notes`); after a crash what follows is applied again. Changes of blocks bear that. For what does not, the entries
+before it are noted first, by the commit that precedes any operation on the catalogue.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeAlias
+
+import trio
+
+from nbdvde.engine.image import Image
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import DamageError, DetachedError, InUseError, NbdvdeError, NoSpaceError, PoisonedError, RefusedError
+from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
+from nbdvde.replication.notes import Note, Notes, Place
+from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, unpack
+from nbdvde.replication.sealing import Sealer
+
+_log = logging.getLogger(__name__)
+_AGAIN_S = 0.5
+"""Between two tries to apply what the image had no space for."""
+
+Result: TypeAlias = "NbdvdeError | bytes | int | None"
+"""Of an operation: why it was refused, the answer of a call, the epoch of an attachment, or nothing to tell."""
+Execute: TypeAlias = Callable[["ImageMachine", Call], Awaitable[bytes]]
+Fetch: TypeAlias = Callable[[NodeId, Snapshot], Awaitable[Note]]
+"""Make the image what that of another node is; answers how far that is."""
+
+
+class Listener(Protocol):
+    """Who is told of what a group agreed on."""
+
+    def attached(self, disk: str, epoch: int, node: NodeId) -> None:
+        """Clients of a node, of none if that is 0, use a disk from now on, and nobody else."""
+
+    def placed(self, nodes: Mapping[NodeId, Place]) -> None:
+        """Which nodes there are, and where."""
+
+
+class ImageMachine:
+    """The state machine (`raft.node.Machine`) of one group."""
+
+    def __init__(
+        self, image: Image, notes: Notes, group: str, sealer: Sealer, start: Note, *,
+        execute: Execute, fetch: Fetch, listener: Listener,
+    ) -> None:  # fmt: skip
+        """`start` is what a new group begins with."""
+        self._image, self._notes, self._group, self._sealer = image, notes, group, sealer
+        self._execute, self._fetch, self._listener = execute, fetch, listener
+        self._take(notes.found.get(group) or start)
+        self.stuck = ""
+        """Why nothing is applied at the moment, if so."""
+        image.before_commit.append(self._note_nowait)
+
+    def _take(self, note: Note) -> None:
+        self.applied = Snapshot() if note.incomplete else note.applied
+        self.incomplete = note.incomplete
+        self.epochs, self.nodes = dict(note.epochs), dict(note.nodes)
+
+    @property
+    def note(self) -> Note:
+        """How far it is."""
+        return Note(self._group, self.applied, self.epochs, self.nodes, self.incomplete)
+
+    def _note_nowait(self) -> None:
+        self._notes.put_nowait(self.note)
+
+    async def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
+        """See `Machine`. Raises DamageError, PoisonedError: the group cannot go on here then."""
+        results: list[object] = []
+        for entry in entries:
+            results.append(await self._apply(entry))
+            members = Members.unpack(entry.data) if entry.kind == EntryKind.MEMBERS else self.applied.members
+            self.applied = Snapshot(entry.index, entry.term, members)
+        return results
+
+    async def _apply(self, entry: Entry) -> object:
+        if entry.kind != EntryKind.NORMAL:
+            return None
+        match unpack(self._sealer.open(self._group, entry.data)):
+            case Attach(disk=disk, node=node):
+                self._attach(disk, entry.index, node)
+                return entry.index
+            case Enrol(address=address, name=name):
+                return self._enrol(Place(address, name))
+            case Dismiss(node=node):
+                self.nodes[node] = Place("", "")
+                self._listener.placed(self.nodes)
+                return None
+            case Call() as call:
+                return await self._call(call)
+            case changes:
+                return [await self._change(change) for change in changes]
+
+    def _attach(self, disk: str, epoch: int, node: NodeId) -> None:
+        self.epochs[disk] = epoch, node
+        self._listener.attached(disk, epoch, node)
+
+    def _enrol(self, place: Place) -> NodeId:
+        """The same place keeps its number: whoever asked may not have heard it."""
+        known = next((node for node, other in self.nodes.items() if other == place), None)
+        number = known or max(self.nodes, default=0) + 1
+        self.nodes[number] = place
+        self._listener.placed(self.nodes)
+        return number
+
+    async def _call(self, call: Call) -> Result:
+        while True:
+            try:
+                return await self._execute(self, call)
+            except NoSpaceError as error:
+                await self._wait_for_space(error)
+            except (DamageError, PoisonedError):
+                raise
+            except NbdvdeError as error:  # the same on all nodes
+                return error
+
+    async def _change(self, change: Change) -> Result:
+        if change.epoch < self.epochs.get(change.disk, (0, 0))[0]:
+            return DetachedError(f"disk {change.disk}", "was taken over by another client", "connect again")
+        try:
+            volume = self._image.disk(change.disk)
+        except NbdvdeError as error:
+            return error
+        if change.offset + change.length > volume.size:
+            return RefusedError(f"disk {change.disk}", "has become shorter than that", "connect again")
+        while True:
+            try:
+                await _do(volume, change)
+            except NoSpaceError as error:
+                await self._wait_for_space(error)
+            except (DamageError, PoisonedError):
+                raise
+            except NbdvdeError as error:
+                return error
+            else:
+                self.stuck = ""
+                return None
+
+    async def _wait_for_space(self, error: NoSpaceError) -> None:
+        """What is committed has to be applied: there is no way to refuse it any more."""
+        if not self.stuck:
+            _log.error("group %s stands still: %s", self._group, error)
+        self.stuck = str(error)
+        await trio.sleep(_AGAIN_S)
+
+    @asynccontextmanager
+    async def unused(self, disk: str, *, force: bool) -> AsyncIterator[None]:
+        """Have no client use a disk during a call; unless `force`, only when none does. Raises InUseError."""
+        if self.epochs.get(disk, (0, 0))[1]:
+            if not force:
+                raise InUseError(f"disk {disk}", "clients use it", "disconnect them, or use --force")
+            self._attach(disk, self.applied.index + 1, 0)
+        yield
+
+    async def durable(self) -> Snapshot:
+        """See `Machine`. Raises NoSpaceError, PoisonedError."""
+        note = self.note
+        await self._notes.put(note)
+        await self._image.flush()
+        return note.applied
+
+    async def install(self, source: NodeId, snapshot: Snapshot) -> Snapshot:
+        """See `Machine`. Raises NbdvdeError."""
+        self.incomplete = True
+        await self.durable()
+        note = await self._fetch(source, snapshot)
+        self._take(note)
+        for disk, (epoch, node) in self.epochs.items():
+            self._listener.attached(disk, epoch, node)
+        self._listener.placed(self.nodes)
+        return await self.durable()
+
+    def close(self) -> None:
+        """Note nothing any more."""
+        self._image.before_commit.remove(self._note_nowait)
+
+
+async def _do(volume: Volume, change: Change) -> None:
+    offset, length = change.offset, change.length
+    match change.action:
+        case Action.WRITE:
+            data = memoryview(change.data)
+            if not volume.write_nowait(offset, data, owned=True):
+                await volume.write(offset, data, owned=True)
+        case Action.TRIM:
+            if not volume.trim_nowait(offset, length):
+                await volume.trim(offset, length)
+        case Action.ZERO:
+            if not volume.zero_nowait(offset, length, allocate=True):
+                await volume.zero(offset, length, allocate=True)

@@ -1,0 +1,151 @@
+"""What a replicated image remembers of its cluster, in a volume of its own: who it is, and how far it has applied.
+
+Block 0 says which cluster and node the image belongs to, and holds the cluster's key. Then come, for each group, so
+many blocks: up to which entry everything is in the image, the members of the group there, and who is attached to which
+disk. The volume comes last in every commit: what it says is applied is in the image, whatever a crash leaves of it.
+"""
+
+import struct
+from collections.abc import Mapping
+
+import msgspec
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.image import Image
+from nbdvde.engine.pieces import page_of
+from nbdvde.engine.regions.form import ROOM, Form
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import DamageError, RefusedError
+from nbdvde.raft.messages import Snapshot
+from nbdvde.replication.sealing import KEY_BYTES
+
+FORM = Form("RAFT", 64, 1)
+_IDENTITY = struct.Struct(f"<16sIII{KEY_BYTES}s")
+_VERSION = 1
+_LENGTH = struct.Struct("<I")
+_GROUP_BLOCKS = 16
+"""Of each group: 64 KiB."""
+_GROUPS_MAX = 1024
+_SIZE = (1 + _GROUPS_MAX * _GROUP_BLOCKS) * BLOCK
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which cluster an image belongs to, and as which node."""
+
+    cluster: bytes
+    """16 random bytes."""
+    node: int
+    key: bytes
+    """Of the cluster."""
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a node is."""
+
+    address: str
+    """`HOST:PORT`; empty for a node that has left, whose number is never used again."""
+    name: str
+    """In its certificate."""
+
+
+class Note(msgspec.Struct, frozen=True, array_like=True):
+    """How far a group is."""
+
+    group: str
+    applied: Snapshot
+    epochs: Mapping[str, tuple[int, int]] = {}
+    """Of each disk: epoch of the last attachment, and the node whose clients it is for, 0 for none."""
+    nodes: Mapping[int, Place] = {}
+    """All there ever were."""
+    incomplete: bool = False
+    """The state of another node is being taken over: what the image holds is nothing yet."""
+
+
+class Notes:
+    """Those of an image."""
+
+    def __init__(self, volume: Volume, identity: Identity, notes: Mapping[str, tuple[int, Note]]) -> None:
+        self._volume, self.identity = volume, identity
+        self._places = {group: place for group, (place, _) in notes.items()}
+        self.found = {group: note for group, (_, note) in notes.items()}
+        """Of each group, as the image was opened."""
+
+    @classmethod
+    async def make(cls, image: Image, identity: Identity) -> None:
+        """Have an image belong to a cluster. Raises RefusedError, NbdvdeError."""
+        if image.volumes.existing_region(FORM) is not None and await _read(image) is not None:
+            raise RefusedError(image.path, "belongs to a cluster already", "see nbdvde cluster status")
+        await image.enable_regions()
+        volume = await image.volumes.region(FORM, _SIZE)
+        raw = _IDENTITY.pack(identity.cluster, _VERSION, identity.node, 0, identity.key)
+        await volume.write_together({0: FORM.block(raw, 0)})
+        await image.flush()
+
+    @classmethod
+    async def load(cls, image: Image) -> "Notes | None":
+        """Those of an image that belongs to a cluster. Raises DamageError."""
+        return await _read(image)
+
+    def block_of(self, note: Note) -> Mapping[int, bytes]:
+        """Where a note is to be written, and the blocks."""
+        place = self._places.setdefault(note.group, len(self._places))
+        raw = msgspec.msgpack.encode(note)
+        body = _LENGTH.pack(len(raw)) + raw
+        if len(body) > _GROUP_BLOCKS * ROOM or place >= _GROUPS_MAX:
+            raise RefusedError("cluster", "has more groups or disks than can be noted", "delete some")
+        blocks = {at: FORM.block(body[at * ROOM : (at + 1) * ROOM], 0) for at in range(-(-len(body) // ROOM))}
+        return {_first(place) + at: block for at, block in blocks.items()}
+
+    def put_nowait(self, note: Note) -> bool:
+        """Have a note be part of the commit that begins; whether there is room for it."""
+        pages = self.block_of(note)
+        writer = self._volume.writer
+        if writer is None or not writer.admit_nowait(len(pages) * BLOCK, freeing=True):
+            return False
+        for block, page in pages.items():
+            self._volume.active.put(block, memoryview(page))
+        self._volume.active.payload += len(pages) * BLOCK
+        return True
+
+    async def put(self, note: Note) -> None:
+        """The same, waiting for room; not durable yet. Raises NoSpaceError, PoisonedError."""
+        await self._volume.write_together(self.block_of(note))
+
+
+async def _read(image: Image) -> Notes | None:
+    volume = image.volumes.existing_region(FORM)
+    if volume is None:
+        return None
+    first = await _block(volume, 0)
+    if not first.strip(b"\0"):  # a crash came before it was written
+        return None
+    cluster, version, node, _, key = _IDENTITY.unpack_from(FORM.opened(first)[0])
+    if version != _VERSION:
+        raise DamageError("region RAFT", f"is of version {version}, which is not known", "use a newer nbdvde")
+    notes: dict[str, tuple[int, Note]] = {}
+    for place in range(_GROUPS_MAX):
+        block = await _block(volume, _first(place))
+        if not block.strip(b"\0"):
+            break
+        note = await _note(volume, place, block)
+        notes[note.group] = place, note
+    return Notes(volume, Identity(cluster, node, key), notes)
+
+
+async def _note(volume: Volume, place: int, block: bytes) -> Note:
+    body = FORM.opened(block)[0]
+    (length,) = _LENGTH.unpack_from(body)
+    for at in range(1, -(-(length + _LENGTH.size) // ROOM)):
+        body += FORM.opened(await _block(volume, _first(place) + at))[0]
+    try:
+        return msgspec.msgpack.decode(body[_LENGTH.size : _LENGTH.size + length], type=Note)
+    except msgspec.MsgspecError as error:
+        raise FORM.damage(str(error)) from None
+
+
+async def _block(volume: Volume, number: int) -> bytes:
+    return b"".join(map(page_of, await volume.read(number * BLOCK, BLOCK)))
+
+
+def _first(place: int) -> int:
+    return 1 + place * _GROUP_BLOCKS
