@@ -6,13 +6,10 @@ knows what time it is: who drives it does what `Ready` says, in its order.
 """
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 from functools import partial
 
-import msgspec
-
 from nbdvde.errors import RefusedError
-from nbdvde.raft import membership, quorum
+from nbdvde.raft import membership
 from nbdvde.raft.leader import Leader
 from nbdvde.raft.log import Log
 from nbdvde.raft.messages import (
@@ -35,88 +32,44 @@ from nbdvde.raft.messages import (
     Vote,
     VoteReply,
 )
-from nbdvde.raft.quorum import Outcome
 from nbdvde.raft.reads import Asked
+from nbdvde.raft.ready import NotLeaderError, Ready
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore
+from nbdvde.raft.voter import Role, Voter
+
+__all__ = ["Core", "NotLeaderError", "Ready", "Role"]
 
 
-class Role(Enum):
-    """What a member is at the moment."""
-
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre-candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-
-
-class NotLeaderError(RefusedError):
-    """Only the leader can do that."""
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """What has to be done, in this order; then `Core.done` is told.
-
-    1. Send `now`. 2. Take over the state of `install`, if any. 3. Have `entries` (they replace what the log has from
-    their first index on) and `hard` in the store, durably. 4. Send `after`. 5. Apply `committed`; answer `reads`.
-    """
-
-    now: Sequence[Message]
-    install: tuple[NodeId, Snapshot] | None
-    """Whom to ask for the state, and which one; once more now and then until that is done."""
-    hard: HardState | None
-    entries: Sequence[Entry]
-    after: Sequence[Message]
-    committed: Sequence[Entry]
-    reads: Sequence[tuple[int, int]]
-    """(key, index): to be answered when everything up to the index is applied. Index -1: ask again."""
-
-
-class Core:
+class Core(Voter):
     """One member."""
 
     def __init__(
-        self, node: NodeId, store: LogStore, hard: HardState, settings: Settings, random: Callable[[int, int], int]
-    ) -> None:
-        """`random(low, high)` draws a whole number, both ends included."""
+        self, node: NodeId, store: LogStore, hard: HardState, settings: Settings, random: Callable[[int, int], int],
+        applied: int = 0,
+    ) -> None:  # fmt: skip
+        """`random(low, high)` draws a whole number, both ends included.
+
+        `applied` is what the state has for sure: no more than the log, if that is more than what the log has forgotten.
+        """
         settings.validate()
-        self.node, self.settings = node, settings
-        self.log = Log(store)
-        self.term, self.vote = hard.term, hard.vote
-        self.commit = max(store.snapshot.index, min(hard.commit, store.last_index))
-        self.applied = self._handed = store.snapshot.index
+        super().__init__(node, Log(store), hard, settings, random)
+        self.applied = self._handed = max(applied, store.snapshot.index)
         """Entries up to `applied` are applied; up to `_handed` they are out to be."""
-        self.role = Role.FOLLOWER
-        self.leader: NodeId = 0
-        """Of this term, as far as it is known."""
+        self.commit = max(self.applied, min(hard.commit, store.last_index))
+        assert self.commit <= store.last_index, "what is applied is in the log"
         self.office: Leader | None = None
         """What there is to do while this node leads."""
-        self.mute = False
-        """While the log has holes: no votes, no acknowledgements, no candidacy."""
         self.quiet = False
         """Whether nobody expects signs of life."""
-        self.elections = 0
-        """How often this node asked for votes."""
-        self._random = random
-        self._ballots: dict[NodeId, bool] = {}
-        self._ticks = 0
-        """Since the last sign of life of a leader."""
         self._round = 0
         """Latest round of signs of life of this leader."""
-        self._timeout = self._draw()
         self._saved = hard
-        self._now: list[Message] = []
-        self._after: list[Message] = []
         self._results: list[tuple[int, int]] = []
         self._install: tuple[NodeId, Snapshot] | None = None
         self._pending: Ready | None = None
 
     # What the owner asks
-
-    @property
-    def members(self) -> Members:
-        """Who belongs to the group."""
-        return self.log.members
 
     @property
     def is_leader(self) -> bool:
@@ -186,6 +139,11 @@ class Core:
         if self.quiet:
             self.quiet, self._ticks = False, 0
 
+    def loaded(self) -> None:
+        """The store has in memory what it missed (`LogStore.missed`)."""
+        if self.office:
+            self.office.resume()
+
     def compacted(self) -> None:
         """The store has forgotten entries."""
         self.log.compacted()
@@ -195,10 +153,16 @@ class Core:
         return snapshot.index > self.commit and self.log.term(snapshot.index) != snapshot.term
 
     def installed(self, snapshot: Snapshot) -> None:
-        """A state that it wanted is taken over: the store has nothing but that."""
+        """A state that it `wants` is taken over: the store has nothing but that."""
         self.log.restored(snapshot)
         self.commit = self.applied = self._handed = snapshot.index
         self._acknowledge(self.leader, snapshot.index)
+
+    def overtaken(self, snapshot: Snapshot) -> None:
+        """A state is taken over that it does not want any more: the log came as far meanwhile, and stays."""
+        self._commit_to(snapshot.index)
+        self._handed = max(self._handed, snapshot.index)
+        self.applied_to(snapshot.index)
 
     def install_failed(self, node: NodeId) -> None:
         """A follower could not take over the state: it is asked again what it has."""
@@ -241,12 +205,7 @@ class Core:
             else:
                 self.quiet = self.office.quiet
             return
-        self._ticks += 1
-        if self._ticks >= self._timeout and self._may_lead():
-            self._ask_for_votes(pre=True)
-
-    def _draw(self) -> int:
-        return self._random(self.settings.election, 2 * self.settings.election - 1)
+        self._wait()
 
     # What comes in
 
@@ -339,70 +298,11 @@ class Core:
         elif self.members.auto_leave and self._may_change():
             self.change(membership.leave_joint)
 
-    # Votes
-
-    def _may_lead(self) -> bool:
-        return not self.mute and self.log.may_decide(self.node, self.commit)
-
-    def _ask_for_votes(self, *, pre: bool, forced: bool = False) -> None:
-        """Become a candidate, or first find out whether that would succeed."""
-        self._follow(self.term, 0)
-        self.role = Role.PRE_CANDIDATE if pre else Role.CANDIDATE
-        self._ballots = {self.node: True}
-        term = self.term + 1
-        if not pre:
-            self.term, self.vote = term, self.node
-            self.elections += 1
-        question = Vote(term, self.log.last_index, self.log.last_term, pre, forced)
-        for node in self.members:
-            if node != self.node and self.members.votes(node):
-                self._send(node, question, after=not pre)
-        if pre:
-            self._count_ballots()  # a vote counts, also its own, when it is durable
-
-    def _on_vote(self, sender: NodeId, body: Vote) -> None:
-        hears_a_leader = self.office or (self.leader and self._ticks < self.settings.election)
-        if body.term > self.term and hears_a_leader and not body.forced:
-            return
-        if body.term < self.term:
-            self._send(sender, VoteReply(self.term, False, body.pre))
-            return
-        if body.term > self.term and not body.pre:
-            self._follow(body.term, 0)
-        log = self.log
-        current = (body.last_term, body.last_index) >= (log.last_term, log.last_index)
-        free = self.vote == sender or (not self.vote and not self.leader) or (body.pre and body.term > self.term)
-        granted = current and free and not self.mute
-        if body.pre:
-            self._send(sender, VoteReply(body.term if granted else self.term, granted, pre=True))
-            return
-        if granted:
-            self.vote, self._ticks = sender, 0
-        self._send(sender, VoteReply(self.term, granted), after=True)
-
-    def _on_vote_reply(self, sender: NodeId, body: VoteReply) -> None:
-        asked = self.term + 1 if body.pre and body.granted else self.term
-        expected = Role.PRE_CANDIDATE if body.pre else Role.CANDIDATE
-        if self.role is expected and body.term == asked:
-            self._ballots.setdefault(sender, body.granted)
-            self._count_ballots()
-
-    def _count_ballots(self) -> None:
-        match quorum.outcome(self.members.quorums, self._ballots):
-            case Outcome.WON if self.role is Role.PRE_CANDIDATE:
-                self._ask_for_votes(pre=False)
-            case Outcome.WON:
-                self._lead()
-            case Outcome.LOST:
-                self._follow(self.term, 0)
-
     def _follow(self, term: int, leader: NodeId) -> None:
         if self.office:
             self.office.resign()
-        if term > self.term:
-            self.term, self.vote = term, 0
-        self.office, self.role, self.leader = None, Role.FOLLOWER, leader
-        self.quiet, self._ticks, self._round, self._timeout = False, 0, 0, self._draw()
+        self.office, self.quiet, self._round = None, False, 0
+        super()._follow(term, leader)
 
     def _lead(self) -> None:
         self.role, self.leader = Role.LEADER, self.node
@@ -414,9 +314,6 @@ class Core:
         self._append(self.office, [(EntryKind.EMPTY, b"")])
 
     # What goes out
-
-    def _send(self, node: NodeId, body: Body, *, after: bool = False) -> None:
-        (self._after if after else self._now).append(Message(self.node, node, body))
 
     def ready(self) -> Ready | None:
         """What has to be done, if anything. The next one comes when `done` was told of this one."""
@@ -460,7 +357,7 @@ class Core:
             self.log.stored(ready.entries[-1])
         if self.office and ready.entries:
             self._follow_office(self.office)
-        elif self.role is Role.CANDIDATE and ready.hard:
+        elif self.role is Role.CANDIDATE and ready.hard and ready.hard.term == self.term:
             self._count_ballots()
 
     def applied_to(self, index: int) -> None:

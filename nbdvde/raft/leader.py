@@ -50,6 +50,8 @@ class Leader:
         self._clock = self._lease_until = 0
         self._begun: dict[int, int] = {}
         """When rounds began that a majority has not answered."""
+        self._invited = False
+        """Whether somebody was told to take over, who is given votes though this leader is heard: no lease any more."""
 
     # Time
 
@@ -106,6 +108,11 @@ class Leader:
         self.stir()
         others = [node for node in self._log.members if node != self._node]
         self.followers = of_members(others, self.followers, entries[0].index)
+        for node, progress in self.followers.items():
+            self._send_entries(node, progress)
+
+    def resume(self) -> None:
+        """Send on what was not in memory."""
         for node, progress in self.followers.items():
             self._send_entries(node, progress)
 
@@ -198,7 +205,7 @@ class Leader:
         """Settle a read, now or when a majority has said that there is no other leader."""
         if self._log.term(self.commit) != self._term:
             self._early.append(asked)
-        elif self._decides_alone or (self._settings.lease and self._clock < self._lease_until):
+        elif self._decides_alone or self._has_lease:
             self._settle(asked, self.commit)
         else:
             self._reads.add(self.commit, asked)
@@ -206,6 +213,10 @@ class Leader:
     @property
     def _decides_alone(self) -> bool:
         return quorum.agree(self._log.members.quorums, {self._node})
+
+    @property
+    def _has_lease(self) -> bool:
+        return self._settings.lease and not self._invited and self._clock < self._lease_until
 
     def ask_round(self) -> None:
         """Begin a round of questions if reads wait for one."""
@@ -232,10 +243,14 @@ class Leader:
     def retire(self) -> None:
         """It belongs to the group no more: the voter that has most need not wait for silence to take over."""
         voters = self._log.members.voters
-        self._send(max(voters, key=lambda node: self.followers[node].match), Elect(self._term))
+        self._invite(max(voters, key=lambda node: self.followers[node].match))
 
     def hand_over(self) -> None:
         """Tell it when it has."""
         progress = self.followers.get(self.transferee)
         if progress and progress.match == self._log.last_index:
-            self._send(self.transferee, Elect(self._term))
+            self._invite(self.transferee)
+
+    def _invite(self, node: NodeId) -> None:
+        self._invited = True
+        self._send(node, Elect(self._term))
