@@ -1,0 +1,88 @@
+"""Groups in which nothing happens, and their first sign of life."""
+
+from nbdvde.raft.messages import Beat
+from nbdvde.raft.settings import Settings
+from tests.raft.party import Member, Party, members
+
+THREE = members({1, 2, 3})
+QUIET = Settings(heartbeat=1, election=10, quiet=12)
+
+
+def _asleep() -> Party:
+    party = Party(THREE, QUIET)
+    party.elect(1)
+    party.propose(1, b"a")
+    party.tick(times=2 * QUIET.quiet)
+    return party
+
+
+def test_a_group_in_which_nothing_happens_falls_silent_and_keeps_its_leader() -> None:
+    party = _asleep()
+    assert all(core.quiet for core in party.cores.values())
+    assert [party.data(node) for node in (1, 2, 3)] == [[b"a"]] * 3
+    for core in party.cores.values():
+        for _ in range(100):
+            core.tick()
+    assert not any(party.work(node) for node in party.cores)
+
+
+def test_a_proposal_wakes_it() -> None:
+    party = _asleep()
+    party.propose(1, b"b")
+    assert not any(core.quiet for core in party.cores.values())
+    party.tick()
+    assert party.data(3) == [b"a", b"b"]
+
+
+def test_a_read_wakes_it() -> None:
+    party = _asleep()
+    party.cores[2].read(7)
+    party.settle()
+    assert party.reads[2] == [(7, 2)]
+    assert not party.cores[1].quiet
+
+
+def test_a_leader_that_went_silently_is_replaced_when_somebody_asks() -> None:
+    party = _asleep()
+    party.away = {1}
+    for node in (2, 3):
+        party.cores[node].wake()
+    party.elect(2)
+
+
+def test_no_silence_while_somebody_lacks_something() -> None:
+    party = Party(THREE, QUIET)
+    party.elect(1)
+    party.away = {3}
+    party.propose(1, b"a")
+    party.tick(times=5 * QUIET.quiet)
+    assert not party.cores[1].quiet
+    party.away = set()
+    party.tick(times=3 * QUIET.quiet)
+    assert all(core.quiet for core in party.cores.values())
+
+
+def test_an_old_sign_of_life_silences_nobody() -> None:
+    member = Member(THREE, settings=QUIET)
+    member.hear(2, Beat(1, 0, 5))
+    member.hear(2, Beat(1, 0, 4, quiet=True))
+    assert not member.core.quiet
+    member.hear(2, Beat(1, 0, 5, quiet=True))
+    assert member.core.quiet
+
+
+def test_without_that_choice_nobody_falls_silent() -> None:
+    party = Party(THREE)
+    party.elect(1)
+    party.tick(times=100)
+    assert not party.cores[1].quiet
+
+
+def test_who_missed_that_it_falls_silent_gets_signs_of_life_again() -> None:
+    party = _asleep()
+    party.cores[3].wake()
+    party.tick(times=3 * QUIET.election)
+    assert party.cores[1].is_leader
+    assert party.cores[1].term == 1
+    party.tick(times=2 * QUIET.quiet)
+    assert party.cores[3].quiet
