@@ -1,4 +1,4 @@
-"""TLS: the certificates a server shows and asks for, and a TLS connection that looks like a socket."""
+"""TLS: the certificates a server or node shows and asks for, and a TLS connection that looks like a socket."""
 
 import socket
 import ssl
@@ -44,6 +44,27 @@ class TlsFiles:
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """TLS with these certificates. Raises UsageError, KeyFailure."""
     context = _context()
+    _load(context, files)
+    return context
+
+
+def node_contexts(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS between nodes that show each other certificates of one authority: for who is called, and for who calls.
+
+    Whose certificate it is has to be looked at afterwards, by either side. Raises UsageError, KeyFailure.
+    """
+    if files.client_authority is None:
+        raise UsageError("TLS between nodes", "needs an authority", "name the file with its certificate")
+    called, caller = _context(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    caller.check_hostname = False  # a node has a name of its own, wherever it runs
+    for context in (called, caller):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        _load(context, files)
+    return called, caller
+
+
+def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Raises UsageError, KeyFailure."""
     for path in (files.certificate, files.key, files.client_authority):
         if path is not None:
             _readable(path)
@@ -59,7 +80,6 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
             context.load_verify_locations(files.client_authority)
         except ssl.SSLError:
             raise UsageError(f"{files.client_authority}", "holds no certificate", "use a PEM file") from None
-    return context
 
 
 def shared_key_context(keys: Mapping[str, bytes]) -> ssl.SSLContext:
@@ -103,12 +123,14 @@ def folded(name: str) -> str:
     return name.lower() if name.isascii() else name
 
 
-async def secured(transport: Transport, context: ssl.SSLContext) -> tuple[Transport, frozenset[str]]:
-    """The transport with TLS over it, and the names in the client's certificate, in lower case.
+async def secured(
+    transport: Transport, context: ssl.SSLContext, *, server_side: bool = True
+) -> tuple[Transport, frozenset[str]]:
+    """The transport with TLS over it, and the names in the other side's certificate, in lower case.
 
     `transport` itself is of no use any more. Raises trio.BrokenResourceError.
     """
-    tls = TlsSocket(transport.detach(), context)
+    tls = TlsSocket(transport.detach(), context, server_side=server_side)
     try:
         while not tls.shake_hands():
             await trio.lowlevel.wait_readable(tls)
@@ -128,10 +150,10 @@ class TlsSocket:
     would ask for each record's head and body, where one call takes in all that has arrived, and wakes the client once.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool = True) -> None:
         self._sock, self.family = sock, sock.family
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._unsent = memoryview(b"")
         """Encrypted bytes that the kernel has not taken yet,"""
         self._taken = 0
@@ -164,7 +186,7 @@ class TlsSocket:
 
     @property
     def names(self) -> frozenset[str]:
-        """The common name and the alternative names of the client's certificate (RFC 5280, 4.1.2.6 and 4.2.1.6)."""
+        """The common name and the alternative names of the other side's certificate (RFC 5280, 4.1.2.6 and 4.2.1.6)."""
         certificate: dict[str, Any] = self._tls.getpeercert() or {}
         names = [value for _, value in certificate.get("subjectAltName", ())]
         names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]

@@ -341,8 +341,8 @@ class Core(Voter):
 
     def _to_apply(self) -> Sequence[Entry]:
         stop = min(self.commit, self.log.persisted) + 1
-        if stop <= self._handed + 1:
-            return ()
+        if stop <= self._handed + 1 or self._handed > self.applied:
+            return ()  # one lot at a time
         entries = self.log.slice(self._handed + 1, stop, self.settings.apply_bytes)
         self._handed += len(entries)
         if self.office:

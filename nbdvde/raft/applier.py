@@ -1,0 +1,78 @@
+"""Applying what is committed, apart from the driver's path: a slow state machine holds up nobody but itself."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from nbdvde.errors import NbdvdeError
+from nbdvde.raft.machine import Machine
+from nbdvde.raft.messages import Entry, NodeId, Snapshot
+
+_log = logging.getLogger(__name__)
+
+
+class Applier:
+    """One for each group."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        applied: Callable[[Sequence[Entry], Sequence[object]], None],
+        taken: Callable[[Snapshot], None],
+    ) -> None:
+        """`applied` is told of entries and their results, `taken` of a state that was taken over."""
+        self._machine, self._applied, self._taken = machine, applied, taken
+        self._contained = machine.applied.index
+        """Up to here the state has everything: after a restart, or a state that was taken over, entries come again."""
+        self._entries: list[Entry] = []
+        self._wanted: tuple[NodeId, Snapshot] | None = None
+        self._news = trio.Event()
+        self._whole = trio.Lock()
+        """While the state is made durable, or another is taken over."""
+
+    def hand(self, entries: Sequence[Entry]) -> None:
+        """Have entries applied."""
+        self._entries += entries
+        self._news.set()
+
+    def install(self, source: NodeId, snapshot: Snapshot) -> None:
+        """Have a state taken over, unless that is being done already."""
+        if self._wanted is None:
+            self._wanted = source, snapshot
+            self._news.set()
+
+    async def durable(self) -> Snapshot:
+        """See `Machine.durable`."""
+        async with self._whole:
+            return await self._machine.durable()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            if self._entries:
+                entries, self._entries = self._entries, []
+                await self._apply(entries)
+            elif self._wanted:
+                await self._install(*self._wanted)
+                self._wanted = None
+            else:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    async def _apply(self, entries: Sequence[Entry]) -> None:
+        fresh = [entry for entry in entries if entry.index > self._contained]
+        results = await self._machine.apply(fresh) if fresh else ()
+        assert len(results) == len(fresh), "a result for each"
+        self._contained = max(self._contained, entries[-1].index)
+        self._applied(entries, (*(None for _ in range(len(entries) - len(fresh))), *results))
+
+    async def _install(self, source: NodeId, snapshot: Snapshot) -> None:
+        try:
+            async with self._whole:
+                taken = await self._machine.install(source, snapshot)
+        except NbdvdeError as error:
+            _log.warning("the state of node %d was not taken over: %s", source, error.message)
+            return
+        self._contained = taken.index
+        self._taken(taken)

@@ -1,0 +1,216 @@
+"""A node: its groups, its clock, its log and its connections, driven together.
+
+Whatever comes marks the groups that it concerns; a pass then drives each of them once and sends what all of them say.
+So proposals of many tasks become one entry batch, and signs of life of all groups one frame for each peer. A group that
+is quiet is in no set that anything goes through.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import trio
+
+from nbdvde import workers
+from nbdvde.errors import NbdvdeError, RefusedError, UsageError
+from nbdvde.raft.groups import Group, reconcile
+from nbdvde.raft.machine import Machine
+from nbdvde.raft.messages import Body, Message, NodeId, Snapshot
+from nbdvde.raft.settings import Settings
+from nbdvde.raft.store import Load, LogStore, NodeLog, Work
+from nbdvde.raft.transport import Identity, Mesh, Network, Peer, Timing
+from nbdvde.raft.writer import InThread, Writer
+
+DEFAULT_GROUP = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of a node."""
+
+    tick_s: float = 0.1
+    """How long a tick takes; with the default settings a leader is missed after one to two seconds."""
+    compact_bytes: int = 64 << 20
+    """Of entries of a group that were added since its log was compacted."""
+    timing: Timing = field(default_factory=Timing)
+
+
+class Node:
+    """One node of a cluster."""
+
+    def __init__(
+        self,
+        me: Identity,
+        log: NodeLog,
+        network: Network,
+        settings: Settings,
+        random: Callable[[int, int], int],
+        *,
+        options: Options | None = None,
+        in_thread: InThread = workers.run,
+    ) -> None:
+        """`random(low, high)` draws a whole number, both ends included. The node owns the log."""
+        self.number, self._log, self._settings, self._random = me.node, log, settings, random
+        self._options = options or Options()
+        self._in_thread = in_thread
+        self.mesh = Mesh(me, network, self, self._options.timing, random)
+        self.groups: dict[str, Group] = {}
+        self._writer = Writer(log, in_thread, self._pass)
+        self._awake: dict[str, Group] = {}
+        self._touched: dict[str, Group] = {}
+        self._news = trio.Event()
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+
+    # What the owner asks
+
+    def peer(self, node: NodeId) -> Peer:
+        """Another node. Raises UsageError."""
+        if found := self.mesh.peers.get(node):
+            return found
+        raise UsageError(f"node {node}", "is not known", "see nbdvde cluster status")
+
+    def open(self, name: str, machine: Machine) -> Group:
+        """A group that the log has. Raises UsageError, DamageError."""
+        store = self._log.group(name)
+        if store is None:
+            raise UsageError(f"raft group {name}", "does not exist", "see nbdvde cluster status")
+        reconcile(name, store, machine.applied)
+        return self._add(name, store, machine)
+
+    async def create(self, name: str, machine: Machine, start: Snapshot) -> Group:
+        """A new group, whose state is what the machine holds; while the node runs. Raises UsageError."""
+        store = self._log.create(name, start)
+        await self._writer.durable()
+        return self._add(name, store, machine)
+
+    async def remove(self, name: str) -> None:
+        """Forget a group: whoever waits for it meets an error. Raises UsageError."""
+        self._log.remove(name)
+        for groups in (self.groups, self._awake, self._touched):
+            groups.pop(name, None)
+        if scope := self._scopes.pop(name, None):
+            scope.cancel()
+        await self._writer.durable()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part, until `stop`. Raises NetworkError, PoisonedError, or what a machine raised."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.mesh.run)
+                self._nursery = nursery
+                for group in self.groups.values():
+                    nursery.start_soon(self._run_group, group)
+                for task in (self._writer.run, self._drive, self._tick):
+                    nursery.start_soon(task)
+                task_status.started()
+        except BaseExceptionGroup as errors:
+            raise _single(errors) from None
+        finally:
+            self._nursery = None
+            self._log.close()
+
+    async def stop(self, patience_s: float = 5.0) -> None:
+        """End in order: hand over what this node leads, as far as that takes no longer, then end `run`."""
+        with trio.move_on_after(patience_s):
+            async with trio.open_nursery() as nursery:
+                for group in self.groups.values():
+                    nursery.start_soon(_hand_over, group)
+        if self._nursery:
+            self._nursery.cancel_scope.cancel()
+
+    # What groups and connections need
+
+    def touch(self, group: Group) -> None:
+        self._touched[group.name] = group
+        self._news.set()
+
+    def say(self, group: str, message: Message) -> bool:
+        return self.mesh.say(message.receiver, group, message.body)
+
+    def then(self, call: Callable[[], None]) -> None:
+        self._writer.then(call)
+
+    async def load(self, load: Load) -> Work:
+        found: list[Work] = []
+        await self._in_thread(lambda: found.append(load()))
+        return found[0]
+
+    def on_message(self, sender: NodeId, group: str, body: Body) -> None:
+        if found := self.groups.get(group):
+            found.step(Message(sender, self.number, body))
+            self._touched[group] = found
+
+    def on_end(self) -> None:
+        self._pass()
+
+    def on_lost(self, node: NodeId) -> None:
+        for group in self.groups.values():
+            group.lost(node)
+            self.touch(group)
+
+    # How it goes on
+
+    def _add(self, name: str, store: LogStore, machine: Machine) -> Group:
+        group = self.groups[name] = Group(
+            name, self.number, store, machine, self, self._settings, self._random,
+            compact_bytes=self._options.compact_bytes,
+        )  # fmt: skip
+        if self._nursery:
+            self._nursery.start_soon(self._run_group, group)
+        return group
+
+    async def _run_group(self, group: Group) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes[group.name] = scope
+            await group.run()
+
+    def _pass(self) -> None:
+        """Drive what was touched, and send what that said."""
+        touched, self._touched = self._touched, {}
+        for name, group in touched.items():
+            group.drive()
+            if group.sleeps:
+                self._awake.pop(name, None)
+            else:
+                self._awake[name] = group
+        self.mesh.flush()
+
+    async def _drive(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            self._pass()
+
+    async def _tick(self) -> None:
+        tick_s, settings = self._options.tick_s, self._settings
+        due = trio.current_time()
+        while True:
+            due += tick_s
+            await trio.sleep_until(due)
+            late = int((trio.current_time() - due) / tick_s)
+            due += late * tick_s
+            # A node that was held up must not think that all others were; but a lease goes by its clock.
+            times = min(1 + late, 2 * settings.election) if settings.lease else 1
+            self.mesh.tick()
+            self._touched |= self._awake
+            for group in self._awake.values():
+                for _ in range(times):
+                    group.tick()
+            self._pass()
+
+
+async def _hand_over(group: Group) -> None:
+    with suppress(RefusedError):
+        await group.hand_over()
+
+
+def _single(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of the errors, if it is one for a person to read and there is none of another kind."""
+    known, others = errors.split(NbdvdeError)
+    if known is None or others is not None:
+        return errors
+    first: BaseException = known
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
