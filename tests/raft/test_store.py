@@ -1,12 +1,18 @@
 """What every log of a group does, whatever keeps it."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from nbdvde.errors import UsageError
+from nbdvde.raft.directory import DiskDirectory
+from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, Snapshot
 from nbdvde.raft.store import LogStore, MemoryLog, NodeLog, write
 
 MEMBERS = Members(frozenset({1, 2, 3}))
+SIZES = Sizes(segment_bytes=1 << 18, memory_bytes=1 << 16)
 START = Snapshot(0, 0, MEMBERS)
 
 
@@ -18,9 +24,13 @@ def all_of(store: LogStore, max_bytes: int = 1 << 30) -> list[Entry]:
     return list(store.get_range(store.first_index, store.last_index + 1, max_bytes))
 
 
-@pytest.fixture
-def log() -> NodeLog:
-    return MemoryLog()
+@pytest.fixture(params=["memory", "files"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeLog]:
+    log: NodeLog = MemoryLog() if request.param == "memory" else FileLog(DiskDirectory(tmp_path), SIZES)
+    yield log
+    if work := log.take():
+        work()
+    log.close()
 
 
 @pytest.fixture

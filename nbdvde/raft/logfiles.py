@@ -1,0 +1,113 @@
+"""Writes batches into segments, and reads entries back; in threads, and never after a write that failed."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from nbdvde.errors import NoSpaceError, PoisonedError, reason
+from nbdvde.raft.directory import Directory, File
+from nbdvde.raft.messages import Entry
+from nbdvde.raft.plan import Batch
+from nbdvde.raft.records import (
+    HEADER_BYTES,
+    Header,
+    encode,
+    is_payload,
+    pack_twin,
+    place_of,
+    split_place,
+)
+
+_HINT = "mend the device and start the node again"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class LogFiles:
+    """The files of a log. One thread at a time writes; others may read meanwhile."""
+
+    def __init__(self, directory: Directory, files: dict[int, File], log: int, chain: int) -> None:
+        """`chain` is the check of the last record."""
+        self._directory, self._files, self._log, self._chain = directory, files, log, chain
+        self._spare: tuple[int, File] | None = None
+        self.poisoned = False
+
+    def check(self) -> None:
+        """Raise PoisonedError if anything failed."""
+        if self.poisoned:
+            raise PoisonedError("raft log", "a write failed earlier", _HINT)
+
+    def write(self, batch: Batch) -> None:
+        """Make a batch durable. Raises NoSpaceError before anything is written, or PoisonedError."""
+        self.check()
+        with self._poisoning():
+            file = self._file(batch)
+            buffers, content, chain = encode(
+                batch.drafts, self._log, batch.number, self._chain, batch.segment, batch.start
+            )
+            twin = pack_twin(content, batch.number, batch.start, place_of(batch.segment, batch.twin_start))
+            file.write(batch.start, buffers)
+            file.write(batch.twin_start, [twin])
+            file.sync()
+            self._chain = chain
+
+    def prepare(self, number: int, size: int) -> None:
+        """Have the next segment at hand before it is needed; if that fails now, it is tried again then."""
+        if self._spare is None:
+            with suppress(OSError):
+                self._spare = number, self._directory.create(number, size)
+
+    def drop(self, segment: int) -> None:
+        """Nobody needs a segment any more, nor the ones before it. Raises PoisonedError."""
+        with self._poisoning():
+            self._files.pop(segment).close()
+            self._directory.remove(segment)
+
+    def read(self, group: int, index: int, term: int, place: int, length: int) -> Entry | None:
+        """An entry as it is stored; None when it is not there any more."""
+        segment, offset = split_place(place)
+        file = self._files.get(segment)
+        try:
+            data = file.read(offset, HEADER_BYTES + length) if file else b""
+        except OSError:
+            return None
+        if len(data) < HEADER_BYTES:
+            return None
+        header, payload = Header.unpack(data[:HEADER_BYTES], place), data[HEADER_BYTES:]
+        if header is None or (header.group, header.index, header.term) != (group, index, term):
+            return None
+        return Entry(term, index, header.entry_kind, payload) if is_payload(header, payload) else None
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for file in self._files.values():
+            file.close()
+        if self._spare:
+            self._spare[1].close()
+        self._directory.close()
+
+    @contextmanager
+    def _poisoning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.poisoned = True
+            raise PoisonedError("raft log", reason(error), _HINT) from error
+
+    def _file(self, batch: Batch) -> File:
+        if batch.segment not in self._files:
+            self._files[batch.segment] = self._create(batch.segment, batch.creates)
+        return self._files[batch.segment]
+
+    def _create(self, number: int, size: int) -> File:
+        spare, self._spare = self._spare, None
+        if spare:
+            if spare[0] == number and spare[1].size == size:
+                return spare[1]
+            spare[1].close()
+            self._directory.remove(spare[0])
+        try:
+            return self._directory.create(number, size)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise NoSpaceError("raft log", reason(error), "make room on the host") from error
+            raise
