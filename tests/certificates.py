@@ -36,11 +36,19 @@ class Authority:
 
     def issue(self, kind: str, name: str) -> None:
         """A certificate for a server or a client."""
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if kind == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
+        usages = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
+        self._issue(kind, name, usages[kind])
+
+    def node(self, name: str) -> tuple[Path, Path]:
+        """A certificate that is good for both sides, and its key."""
+        self._issue(name, name, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self.directory / f"{name}-cert.pem", self.directory / f"{name}-key.pem"
+
+    def _issue(self, kind: str, name: str, *usages: x509.ObjectIdentifier) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(name, self.certificate.subject, key)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = builder.add_extension(issuer, critical=False)

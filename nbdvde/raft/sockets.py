@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from nbdvde.errors import NetworkError, reason
+from nbdvde.limits import Complaints
 from nbdvde.listeners import Listener, TcpAddress
 from nbdvde.raft.link import Wire
 from nbdvde.raft.messages import NodeId
@@ -46,7 +47,7 @@ class TlsNetwork:
     def __init__(self, files: TlsFiles, listener: Listener, places: Mapping[NodeId, Place]) -> None:
         """`listener` is closed at the end of `listen`. Raises UsageError, KeyFailure."""
         self._called, self._caller = node_contexts(files)
-        self._listener = listener
+        self._listener, self._complaints = listener, Complaints()
         self.places = dict(places)
 
     def names(self) -> Mapping[NodeId, str]:
@@ -96,7 +97,7 @@ class TlsNetwork:
             except BlockingIOError:
                 continue
             except OSError as error:
-                _log.warning("cannot take the call of a node: %s", reason(error))
+                self._complain("accept", f"cannot take the call of a node: {reason(error)}")
                 await trio.sleep(_PAUSE_S)
 
     async def _take(
@@ -110,11 +111,15 @@ class TlsNetwork:
             with trio.move_on_after(_GREETING_S):
                 made = await secured(_transport(sock), self._called)
         except trio.BrokenResourceError as error:
-            _log.warning("a connection of a node was refused: %s", error)
+            self._complain("refuse", f"a connection of a node was refused: {error}")
         finally:
             callers.release()
         if made:
             await welcome(*made)
+
+    def _complain(self, kind: str, line: str) -> None:
+        if (ending := self._complaints.ending(kind, trio.current_time())) is not None:
+            _log.warning("%s%s", line, ending)
 
 
 def _transport(sock: socket.socket) -> Transport:

@@ -13,6 +13,7 @@ from typing import Protocol
 import trio
 
 from nbdvde.errors import NetworkError
+from nbdvde.limits import Complaints
 from nbdvde.raft.calls import Calls, Handler, Handlers, StreamHandler
 from nbdvde.raft.link import Link, Wire
 from nbdvde.raft.messages import Beat, BeatReply, Body, NodeId
@@ -21,6 +22,7 @@ from nbdvde.raft.wire import (
     PROTOCOL,
     BeatReplies,
     Beats,
+    Failed,
     Frame,
     Hello,
     Says,
@@ -161,6 +163,7 @@ class Peer:
         async with trio.open_nursery() as nursery:
             calls = Calls(self.node, link, self._handlers, nursery)
             self._link, self._calls, self.level, self.problem = link, calls, level, ""
+            _log.info("node %d: connected", self.node)
             try:
                 error = await link.run(lambda frames: self._deliver(frames, calls, receiver))
             finally:
@@ -169,6 +172,7 @@ class Peer:
                     self._link = self._calls = None
                     self._beats, self._replies, self.problem = {}, {}, error.message
                     receiver.on_lost(self.node)
+                    _log.info("node %d: %s", self.node, error.message)
                 nursery.cancel_scope.cancel()
 
     def _deliver(self, frames: Sequence[Frame], calls: Calls, receiver: Receiver) -> None:
@@ -183,6 +187,8 @@ class Peer:
                 case BeatReplies():
                     for group, reply in frame.replies:
                         receiver.on_message(node, group, reply)
+                case Failed(number=0):
+                    raise NetworkError(f"node {node}", f"refuses the connection: {frame.what}: {frame.why}")
                 case Hello():
                     raise WireError(f"node {node}", "says hello twice")
                 case _:
@@ -198,7 +204,7 @@ class Mesh:
     ) -> None:
         """`random(low, high)` draws a whole number, both ends included: nodes should not call all at once."""
         self._me, self._network, self._receiver, self._timing, self._random = me, network, receiver, timing, random
-        self._handlers = Handlers()
+        self._handlers, self._complaints = Handlers(), Complaints()
         self.peers: dict[NodeId, Peer] = {}
         """As the network had them at the last `refresh`."""
         self._calling: dict[NodeId, trio.CancelScope] = {}
@@ -257,7 +263,8 @@ class Mesh:
         try:
             await self._meet(wire, names)
         except NetworkError as error:
-            _log.warning("a connection of a node was refused: %s", error.message)
+            if (ending := self._complaints.ending("refuse", trio.current_time())) is not None:
+                _log.warning("a connection of a node was refused: %s%s", error.message, ending)
 
     async def _call(self, peer: Peer) -> None:
         """Call a node, again and again, unless it is to call us."""
@@ -286,7 +293,12 @@ class Mesh:
         link = Link(wire)
         try:
             hello = await self._greeted(link)
-            peer = self._checked(hello, names, called)
+            try:
+                peer = self._checked(hello, names, called)
+            except NetworkError as error:
+                link.send(Failed(0, type(error).__name__, error.what, error.why))
+                link.flush()
+                raise
             await peer.serve(link, min(self._me.level, hello.level), self._receiver)
         finally:
             link.close()

@@ -110,6 +110,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """A question could not be answered, or not to its end; as the parts of an error."""
 
     number: _Number
+    """0: of no question; the connection is refused after the hello."""
     error: Name
     what: _Text
     why: _Text = ""

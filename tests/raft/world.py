@@ -68,6 +68,12 @@ class MemoryWire:
         self._news = trio.Event()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody tells of."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
 class World:
     """A network in memory. Names in certificates are `node-1` and so on."""
 
