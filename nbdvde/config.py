@@ -192,6 +192,33 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Memory for finding duplicates, instead of what the image was made with: 256M if that was not said."""
 
 
+class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Replication: all of it, or nothing. The image belongs to a cluster then (`nbdvde cluster init` and `join`)."""
+
+    listen: str | None = None
+    """`HOST:PORT` where the other nodes call."""
+    cert: FileName | None = None
+    """PEM file with the certificate of this node, good for servers and clients."""
+    key: FileName | None = None
+    """PEM file with its key."""
+    ca: FileName | None = None
+    """PEM file with the authority that issued the certificates of all nodes."""
+    directory: FileName | None = None
+    """Where the replication log is; `IMAGE.raft` by default."""
+    election: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    """Seconds without a sign of the leader after which another is elected."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be replicated."""
+        return self.listen is not None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("listen", "cert", "key", "ca") if getattr(self, name) is not None]
+        if given and len(given) < 4:
+            raise ValueError(f"{given[0]} is of no use without the others of listen, cert, key and ca")
+
+
 class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """An export; one table for each, besides the images on the command line. SIGHUP reads them again."""
 
@@ -224,6 +251,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tls: TlsOptions = TlsOptions()
     limits: LimitOptions = LimitOptions()
     engine: EngineOptions = EngineOptions()
+    cluster: ClusterOptions = ClusterOptions()
     disk: tuple[DiskOptions, ...] = ()
 
 

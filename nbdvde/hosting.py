@@ -20,6 +20,8 @@ from nbdvde.exports import Access, Export, Exports
 from nbdvde.inventory import Inventory
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
+from nbdvde.replication.membership import refuse_if_member
+from nbdvde.replication.replica import Replica
 from nbdvde.server import Server
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ _FORCE = "disconnect them, or use --force"
 _TENDING_S = 60.0
 """Seconds after which a region notes again what it has to: at most so much of a retention clock is lost in a crash."""
 
+Replicate: TypeAlias = Callable[[Image], AbstractAsyncContextManager["Replica | None"]]
+"""What has an image take part in its cluster for as long as it is open, if it is to."""
 Attend: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Callable[[Image], Awaitable[None]]]]
 """What is around an image for as long as it is open; what it gives is called once the image is there."""
 
@@ -69,12 +73,20 @@ class ExportSpec:
         return self.file, self.disk, self.memory_bytes, self.read_only
 
 
+@asynccontextmanager
+async def on_its_own(image: Image) -> AsyncIterator[None]:
+    """Nothing is replicated. Raises RefusedError when the image belongs to a cluster."""
+    await refuse_if_member(image)
+    yield
+
+
 class _OpenImage:
     """An image, and how many exports show it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.image: Image | None = None
+        self.replica: Replica | None = None
         self.exports = 0
         self.failure: NbdvdeError | None = None
         """Of closing it."""
@@ -85,9 +97,11 @@ class Host:
     """Opens what exports need, and closes what none needs any more."""
 
     def __init__(
-        self, server: Server, exports: Exports, nursery: trio.Nursery, attend: Attend, memory: Mapping[str, int]
-    ) -> None:
+        self, server: Server, exports: Exports, nursery: trio.Nursery, attend: Attend, memory: Mapping[str, int],
+        replicate: Replicate = on_its_own,
+    ) -> None:  # fmt: skip
         """Images are kept open by tasks in `nursery`; `memory` are the arguments of `open_image` about it."""
+        self._replicate = replicate
         self._server, self._exports, self._nursery = server, exports, nursery
         self._attend, self._memory = attend, memory
         self._images: dict[Path, _OpenImage] = {}
@@ -127,9 +141,9 @@ class Host:
                 raise RefusedError(f"export {spec.name}", "the server is stopping")
             if spec.name in self._specs:
                 raise RefusedError(f"export {spec.name}", "exists already", "choose another name")
-            image = await self._image(spec, secret, not spec.read_only if writable is None else writable)
-            disk = await self._disk(spec, image)
-            kin = Inventory(image.volumes, RegionDisks(image.regions), whole=spec.whole) if image else None
+            opened = await self._image(spec, secret, not spec.read_only if writable is None else writable)
+            disk = await self._disk(spec, opened)
+            kin = _inventory(opened, whole=spec.whole) if opened else None
             self._exports.add(Export(spec.name, disk, spec.read_only, spec.description, spec.access, kin))
             self._specs[spec.name] = spec
             _log.debug("export %s added: %s", spec.name, spec.image or "in memory")
@@ -210,7 +224,7 @@ class Host:
             if opened.failure:
                 raise opened.failure
 
-    async def _image(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> Image | None:
+    async def _image(self, spec: ExportSpec, secret: Callable[[], Secret | None], writable: bool) -> _OpenImage | None:
         """The image of an export, counted as used once more."""
         if spec.image is None or spec.file is None:
             return None
@@ -221,16 +235,18 @@ class Host:
             self._images[spec.file] = opened
         assert opened.image is not None, "it was opened"
         opened.exports += 1
-        return opened.image
+        return opened
 
-    async def _disk(self, spec: ExportSpec, image: Image | None) -> Disk:
+    async def _disk(self, spec: ExportSpec, opened: _OpenImage | None) -> Disk:
         """What an export shows. Raises RefusedError, UsageError; the image is not used then."""
-        if image is None:
+        if opened is None or opened.image is None:
             return MemoryDisk(spec.memory_bytes, spec.name, read_only=spec.read_only)
+        image = opened.image
         try:
             if image.read_only and not spec.read_only:
                 raise RefusedError(f"export {spec.name}", "its image is open for reading only", "make it read-only too")
-            return image.disk(spec.disk)
+            disk = image.disk(spec.disk)
+            return opened.replica.disk(disk.name) if opened.replica and not disk.read_only else disk
         except NbdvdeError:
             with trio.CancelScope(shield=True):
                 await self._release(spec)
@@ -257,18 +273,26 @@ class Host:
             try:
                 async with open_image(opened.path, key=secret, read_only=read_only, **self._memory) as image:
                     opened.image = image
-                    await attend(image)
-                    task_status.started()
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(image.regions.keep_tending, _TENDING_S)
-                        await opened.closing.wait()
-                        nursery.cancel_scope.cancel()
+                    async with self._replicate(image) as opened.replica:
+                        await attend(image)
+                        task_status.started()
+                        async with trio.open_nursery() as nursery:
+                            if opened.replica is None:
+                                nursery.start_soon(image.regions.keep_tending, _TENDING_S)
+                            await opened.closing.wait()
+                            nursery.cancel_scope.cancel()
             except NbdvdeError as error:
                 if not opened.closing.is_set():
                     raise
                 opened.failure = error
             finally:
                 opened.closed.set()
+
+
+def _inventory(opened: _OpenImage, *, whole: bool) -> Inventory:
+    image, replica = opened.image, opened.replica
+    assert image is not None, "it is open"
+    return Inventory(image.volumes, RegionDisks(image.regions), whole=whole, shown=replica.disk if replica else None)
 
 
 def _refuse_clients(what: str, users: list[Export], hint: str = _FORCE) -> None:

@@ -1,9 +1,10 @@
 """What of an image can be asked for besides the exports it was opened for: its other disks, snapshots and regions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 
+from nbdvde.disk import Disk
 from nbdvde.engine.catalogue import SEPARATOR, Member
 from nbdvde.engine.managed.exported import SEPARATOR as REGION_SEPARATOR
 from nbdvde.engine.managed.exported import RegionDisks
@@ -25,9 +26,12 @@ class Inventory:
     All are looked for when a client asks, so that nothing has to follow the image. They inherit the export's rules.
     """
 
-    def __init__(self, volumes: Volumes, regions: RegionDisks, *, whole: bool) -> None:
-        """With `whole` the image's other disks belong to it as well."""
+    def __init__(
+        self, volumes: Volumes, regions: RegionDisks, *, whole: bool, shown: Callable[[str], Disk] | None = None
+    ) -> None:
+        """With `whole` the image's other disks belong to it as well; `shown` answers what clients use of a disk."""
         self._volumes, self._regions, self._whole = volumes, regions, whole
+        self._shown = shown or volumes.get
 
     def find(self, export: Export, name: str) -> Export | None:
         """See `Kin`."""
@@ -55,7 +59,7 @@ class Inventory:
     def disks(self, export: Export) -> Iterator[str]:
         """Names of the other disks."""
         if self._whole:
-            yield from (disk.name for disk in self._volumes.disks if disk is not export.disk)
+            yield from (disk.name for disk in self._volumes.disks if disk.name != export.disk.name)
 
     def listing(self, export: Export) -> Iterator[ExportInfo]:
         """See `Kin`: the oldest other disks, and the newest snapshots."""
@@ -78,9 +82,9 @@ class Inventory:
 
     def _other(self, export: Export, name: str) -> Export | None:
         member = self._volumes.find(name) if self._whole and SEPARATOR not in name else None
-        if member is None or (disk := self._volumes.get(name)) is export.disk:
+        if member is None or name == export.disk.name:
             return None
-        return Export(name, disk, export.read_only, "", export.access, base=export)
+        return Export(name, self._shown(name), export.read_only, "", export.access, base=export)
 
 
 def _told(member: Member) -> str:

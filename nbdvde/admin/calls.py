@@ -10,6 +10,7 @@ import msgspec
 from nbdvde.engine.access import naming
 from nbdvde.engine.image import Image
 from nbdvde.errors import UsageError
+from nbdvde.replication.registry import refuse_if_replicated
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -31,6 +32,8 @@ class Call(Generic[Q, A]):
     """Raises NbdvdeError. Its docstring is the description of the call."""
     changes: bool = True
     """Whether the image has to be open for writing."""
+    replicated: bool = False
+    """Whether it can be done while a cluster replicates the image."""
 
     @property
     def method(self) -> str:
@@ -66,6 +69,8 @@ def parse(body: bytes, kind: type[Q]) -> Q:
 async def answer(call: Call[Q, A], image: Image, body: bytes) -> A:
     """What a served image answers. Raises NbdvdeError."""
     request = parse(body if call.method == "POST" else b"{}", call.request)
+    if call.changes and not call.replicated:
+        refuse_if_replicated(image, call.path)
     with naming(image.path):
         return await call.work(image, request)
 
@@ -73,6 +78,8 @@ async def answer(call: Call[Q, A], image: Image, body: bytes) -> A:
 async def feed(call: Feed[Q, A], image: Image, body: bytes, emit: Callable[[object], Awaitable[None]]) -> End:
     """The same, line by line. Raises NbdvdeError."""
     request = parse(body, call.request)
+    if call.changes:
+        refuse_if_replicated(image, call.path)
     with naming(image.path):
         async with aclosing(call.work(image, request)) as lines:
             async for line in lines:

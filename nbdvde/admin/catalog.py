@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from nbdvde.admin import anoncalls, mapcalls, metricscalls, regioncalls, streamcalls, vaultcalls, wormcalls
+from nbdvde.admin import (
+    anoncalls,
+    clustercalls,
+    mapcalls,
+    metricscalls,
+    regioncalls,
+    streamcalls,
+    vaultcalls,
+    wormcalls,
+)
 from nbdvde.admin.calls import Call, Feed
 
 CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
@@ -13,5 +22,6 @@ CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
     *mapcalls.CALLS,
     *anoncalls.ANON_CALLS,
     *wormcalls.CALLS,
+    *clustercalls.CALLS,
 )
 """What the control interface answers besides what `service.PATHS` has."""

@@ -272,7 +272,7 @@ class ControlClient:
     def _decode(self, line: bytes, kind: type[T]) -> T:
         try:
             if not line.startswith(b'{"error"'):
-                return msgspec.convert(json.loads(line), kind)
+                return msgspec.convert(json.loads(line), kind, str_keys=True)
             failure = msgspec.convert(json.loads(line), Failure)
         except (ValueError, msgspec.MsgspecError) as error:
             raise self.lost(error) from None

@@ -57,6 +57,7 @@ from nbdvde.engine.volumes import check_size
 from nbdvde.errors import NbdvdeError, RefusedError, UsageError
 from nbdvde.exports import Access, Export
 from nbdvde.hosting import ExportSpec, Host
+from nbdvde.replication.registry import refuse_if_replicated, replica_of
 from nbdvde.server import Connection, Server
 from nbdvde.transfer import copy_in, copy_out
 from nbdvde.version import VERSION
@@ -268,6 +269,7 @@ class Service:
     async def import_(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a raw file into a disk: lines of progress, then `done`."""
         asked, disk = self._copying(body)
+        refuse_if_replicated(self._the_image(), "an import")
         async with self._host.unused(disk, hint="disconnect them first"):
             _log.info("%s: disk %s is overwritten with %s", self._the_image().path, disk.name, asked.file)
             with placing(self._the_image().path):
@@ -328,6 +330,10 @@ class Service:
 
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self._the_image(), parse(body, VolumeRequest)
+        if replica := replica_of(image):
+            done = msgspec.json.decode(await replica.call(action, body), type=VolumeInfo)
+            _log.info("%s: %s %s on all nodes", image.path, action, done.name)
+            return done
         with naming(image.path):
             done = await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
         _log.info("%s: %s %s%s", image.path, action, done.name, " by force" if request.force else "")

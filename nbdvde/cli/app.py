@@ -11,6 +11,7 @@ import typer
 from nbdvde.cli import output
 from nbdvde.cli.anon import anon_app
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
+from nbdvde.cli.cluster import cluster_app
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
 from nbdvde.cli.maps import map_
@@ -43,6 +44,7 @@ app.add_typer(stream_app, name="stream")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(anon_app, name="anon")
 app.add_typer(worm_app, name="worm")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(ctl_app, name="ctl")
 
 

@@ -39,6 +39,7 @@ from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.optimize import Options
 from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, RepairReport, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
+from nbdvde.replication.membership import refuse_if_member
 from nbdvde.transfer import copy_in, copy_out
 
 T = TypeVar("T")
@@ -289,9 +290,17 @@ class ImageByPath:
 
         return self._with_image(run, read_only=read_only)
 
-    def _with_image(self, work: Callable[[Image], Awaitable[T]], *, read_only: bool = False) -> T:
+    def enter_cluster(self, work: Callable[[Image], Awaitable[T]]) -> T:
+        """Do to an image what no other command may once it belongs to a cluster. Raises InUseError."""
+        if self._served:
+            raise InUseError(str(self._path), "is being served", "stop its server first")
+        return self._with_image(work, member=True)
+
+    def _with_image(self, work: Callable[[Image], Awaitable[T]], *, read_only: bool = False, member: bool = False) -> T:
         async def run() -> T:
             async with nbdvde.open_image(self._path, key=secret, read_only=read_only) as image:
+                if not member:
+                    await refuse_if_member(image)
                 with placing(self._path):
                     return await work(image)
 

@@ -11,16 +11,17 @@ import msgspec
 import nbdvde
 from nbdvde.cli.dashboard import DashboardPlan
 from nbdvde.cli.images import ImageByPath, default_control
-from nbdvde.config import DiskOptions, LimitOptions, Options, TlsOptions, parse_disk_size
+from nbdvde.config import ClusterOptions, DiskOptions, LimitOptions, Options, TlsOptions, parse_disk_size
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import UsageError
 from nbdvde.exports import Access
 from nbdvde.hosting import ExportSpec
 from nbdvde.keysource import read_shared_keys
 from nbdvde.limits import Limits
-from nbdvde.listeners import Address, StdioAddress, UnixAddress, parse_listen
+from nbdvde.listeners import Address, StdioAddress, TcpAddress, UnixAddress, parse_listen
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.handshake import HandshakeLimits
+from nbdvde.replication.running import Plan as ClusterPlan
 from nbdvde.tls import TlsFiles, server_context, shared_key_context
 
 
@@ -56,6 +57,8 @@ class Plan:
     dashboard: DashboardPlan | None
     tls: ssl.SSLContext | None
     limits: Limits
+    cluster: ClusterPlan | None
+    """How the image takes part in its cluster."""
     options: Options
     again: Callable[[], "Plan"]
     """Makes the plan anew, when the configuration file may have changed."""
@@ -77,7 +80,8 @@ class Plan:
         return cls(
             exports, _default(exports, images, memory, options), addresses, control,
             DashboardPlan.of(options.server), _tls(options.tls),
-            _limits(options.limits), options, lambda: cls.make(images, memory, read),
+            _limits(options.limits), _cluster(exports, options.cluster), options,
+            lambda: cls.make(images, memory, read),
         )  # fmt: skip
 
     def writable(self, file: Path | None) -> bool:
@@ -161,6 +165,21 @@ def _limits(options: LimitOptions) -> Limits:
     own = {field.name for field in fields(HandshakeLimits)}
     handshake = HandshakeLimits(**{key: value for key, value in given.items() if key in own})
     return Limits(**{key: value for key, value in given.items() if key not in own}, handshake=handshake)
+
+
+def _cluster(exports: Sequence[PlannedExport], options: ClusterOptions) -> ClusterPlan | None:
+    if options.listen is None or options.cert is None or options.key is None or options.ca is None:
+        return None
+    images = {export.spec.image for export in exports}
+    image = next(iter(images))
+    if len(images) > 1 or image is None:
+        raise UsageError("[cluster]", "one image is replicated, and nothing else served", "serve others apart")
+    address = parse_listen(options.listen)
+    if not isinstance(address, TcpAddress):
+        raise UsageError(f"cluster.listen {options.listen}", "is not HOST:PORT", "like 10.0.0.1:10810")
+    files = TlsFiles(Path(options.cert), Path(options.key), Path(options.ca))
+    directory = Path(options.directory) if options.directory else image.with_name(f"{image.name}.raft")
+    return ClusterPlan(address, files, directory, options.election)
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:

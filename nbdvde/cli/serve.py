@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from nbdvde.admin import http
 from nbdvde.admin.client import connect
 from nbdvde.admin.messages import Reloaded
 from nbdvde.admin.recorder import Recorder
+from nbdvde.admin.replicated import executing
 from nbdvde.admin.service import Service
 from nbdvde.cli.dashboard import Dashboard
 from nbdvde.cli.images import default_control
@@ -26,8 +27,10 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NbdvdeError, NetworkError
 from nbdvde.exports import Exports
-from nbdvde.hosting import Host
+from nbdvde.hosting import Host, on_its_own
 from nbdvde.listeners import Address, Listener, StdioAddress, UnixAddress, open_listener
+from nbdvde.replication.replica import Replica
+from nbdvde.replication.running import replicated
 from nbdvde.server import Server
 from nbdvde.stdio import standard_streams
 from nbdvde.tuning import tune_process
@@ -167,7 +170,7 @@ class _Serving:
         }
         memory = {name: value for name, value in sizes.items() if value is not None}
         async with trio.open_nursery() as images:
-            self._host = Host(self._server, self._exports, images, self._attend, memory)
+            self._host = Host(self._server, self._exports, images, self._attend, memory, self._replicate)
             try:
                 for export in self._plan.exports:
                     secret = partial(self._secrets.get, export.spec.image)
@@ -176,6 +179,10 @@ class _Serving:
             finally:
                 with trio.CancelScope(shield=True):
                     await self._host.close()
+
+    def _replicate(self, image: Image) -> AbstractAsyncContextManager[Replica | None]:
+        plan = self._plan.cluster
+        return replicated(image, plan, executing(image)) if plan else on_its_own(image)
 
     @asynccontextmanager
     async def _attend(self, path: Path | None) -> AsyncIterator[Callable[[Image | None], Awaitable[None]]]:

@@ -53,9 +53,9 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
 
     group: str
     applied: Snapshot
-    epochs: Mapping[str, tuple[int, int]] = {}
+    epochs: dict[str, tuple[int, int]] = {}
     """Of each disk: epoch of the last attachment, and the node whose clients it is for, 0 for none."""
-    nodes: Mapping[int, Place] = {}
+    nodes: dict[int, Place] = {}
     """All there ever were."""
     incomplete: bool = False
     """The state of another node is being taken over: what the image holds is nothing yet."""

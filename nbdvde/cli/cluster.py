@@ -1,0 +1,119 @@
+"""The commands about the cluster that replicates an image."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nbdvde.cli import output
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.errors import RefusedError
+
+if TYPE_CHECKING:
+    from nbdvde.admin.calls import Call
+    from nbdvde.admin.clustercalls import Agreed, ClusterStatus, NodeRequest
+    from nbdvde.cli.images import ImageByPath
+
+cluster_app = typer.Typer(help="Replicate an image to several machines.", rich_markup_mode=None)
+
+Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where other nodes call this one.", show_default=False)]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="In the certificate of the node. [default: its host]")]
+TicketFile = Annotated[Path, typer.Option(metavar="FILE", help="What the new node needs to join.", show_default=False)]
+NodeNumber = Annotated[
+    int | None, typer.Option("--node", metavar="N", help="Its number, as in `cluster status`.", show_default=False)
+]
+
+
+@cluster_app.command("init")
+def init(
+    image: ImageArgument, address: Address, name: Name = None, key_file: KeyFile = None, json: Json = False
+) -> None:
+    """Make an image the first of a new cluster. It keeps what it holds; serve it with a [cluster] table then."""
+    from nbdvde.admin.clustercalls import place_of
+    from nbdvde.replication import membership
+
+    place = place_of(address, name)
+    identity = _image(image, key_file, None).enter_cluster(lambda opened: membership.found(opened, place))
+    shown = {"cluster": identity.cluster.hex(), "node": identity.node}
+    output.json(shown) if json else output.line(f"cluster {shown['cluster']}, node {identity.node}")
+
+
+@cluster_app.command("invite")
+def invite(
+    image: ImageArgument, address: Address, ticket: TicketFile, name: Name = None, control: Control = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Let a node join, and write the ticket that it needs. The ticket holds the key of the cluster: keep it secret."""
+    from nbdvde.admin import clustercalls
+
+    if ticket.exists():
+        raise RefusedError(f"ticket {ticket}", "exists already", "choose another file")
+    made = _image(image, None, control).server().call(clustercalls.INVITE, clustercalls.Invitation(address, name))
+    made.save(ticket)
+    output.json({"node": made.identity.node}) if json else output.line(f"node {made.identity.node}")
+
+
+@cluster_app.command("join")
+def join(image: ImageArgument, ticket: TicketFile, key_file: KeyFile = None, json: Json = False) -> None:
+    """Have a new, empty image become what those of a cluster are, as soon as it is served with a [cluster] table."""
+    from nbdvde.replication import membership
+    from nbdvde.replication.ticket import Ticket
+
+    given = Ticket.load(ticket)
+    identity = _image(image, key_file, None).enter_cluster(lambda opened: membership.join(opened, given))
+    output.json({"node": identity.node}) if json else output.line(f"node {identity.node}")
+
+
+@cluster_app.command("leave")
+def leave(image: ImageArgument, node: NodeNumber = None, control: Control = None, json: Json = False) -> None:
+    """Have a node, or the one that serves this image, belong to its cluster no more."""
+    from nbdvde.admin import clustercalls
+
+    _about(clustercalls.LEAVE, image, node, control, json)
+
+
+@cluster_app.command("transfer")
+def transfer(image: ImageArgument, node: NodeNumber = None, control: Control = None, json: Json = False) -> None:
+    """Have another node lead: the given one, or whichever has most."""
+    from nbdvde.admin import clustercalls
+
+    _about(clustercalls.TRANSFER, image, node, control, json)
+
+
+@cluster_app.command("status")
+def status(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
+    """Show the nodes of a cluster, who leads, and how far they are. Of an image at rest, what it knows."""
+    from nbdvde.admin import clustercalls
+    from nbdvde.admin.calls import Nothing
+
+    found = _image(image, key_file, control).call(clustercalls.STATUS, Nothing())
+    output.json(found) if json else _show(found)
+
+
+def _about(
+    call: "Call[NodeRequest, Agreed]", image: Path, node: int | None, control: Path | None, json: bool
+) -> None:  # fmt: skip
+    from nbdvde.admin.clustercalls import NodeRequest
+
+    done = _image(image, None, control).server().call(call, NodeRequest(node))
+    output.json(done) if json else output.line(f"node {done.node}")
+
+
+def _image(image: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
+    from nbdvde.cli.images import ImageByPath
+
+    return ImageByPath(image, key_file=key_file, control=control)
+
+
+def _show(found: "ClusterStatus") -> None:
+    role = found.role if found.role == "at rest" else f"{found.role}, term {found.term}"
+    output.line(f"cluster {found.cluster}, node {found.node} ({role})")
+    output.line(f"applied {found.applied} of {found.committed} entries that a majority has")
+    if found.problem:
+        output.line(f"stands still: {found.problem}")
+    rows = [("NODE", "ADDRESS", "CERTIFICATE", "ROLE", "CONNECTED", "BEHIND")]
+    for node in found.nodes:
+        behind = "" if node.behind is None else str(node.behind)
+        connected = "yes" if node.connected else "no"
+        rows.append((str(node.node), node.address, node.name, node.role, connected, behind))
+    output.table(rows)

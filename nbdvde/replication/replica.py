@@ -1,0 +1,271 @@
+"""An image that a cluster replicates, on one of its nodes: disks for clients, changes, and the members."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import IntEnum
+from typing import cast
+
+import msgspec
+import trio
+
+from nbdvde import moment
+from nbdvde.engine.image import Image
+from nbdvde.errors import DetachedError, NbdvdeError, NetworkError, RefusedError
+from nbdvde.raft.calls import PeerError
+from nbdvde.raft.core import NotLeaderError
+from nbdvde.raft.groups import Group
+from nbdvde.raft.messages import Members, NodeId, Snapshot
+from nbdvde.raft.node import Node
+from nbdvde.raft.waiting import LeadershipLost
+from nbdvde.replication import results
+from nbdvde.replication.batches import Batches
+from nbdvde.replication.catchup import Giver, Taker
+from nbdvde.replication.disk import Attachment, ReplicatedDisk
+from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.notes import Identity, Note, Place
+from nbdvde.replication.operations import Attach, Call, Change, Dismiss, Enrol, Operation, pack
+from nbdvde.replication.sealing import Sealer
+
+_log = logging.getLogger(__name__)
+GROUP = "default"
+PROPOSE, CATCH_UP, CONTROL = 1, 2, 3
+"""Kinds of questions between nodes."""
+_PAUSE_S = 0.05
+"""Between two looks for a leader."""
+_LOOK_S = 0.5
+"""Between two looks at whether a learner has caught up."""
+_CLOSE = 4096
+"""Entries that a learner may be behind to become a voter."""
+
+
+class _Action(IntEnum):
+    """What only the leader can do."""
+
+    INVITE, DISMISS, TRANSFER = 1, 2, 3
+
+
+class _Ask(msgspec.Struct, frozen=True, array_like=True):
+    action: _Action
+    node: NodeId
+
+
+class Replica:
+    """See above. It is the `Ways` of its disks, and the `Listener` of its machine."""
+
+    def __init__(self, image: Image, identity: Identity, node: Node, sealer: Sealer, nursery: trio.Nursery) -> None:
+        """Tasks run in `nursery`."""
+        self.image, self.identity, self.node = image, identity, node
+        self._sealer, self._nursery = sealer, nursery
+        self._batches = Batches(nursery, self._propose_changes)
+        self._attachments: dict[str, Attachment] = {}
+        self._attaching: dict[str, trio.Lock] = {}
+        self._disks: dict[str, ReplicatedDisk] = {}
+        self.machine: ImageMachine
+        self.group: Group
+        self.placed_changed: Callable[[Mapping[NodeId, Place]], None] = lambda nodes: None
+        self.taker: Taker | None = None
+        """What is being taken over from another node, or was last."""
+
+    async def start(self, machine: ImageMachine, group: Group) -> None:
+        """Begin to serve others, and clients."""
+        self.machine, self.group = machine, group
+        giver = Giver(self.image, self.identity.key, lambda group: machine.note)
+
+        async def give(node: NodeId, question: bytes) -> bytes:
+            return await giver.answer(question)
+
+        self.node.mesh.handle(PROPOSE, self._on_propose)
+        self.node.mesh.handle(CATCH_UP, give)
+        self.node.mesh.handle(CONTROL, self._on_control)
+        self._nursery.start_soon(self._promote)
+
+    # Disks
+
+    def disk(self, name: str) -> ReplicatedDisk:
+        """A disk as clients use it, always the same object. Raises UsageError."""
+        self.image.disk(name)
+        if name not in self._disks:
+            self._disks[name] = ReplicatedDisk(name, lambda: self.image.disk(name), self)
+        return self._disks[name]
+
+    async def put(self, change: Change) -> None:
+        await self._batches.put(change)
+
+    async def _propose_changes(self, changes: Sequence[Change]) -> Sequence[NbdvdeError | None]:
+        return cast(Sequence[NbdvdeError | None], await self.propose(changes))
+
+    async def barrier(self) -> None:
+        while True:
+            try:
+                await self.group.read_barrier()
+            except (NotLeaderError, LeadershipLost):
+                await trio.sleep(_PAUSE_S)
+            else:
+                return
+
+    async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
+        async with self._attaching.setdefault(disk, trio.Lock()):
+            attachment = self._attachments.get(disk)
+            if attachment is None or not attachment.open:
+                epoch = cast(int, await self.propose(Attach(disk, self.node.number)))
+                attachment = self._attachments[disk] = Attachment(epoch)
+            attachment.join(abort)
+            return attachment
+
+    def attached(self, disk: str, epoch: int, node: NodeId) -> None:
+        attachment = self._attachments.get(disk)
+        if attachment and attachment.epoch < epoch:
+            attachment.end()
+
+    # Changes
+
+    async def call(self, path: str, request: bytes) -> bytes:
+        """Have a change of the image made on every node; its answer. Raises NbdvdeError."""
+        operation = Call(path, request, moment.now_ns(), moment.draw(32))
+        return cast(bytes, await self.propose(operation))
+
+    async def propose(self, operation: Operation) -> object:
+        """Have an operation done on every node; its result. Waits while there is no leader.
+
+        Raises DetachedError when nobody knows what became of it, and what it was refused with.
+        """
+        data = self._sealer.seal(GROUP, pack(operation))
+
+        async def ask(leader: NodeId) -> object:
+            return self._result(await self.node.peer(leader).request(PROPOSE, data))
+
+        return await self._at_leader(lambda: self.group.propose(data), ask)
+
+    def is_connected(self, node: NodeId) -> bool:
+        """Whether another node can be reached."""
+        peer = self.node.mesh.peers.get(node)
+        return peer is not None and peer.connected
+
+    async def _at_leader(
+        self, do: Callable[[], Awaitable[object]], ask: Callable[[NodeId], Awaitable[object]]
+    ) -> object:
+        """`do` something if this node leads, or else `ask` the one that does. Waits while none does.
+
+        Raises DetachedError when nobody knows what became of it.
+        """
+        while True:
+            leader = self.group.leader
+            try:
+                if leader == self.node.number:
+                    return await do()
+                if leader and self.is_connected(leader):
+                    return await ask(leader)
+            except NotLeaderError:
+                pass
+            except LeadershipLost as error:
+                raise _unknown() from error
+            except PeerError as error:
+                if error.error == LeadershipLost.__name__:
+                    raise _unknown() from error
+                if error.error != NotLeaderError.__name__:
+                    raise
+            except NetworkError as error:
+                raise _unknown() from error
+            await trio.sleep(_PAUSE_S)
+
+    @staticmethod
+    def _result(packed: bytes) -> object:
+        result = results.unpack(packed)
+        if isinstance(result, NbdvdeError):
+            raise result
+        return result
+
+    async def _on_propose(self, node: NodeId, data: bytes) -> bytes:
+        """Another node has a client who wants something done."""
+        try:
+            return results.pack(await self.group.propose(data))
+        except (NotLeaderError, LeadershipLost):
+            raise
+        except NbdvdeError as error:
+            return results.pack(error)
+
+    # Members
+
+    async def invite(self, place: Place) -> NodeId:
+        """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
+        number = cast(NodeId, await self.propose(Enrol(place.address, place.name)))
+        await self._lead(_Ask(_Action.INVITE, number))
+        return number
+
+    async def dismiss(self, node: NodeId) -> None:
+        """Have a node belong to the cluster no more. Raises NbdvdeError."""
+        if not self.machine.nodes.get(node, Place("", "")).address:
+            raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
+        await self._lead(_Ask(_Action.DISMISS, node))
+        await self.propose(Dismiss(node))
+
+    async def transfer(self, node: NodeId) -> None:
+        """Have another node lead; 0 for whichever has most. Raises NbdvdeError."""
+        await self._lead(_Ask(_Action.TRANSFER, node))
+
+    async def _lead(self, asked: "_Ask") -> None:
+        """Have the leader do something that only it can. Waits while there is none. Raises NbdvdeError."""
+        await self._at_leader(
+            lambda: self._do(asked), lambda node: self.node.peer(node).request(CONTROL, msgspec.msgpack.encode(asked))
+        )
+
+    async def _on_control(self, node: NodeId, data: bytes) -> bytes:
+        await self._do(msgspec.msgpack.decode(data, type=_Ask))
+        return b""
+
+    async def _do(self, asked: "_Ask") -> None:
+        group, node = self.group, asked.node
+        members = group.core.members
+        match asked.action:
+            case _Action.INVITE if node not in members:
+                await group.change_members(Members(members.voters, members.learners | {node}))
+            case _Action.DISMISS if members.voters == {node}:
+                raise RefusedError(f"node {node}", "is the only one", "delete the image instead")
+            case _Action.DISMISS if node in members:
+                await group.change_members(Members(members.voters - {node}, members.learners - {node}))
+            case _Action.TRANSFER:
+                await (group.transfer(node) if node else group.hand_over())
+
+    async def _promote(self) -> None:
+        """Make voters of learners that have everything, while this node leads.
+
+        One that has answered to the entry that made it one is there.
+        """
+        while True:
+            await trio.sleep(_LOOK_S)
+            core = self.group.core
+            office = core.office
+            if office is None:
+                continue
+            for node in sorted(core.members.learners):
+                progress = office.followers.get(node)
+                if progress and progress.match >= max(core.log.members_index, core.log.last_index - _CLOSE):
+                    members = core.members
+                    try:
+                        await self.group.change_members(Members(members.voters | {node}, members.learners - {node}))
+                    except RefusedError as error:
+                        _log.debug("node %d is not a voter yet: %s", node, error)
+                    break
+
+    def placed(self, nodes: Mapping[NodeId, Place]) -> None:
+        self.placed_changed(nodes)
+
+    # Catching up
+
+    async def fetch(self, source: NodeId, snapshot: Snapshot) -> Note:
+        """Make the image what that of another node is (`machine.Fetch`). Raises NbdvdeError."""
+        _log.info("taking over the state of node %d", source)
+
+        async def ask(question: bytes) -> bytes:
+            return await self.node.peer(source).request(CATCH_UP, question)
+
+        self.taker = Taker(self.image, self.identity.key, GROUP, ask)
+        note = await self.taker.run()
+        if note.applied.index < snapshot.index:
+            raise NetworkError(f"node {source}", "has not applied what it offers", "it is tried again")
+        _log.info("%d of %d blocks compared were copied", self.taker.copied, self.taker.compared)
+        return note
+
+
+def _unknown() -> DetachedError:
+    return DetachedError("cluster", "lost its leader in the middle of a request", "connect again")

@@ -1,0 +1,96 @@
+"""A replicated image from its opening to its closing: log, connections, node, machine."""
+
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from nbdvde.engine.image import Image
+from nbdvde.errors import RefusedError
+from nbdvde.listeners import TcpAddress, open_listener, parse_listen
+from nbdvde.raft.messages import NodeId
+from nbdvde.raft.node import Node, Options
+from nbdvde.raft.settings import Settings
+from nbdvde.raft.sockets import Place as NodePlace
+from nbdvde.raft.sockets import TlsNetwork
+from nbdvde.raft.store import MemoryLog, NodeLog
+from nbdvde.raft.transport import Identity as NodeIdentity
+from nbdvde.replication.machine import Execute, ImageMachine
+from nbdvde.replication.notes import Notes, Place
+from nbdvde.replication.registry import register
+from nbdvde.replication.replica import GROUP, Replica
+from nbdvde.replication.sealing import Sealer
+from nbdvde.tls import TlsFiles
+
+_log = logging.getLogger(__name__)
+_ELECTION_TICKS = 10
+_STOP_S = 2.0
+"""That a leader takes for handing over before it stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the node of an image takes part in its cluster."""
+
+    listen: TcpAddress
+    files: TlsFiles
+    directory: Path
+    """Of the replication log."""
+    election_s: float
+
+
+@asynccontextmanager
+async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterator[Replica]:
+    """Take part in the image's cluster within. Raises RefusedError when it belongs to none, NbdvdeError."""
+    notes = await Notes.load(image)
+    if notes is None:
+        raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init and nbdvde cluster join")
+    identity, note = notes.identity, notes.found[GROUP]
+    network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
+    me = NodeIdentity(identity.node, identity.cluster.hex())
+    options = Options(tick_s=plan.election_s / _ELECTION_TICKS)
+    log = _open_log(plan.directory)
+    node = Node(me, log, network, Settings(election=_ELECTION_TICKS), random.SystemRandom().randint, options=options)
+    async with trio.open_nursery() as nursery:
+        sealer = Sealer(identity.key, os.urandom)
+        replica = Replica(image, identity, node, sealer, nursery)
+
+        def placed(nodes: Mapping[NodeId, Place]) -> None:
+            network.places = _places(nodes)
+            node.mesh.refresh()
+
+        replica.placed_changed = placed
+        machine = ImageMachine(
+            image, notes, GROUP, sealer, note, execute=execute, fetch=replica.fetch, listener=replica
+        )
+        there = GROUP in log.groups()
+        group = node.open(GROUP, machine) if there else None
+        await nursery.start(node.run)
+        await replica.start(machine, group or await node.create(GROUP, machine, note.applied))
+        register(image, replica)
+        try:
+            yield replica
+        finally:
+            with trio.CancelScope(shield=True):
+                await node.stop(_STOP_S)
+            machine.close()
+            nursery.cancel_scope.cancel()
+
+
+def _open_log(directory: Path) -> NodeLog:
+    return MemoryLog()
+
+
+def _places(nodes: Mapping[NodeId, Place]) -> dict[NodeId, NodePlace]:
+    found = {}
+    for node, place in nodes.items():
+        if place.address:
+            address = parse_listen(place.address)
+            assert isinstance(address, TcpAddress), "it was looked at before"
+            found[node] = NodePlace(address, place.name)
+    return found
