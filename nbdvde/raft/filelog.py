@@ -107,8 +107,8 @@ class FileLog:
 
     def keep(self, cache: Cache, entries: Sequence[Entry], *, written: bool) -> None:
         """Have entries in memory."""
+        self._recent.shrink(self._durable)  # not these: whoever had them read is about to ask for them
         self._recent.add(cache, entries, 0 if written else self._round + 1)
-        self._recent.shrink(self._durable)
 
     def read(self, group: int, index: int, term: int, place: int, length: int) -> Entry | None:
         """An entry from the disk, None if it is not there. Blocks."""

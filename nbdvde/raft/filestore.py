@@ -115,13 +115,15 @@ class FileStore:
 
     def loaded(self, wanted: Wanted, entries: Sequence[Entry | None]) -> None:
         """What was looked for was read, or not found; some of it may not be wanted any more."""
+        found: list[Entry] = []
         for (index, _, place, _), entry in zip(wanted, entries, strict=True):
             if index in self._cache or not self.view.places.lies(index, place):
                 continue
             if entry is None:
                 self.view.places.spoil(index)
             else:
-                self._owner.keep(self._cache, [entry], written=True)
+                found.append(entry)
+        self._owner.keep(self._cache, found, written=True)
 
     def members(self) -> Sequence[Entry]:
         return self.view.members
@@ -137,12 +139,15 @@ class FileStore:
     def truncate_from(self, index: int) -> None:
         if index <= self.last_index:
             self._change(self.view.truncation(self.number, index))
+            trim(self._cache, self.first_index, index - 1)
 
     def compact_to(self, snapshot: Snapshot) -> None:
         self._change(snapshot_draft(self.number, Kind.COMPACT, snapshot))
+        trim(self._cache, self.first_index, self.last_index)
 
     def reset(self, snapshot: Snapshot) -> None:
         self._change(snapshot_draft(self.number, Kind.RESET, snapshot))
+        self._cache.clear()
 
     def save(self, hard: HardState) -> None:
         if hard != self.hard:
@@ -167,7 +172,6 @@ class FileStore:
 
     def _change(self, draft: Draft) -> None:
         self.view.change(draft)
-        trim(self._cache, self.first_index, self.last_index if draft.kind != Kind.RESET else 0)
         self._owner.emit(draft)
 
     def _wanted(self, start: int, stop: int, max_bytes: int) -> Wanted:

@@ -112,8 +112,9 @@ class Places:
 
     def truncate(self, index: int) -> None:
         """Forget an entry and all behind it."""
-        self._forget(slice(max(0, index - self.first), None))
-        self.damaged = {known for known in self.damaged if known < index}
+        if index <= self.last:
+            self._forget(slice(max(0, index - self.first), None))
+            self.damaged = {known for known in self.damaged if known < index}
 
     def compact(self, index: int) -> None:
         """Forget everything up to an entry."""
@@ -128,8 +129,7 @@ class Places:
 
     def _forget(self, slots: slice) -> None:
         places, lengths = self._places[slots], self._lengths[slots]
-        if places:
-            self._live.drop(places, lengths)
-            self.size -= sum(lengths)
-            for column in (self._terms, self._places, self._lengths):
-                del column[slots]
+        self._live.drop(places, lengths)
+        self.size -= sum(lengths)
+        for column in (self._terms, self._places, self._lengths):
+            del column[slots]

@@ -40,6 +40,14 @@ class Batch:
     is_late: bool = False
     """Whether half of the segment is used."""
 
+    def put(self, draft: Draft, size: int, twin_bytes: int) -> int:
+        """Have a record written that takes so much, here and in the twin; answers its place."""
+        place = place_of(self.segment, self.start + self.data_bytes)
+        self.drafts.append(draft)
+        self.data_bytes += size
+        self.twin_bytes += twin_bytes
+        return place
+
 
 class Planner:
     """Decides for every record, in order, where it will lie."""
@@ -52,8 +60,8 @@ class Planner:
         self.first_bytes = segment_bytes // 8
         """The first segment is short: a node that is started again and again takes little more each time."""
         self._head, self._states, self._segment_bytes = head, states, segment_bytes
-        self._bytes = 0
-        """Of the current segment; 0: there is none yet."""
+        self._bytes = self._limit = 0
+        """Of the current segment, with twins and without; 0: there is none yet."""
         self._start = self._twin_start = 0
 
     def plan(self, drafts: Sequence[Draft]) -> tuple[list[Batch], list[int]]:
@@ -61,22 +69,23 @@ class Planner:
         batches = [self._begin()]
         places = []
         for draft in drafts:
-            size = space(len(draft.payload))
-            if batches[-1].drafts and batches[-1].data_bytes + size > BATCH_BYTES:
-                self._end(batches[-1])
-                batches.append(self._begin())
-            if not self._fits(batches[-1], draft):
-                self._roll(batches, draft)
-            places.append(self._put(batches[-1], draft))
+            size, twin_bytes = space(len(draft.payload)), draft.twin_bytes
+            batch = batches[-1]
+            if batch.drafts and batch.data_bytes + size > BATCH_BYTES:
+                self._end(batch)
+                batches.append(batch := self._begin())
+            if not self._has_room(batch, size, twin_bytes):
+                batch = self._roll(batches, draft)
+            places.append(batch.put(draft, size, twin_bytes))
+            self._note(draft)
         self._end(batches[-1])
         return batches, places
 
     def roll(self) -> Batch:
         """A batch that begins a segment with everything there is to say."""
-        batches = [self._begin()]
-        self._roll(batches, None)
-        self._end(batches[0])
-        return batches[0]
+        batch = self._roll([self._begin()], None)
+        self._end(batch)
+        return batch
 
     def _begin(self) -> Batch:
         return Batch(self.number, self._head.segment, self._start, self._twin_start)
@@ -86,26 +95,17 @@ class Planner:
         self.number += 1
         self._start = -(-(batch.start + batch.data_bytes) // BLOCK) * BLOCK
         self._twin_start = batch.twin_start + twin_sectors(batch.twin_bytes) * SECTOR
-        limit = data_bytes(self._bytes)
-        batch.is_late = 2 * self._start > limit or 2 * (self._twin_start - limit) > self._bytes - limit
+        batch.is_late = (
+            2 * self._start > self._limit or 2 * (self._twin_start - self._limit) > self._bytes - self._limit
+        )
 
-    def _fits(self, batch: Batch, draft: Draft) -> bool:
-        data_end = batch.start + batch.data_bytes + space(len(draft.payload))
-        twin_end = batch.twin_start + twin_sectors(batch.twin_bytes + draft.twin_bytes) * SECTOR
-        return data_end <= data_bytes(self._bytes) and twin_end <= self._bytes
-
-    def _put(self, batch: Batch, draft: Draft) -> int:
-        place = place_of(batch.segment, batch.start + batch.data_bytes)
-        batch.drafts.append(draft)
-        batch.data_bytes += space(len(draft.payload))
-        batch.twin_bytes += draft.twin_bytes
-        self._note(draft)
-        return place
+    def _has_room(self, batch: Batch, size: int, twin_bytes: int) -> bool:
+        data_end = batch.start + batch.data_bytes + size
+        twin_end = batch.twin_start + twin_sectors(batch.twin_bytes + twin_bytes) * SECTOR
+        return data_end <= self._limit and twin_end <= self._bytes
 
     def _note(self, draft: Draft) -> None:
         match draft.kind:
-            case Kind.SEGMENT:
-                pass
             case Kind.GROUP:
                 self._states[draft.group] = State.unpack(draft.index, draft.term, draft.payload)
             case Kind.REMOVE:
@@ -113,22 +113,31 @@ class Planner:
             case _:
                 self._states[draft.group].note(draft)
 
-    def _roll(self, batches: list[Batch], draft: Draft | None) -> None:
-        """Begin a segment that has room for everything that it says first, and for a record."""
+    def _roll(self, batches: list[Batch], draft: Draft | None) -> Batch:
+        """Begin a segment that has room for everything that it says first, and for a record; answers its first batch.
+
+        What was planned last ends there.
+        """
         if batches[-1].drafts:
             self._end(batches[-1])
         else:
             batches.pop()
         self._head = Head(self._head.segment + 1, self.next_group, self._head.uuid)
         first = [self._head.draft(), *(state.draft(group) for group, state in sorted(self._states.items()))]
-        wanted = [*first, draft] if draft else first
-        size = self._segment_bytes if self._bytes else self.first_bytes
-        while data_bytes(size) < 2 * sum(space(len(each.payload)) for each in wanted) or size - data_bytes(
-            size
-        ) < 2 * sum(each.twin_bytes for each in wanted):
-            size *= 2
-        self._bytes, self._start, self._twin_start = size, 0, data_bytes(size)
-        batches.append(self._begin())
-        batches[-1].creates = size
+        size = self._size_for([*first, draft] if draft else first)
+        self._bytes, self._limit = size, data_bytes(size)
+        self._start, self._twin_start = 0, self._limit
+        batches.append(batch := self._begin())
+        batch.creates = size
         for each in first:
-            self._put(batches[-1], each)
+            batch.put(each, space(len(each.payload)), each.twin_bytes)
+        return batch
+
+    def _size_for(self, drafts: Sequence[Draft]) -> int:
+        """Bytes of the next segment, no more than half of which these records take."""
+        data = sum(space(len(draft.payload)) for draft in drafts)
+        twin = sum(draft.twin_bytes for draft in drafts)
+        size = self._segment_bytes if self._bytes else self.first_bytes
+        while data_bytes(size) < 2 * data or size - data_bytes(size) < 2 * twin:
+            size *= 2
+        return size

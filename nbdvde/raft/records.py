@@ -184,7 +184,7 @@ class Head:
     @classmethod
     def unpack(cls, payload: bytes) -> "tuple[Head, bool]":
         """What is stored; whether this version may read the rest."""
-        magic, version, features, next_group, segment, uuid = _HEAD.unpack(payload)
+        magic, version, features, next_group, segment, uuid = _HEAD.unpack_from(payload)
         return cls(segment, next_group, uuid), magic == MAGIC and version == VERSION and not features
 
 
