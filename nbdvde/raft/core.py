@@ -108,8 +108,8 @@ class Core(Voter):
 
     def read(self, key: int) -> None:
         """Have `Ready.reads` tell up to where to apply before a read that comes now. Raises NotLeaderError."""
+        self.wake()  # also who follows: the leader may have gone silently
         if self.office:
-            self.wake()
             self.office.ask_read(Asked(self.node, key))
         elif self.leader:
             self._send(self.leader, AskRead(self.term, key))
@@ -177,9 +177,9 @@ class Core(Voter):
             progress.probe()
 
     def _leading(self) -> Leader:
+        self.wake()
         if self.office is None:
             raise self._not_leader()
-        self.wake()
         return self.office
 
     def _not_leader(self) -> NotLeaderError:
@@ -268,16 +268,14 @@ class Core(Voter):
 
     def _on_append(self, leader: NodeId, body: Append) -> None:
         log, previous = self.log, body.previous
-        if previous < self.commit:
-            self._acknowledge(leader, self.commit)
-        elif log.term(previous) != body.previous_term:
+        if previous >= self.commit and log.term(previous) != body.previous_term:
             hint, hint_term = log.agreement(previous, body.previous_term)
             self._send(leader, AppendReply(self.term, False, previous, hint, hint_term))
-        else:
-            log.merge(body.entries, self.commit)
-            last = previous + len(body.entries)
-            self._commit_to(min(body.commit, last))
-            self._acknowledge(leader, last)
+            return
+        log.merge([entry for entry in body.entries if entry.index > self.commit], self.commit)
+        last = max(previous + len(body.entries), self.commit)  # what is committed is the same everywhere
+        self._commit_to(min(body.commit, last))
+        self._acknowledge(leader, last)
 
     def _acknowledge(self, leader: NodeId, index: int) -> None:
         """Once everything is durable; who has holes in the log says nothing."""
@@ -332,11 +330,14 @@ class Core(Voter):
         return ready
 
     def _unsaved(self, entries: Sequence[Entry]) -> HardState | None:
-        """Term and vote are promises; the commit index only goes along with entries."""
-        saved = self._saved
+        """Term and vote are promises; the commit index only goes along with entries.
+
+        It tells of what is durable already: a crash may leave it, and in place of the entries those that they replace.
+        """
+        saved, commit = self._saved, min(self.commit, self.log.persisted)
         promised = self.term != saved.term or self.vote != saved.vote
-        if promised or (entries and self.commit != saved.commit):
-            return HardState(self.term, self.vote, self.commit)
+        if promised or (entries and commit != saved.commit):
+            return HardState(self.term, self.vote, commit)
         return None
 
     def _to_apply(self) -> Sequence[Entry]:
