@@ -1,5 +1,11 @@
 """Groups in which nothing happens, and their first sign of life."""
 
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from nbdvde.raft.core import Core, NotLeaderError
 from nbdvde.raft.messages import Beat
 from nbdvde.raft.settings import Settings
 from tests.raft.party import Member, Party, members
@@ -48,6 +54,14 @@ def test_a_leader_that_went_silently_is_replaced_when_somebody_asks() -> None:
     for node in (2, 3):
         party.cores[node].wake()
     party.elect(2)
+
+
+@pytest.mark.parametrize("ask", [lambda core: core.read(7), lambda core: core.propose([b"b"])])
+def test_who_is_asked_for_something_expects_the_leader_to_be_there(ask: Callable[[Core], object]) -> None:
+    follower = _asleep().cores[2]
+    with contextlib.suppress(NotLeaderError):
+        ask(follower)
+    assert not follower.quiet, "it asks for votes if nobody is there"
 
 
 def test_no_silence_while_somebody_lacks_something() -> None:

@@ -230,3 +230,20 @@ def test_what_a_member_has_applied_it_does_not_apply_again() -> None:
     party.tick()
     party.tick()
     assert party.data(2) == [b"c"]
+
+
+def test_a_commit_index_is_kept_only_of_what_is_durable() -> None:
+    member = Member(THREE, [entry(1, 1), entry(1, 2)], term=2)
+    member.core.step(Message(2, 1, Append(2, 1, 1, (entry(2, 2, b"b"),), 2)))
+    ready = member.core.ready()
+    assert ready
+    assert ready.entries == (entry(2, 2, b"b"),)
+    assert ready.hard
+    assert ready.hard.commit <= 1, "a crash may leave the older entry 2 beside it"
+
+
+def test_what_follows_the_committed_entries_of_a_message_is_taken() -> None:
+    member = Member(THREE, [entry(1, 1), entry(1, 2)], term=1)
+    member.hear(2, Beat(1, 2, 1))
+    said = member.hear(2, Append(1, 0, 0, (entry(1, 1), entry(1, 2), entry(1, 3)), 2))
+    assert said.of(AppendReply) == [AppendReply(1, True, 3)]
