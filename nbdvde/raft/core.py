@@ -255,8 +255,9 @@ class Core(Voter):
             case Append():
                 self._on_append(leader, body)
             case Beat():
-                self._commit_to(body.commit)
-                self._send(leader, BeatReply(self.term, body.round))
+                if not self.mute:  # or it may not have what the leader remembers
+                    self._commit_to(body.commit)
+                self._send(leader, BeatReply(self.term, 0 if self.mute else body.round))
                 self.quiet = body.quiet and body.round >= self._round
                 self._round = max(self._round, body.round)
             case Install(snapshot=snapshot):
@@ -270,7 +271,7 @@ class Core(Voter):
         log, previous = self.log, body.previous
         if previous >= self.commit and log.term(previous) != body.previous_term:
             hint, hint_term = log.agreement(previous, body.previous_term)
-            self._send(leader, AppendReply(self.term, False, previous, hint, hint_term))
+            self._send(leader, AppendReply(self.term, False, previous, hint, hint_term, not self.mute))
             return
         log.merge([entry for entry in body.entries if entry.index > self.commit], self.commit)
         last = max(previous + len(body.entries), self.commit)  # what is committed is the same everywhere
@@ -278,9 +279,9 @@ class Core(Voter):
         self._acknowledge(leader, last)
 
     def _acknowledge(self, leader: NodeId, index: int) -> None:
-        """Once everything is durable; who has holes in the log says nothing."""
-        if leader and not self.mute:
-            self._send(leader, AppendReply(self.term, True, index), after=True)
+        """Once everything is durable; of who has holes in the log it does not count."""
+        if leader:
+            self._send(leader, AppendReply(self.term, True, index, counts=not self.mute), after=True)
 
     def _commit_to(self, index: int) -> None:
         assert index <= self.log.last_index, "only what is there is committed"

@@ -89,7 +89,7 @@ class Leader:
             0 < self._settings.quiet <= self._idle
             and self.commit == last
             and not self._reads.is_due
-            and all(progress.match == last and progress.active for progress in self.followers.values())
+            and all(progress.kept == last and progress.active for progress in self.followers.values())
         )
 
     def beat(self) -> None:
@@ -148,7 +148,9 @@ class Leader:
         progress = self.followers.get(node)
         if progress is None:
             return
-        progress.active = True
+        progress.active = progress.counts = True
+        if not body.counts:
+            progress.mute(body.index if body.ok else 0)
         if not body.ok:
             following, _ = self._log.agreement(body.hint, body.hint_term)
             if progress.refused(body.index, following + 1):
@@ -181,7 +183,7 @@ class Leader:
 
     def advance(self) -> bool:
         """Commit what a majority has, if it is of this term (3.6.2); whether this node still belongs to the group."""
-        index = self._majority(self._log.persisted, lambda progress: progress.match)
+        index = self._majority(self._log.persisted, lambda progress: progress.kept)
         if index > self.commit and self._log.term(index) == self._term:
             self.commit = index
             early, self._early = self._early, []
@@ -248,7 +250,7 @@ class Leader:
     def hand_over(self) -> None:
         """Tell it when it has."""
         progress = self.followers.get(self.transferee)
-        if progress and progress.match == self._log.last_index:
+        if progress and progress.kept == self._log.last_index:
             self._invite(self.transferee)
 
     def _invite(self, node: NodeId) -> None:

@@ -131,6 +131,8 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
     hint: int = 0
     """If not ok: the last entry that may agree."""
     hint_term: int = 0
+    counts: bool = True
+    """Whether the sender promises to keep them. Who is mute does not, and may lack what it had acknowledged before."""
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -149,6 +151,7 @@ class BeatReply(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     term: int
     round: int
+    """0 of who is mute: it may have known of another leader."""
 
 
 class Install(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -15,6 +15,8 @@ class Progress:
     """Index of the next entry to send."""
     match: int = 0
     """Up to here it has what the leader has."""
+    counts: bool = True
+    """Whether it promises to keep that."""
     streaming: bool = False
     waiting: bool = False
     """While not streaming: whether a question is on its way."""
@@ -43,6 +45,15 @@ class Progress:
                 self._bytes += size
         else:
             self.waiting = True
+
+    @property
+    def kept(self) -> int:
+        """Up to here it counts for a majority."""
+        return self.match if self.counts else 0
+
+    def mute(self, index: int) -> None:
+        """It answers without a promise: it has no more than entries up to an index for sure."""
+        self.counts, self.match = False, min(self.match, index)
 
     def acknowledged(self, index: int) -> bool:
         """It has everything up to an index; whether that is news."""

@@ -242,5 +242,24 @@ def test_who_has_holes_in_its_log_neither_votes_nor_leads_nor_acknowledges() -> 
     assert not member.say()
     assert member.hear(2, Vote(1, 0, 0, pre=True)) == [VoteReply(0, False, pre=True)]
     assert member.hear(2, Vote(1, 0, 0)) == [VoteReply(1, False)]
-    assert not member.hear(2, Append(1, 0, 0, (entry(1, 1),), 0)).of(AppendReply)
+    assert member.hear(2, Append(1, 0, 0, (entry(1, 1),), 0)) == [AppendReply(1, True, 1, counts=False)]
+    assert member.hear(2, Append(1, 5, 1, (), 0)) == [AppendReply(1, False, 5, 1, 1, counts=False)]
+    assert member.hear(2, Beat(1, 9, 3)) == [BeatReply(1, 0)], "and does not say that there is no other leader"
+    assert member.core.commit == 0, "what the leader remembers of it may be lost"
     assert member.store.last_index == 1, "but it takes what it gets"
+
+
+def test_who_has_holes_in_its_log_gets_entries_and_counts_for_nothing() -> None:
+    member = Member(THREE)
+    member.lead()
+    member.hear(2, AppendReply(1, True, 1))
+    member.core.propose([b"data"])
+    member.say()
+    assert member.core.commit == 1
+    member.hear(3, AppendReply(1, True, 2, counts=False))
+    assert member.core.commit == 1
+    member.core.propose([b"more"])
+    assert [found.index for found in member.say().of(Append)[-1].entries] == [3], "it has the one before"
+    assert member.hear(3, AppendReply(1, False, 2, 1, 1, counts=False)).of(Append)[0].previous == 1, "or not any more"
+    member.hear(3, AppendReply(1, True, 3))
+    assert member.core.commit == 3
