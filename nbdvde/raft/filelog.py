@@ -13,7 +13,7 @@ from nbdvde.raft.logfiles import LogFiles
 from nbdvde.raft.messages import Entry, Snapshot
 from nbdvde.raft.plan import Planner
 from nbdvde.raft.recent import Cache, Recent
-from nbdvde.raft.records import Draft, Head, Kind, State
+from nbdvde.raft.records import BLOCK, Draft, Head, Kind, State
 from nbdvde.raft.replay import Replay
 from nbdvde.raft.segment import Segment
 from nbdvde.raft.store import Work, check_absent, check_present
@@ -57,7 +57,9 @@ class FileLog:
         replay, files = _replayed(directory)
         self.notes = replay.notes
         """What was found to be damaged or lost."""
-        head = Head(max(files, default=0), replay.next_group, replay.head.uuid if replay.head else fresh(16))
+        uuid = replay.head.uuid if replay.head else fresh(16)
+        head = Head(max(files, default=0), replay.next_group, uuid, replay.unsure)
+        self.unsure = replay.unsure
         self._live = replay.live
         states = {number: copy(view.state) for number, view in replay.views.items()}
         self._planner = Planner(head, replay.batch, states, sizes.segment_bytes)
@@ -89,7 +91,7 @@ class FileLog:
         check_absent(self._stores, name)
         number = self._planner.next_group
         self._planner.next_group += 1
-        store = FileStore(self, number, View.begun(State.begun(name, start), self._live))
+        store = FileStore(self, number, View.begun(State.begun(name, start, unsure=self.unsure), self._live))
         self._stores[name] = self._by_number[number] = store
         self.emit(store.view.state.draft(number))
         return store
@@ -176,10 +178,25 @@ class FileLog:
 def _replayed(directory: Directory) -> tuple[Replay, dict[int, File]]:
     """What a directory says, and the files that say it; what was begun behind them and never told anything is gone."""
     replay, files = Replay(), {number: directory.open(number) for number in directory.numbers()}
-    replay.run(Segment(number, file.read(0, file.size)) for number, file in files.items())
+    replay.run(Segment(number, _content(file)) for number, file in files.items())
     if not replay.is_blurred:
         last = replay.head.segment if replay.head else 0
         for number in [number for number in files if number > last]:
             files.pop(number).close()
             directory.remove(number)
     return replay, files
+
+
+def _content(file: File) -> bytes:
+    """All bytes of a file; blocks that the device cannot read are there, and damaged."""
+    try:
+        return file.read(0, file.size)
+    except OSError:
+        return b"".join(_block(file, offset) for offset in range(0, file.size, BLOCK))
+
+
+def _block(file: File, offset: int) -> bytes:
+    try:
+        return file.read(offset, BLOCK)
+    except OSError:
+        return b"\xff" * BLOCK

@@ -93,6 +93,12 @@ class Places:
         """Whether the data of an entry is known to lie somewhere."""
         return self.first <= index <= self.last and self.place(index) > 0 and index not in self.damaged
 
+    def lose(self, index: int) -> None:
+        """Nobody knows whether the entries from one on are still the same, and where they lie."""
+        at = min(max(0, index - self.first), len(self))
+        self._live.drop(self._places[at:], self._lengths[at:])
+        self._places[at:] = array("Q", bytes(8 * (len(self) - at)))
+
     def spoil(self, index: int) -> None:
         """The data of an entry is lost. Ignored when there is none of that index."""
         if self.first <= index <= self.last:

@@ -4,7 +4,7 @@ So whatever segments are left, the oldest of them says what there is to know but
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nbdvde.raft.records import (
     BLOCK,
@@ -122,7 +122,7 @@ class Planner:
             self._end(batches[-1])
         else:
             batches.pop()
-        self._head = Head(self._head.segment + 1, self.next_group, self._head.uuid)
+        self._head = replace(self._head, segment=self._head.segment + 1, next_group=self.next_group)
         first = [self._head.draft(), *(state.draft(group) for group, state in sorted(self._states.items()))]
         size = self._size_for([*first, draft] if draft else first)
         self._bytes, self._limit = size, data_bytes(size)

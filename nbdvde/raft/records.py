@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from nbdvde.errors import ImageError
 from nbdvde.raft.messages import ENTRY_BYTES, Entry, EntryKind, HardState, Members, Snapshot
 
 SECTOR = 512
@@ -29,7 +30,7 @@ PLACE_BITS = 32
 """A place is a segment's number, and so many bits for the offset in it."""
 
 _HEADER = struct.Struct("<IBBHIIQQQQQQ")
-_HEAD = struct.Struct("<8sIIIQ16s")
+_HEAD = struct.Struct("<8sIIIIQ16s")
 _STATE = struct.Struct("<QQQQQHH")
 _VOTE = struct.Struct("<Q")
 HEADER_BYTES = _HEADER.size
@@ -169,6 +170,8 @@ class Head:
     next_group: int
     uuid: bytes
     """Of the log, 16 bytes."""
+    unsure: bool = False
+    """Whether there may have been other groups."""
 
     @property
     def log(self) -> int:
@@ -177,15 +180,18 @@ class Head:
 
     def draft(self) -> Draft:
         """As a record."""
-        return Draft(
-            Kind.SEGMENT, 0, 0, 0, _HEAD.pack(MAGIC, VERSION, 0, self.next_group, self.segment, self.uuid)
+        payload = _HEAD.pack(
+            MAGIC, VERSION, 0, self.next_group, _UNSURE if self.unsure else 0, self.segment, self.uuid
         )  # fmt: skip
+        return Draft(Kind.SEGMENT, 0, 0, 0, payload)
 
     @classmethod
-    def unpack(cls, payload: bytes) -> "tuple[Head, bool]":
-        """What is stored; whether this version may read the rest."""
-        magic, version, features, next_group, segment, uuid = _HEAD.unpack_from(payload)
-        return cls(segment, next_group, uuid), magic == MAGIC and version == VERSION and not features
+    def unpack(cls, payload: bytes) -> "Head":
+        """From a record. Raises ImageError for a version that this one does not know."""
+        magic, version, features, next_group, flags, segment, uuid = _HEAD.unpack_from(payload)
+        if magic != MAGIC or version != VERSION or features:
+            raise ImageError("raft log", "is of a later version", "use the version that wrote it")
+        return cls(segment, next_group, uuid, bool(flags & _UNSURE))
 
 
 @dataclass(slots=True)
@@ -197,12 +203,12 @@ class State:
     last_index: int
     last_term: int
     hard: HardState
-    unsure: bool = False
+    unsure: bool
 
     @classmethod
-    def begun(cls, name: str, start: Snapshot) -> "State":
+    def begun(cls, name: str, start: Snapshot, *, unsure: bool = False) -> "State":
         """Of a new group."""
-        return cls(name, start, start.index, start.term, HardState())
+        return cls(name, start, start.index, start.term, HardState(), unsure)
 
     def draft(self, group: int) -> Draft:
         """As a record."""

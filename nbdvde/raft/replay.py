@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from nbdvde.errors import DamageError, ImageError
+from nbdvde.errors import DamageError
 from nbdvde.raft.places import Live
 from nbdvde.raft.records import Draft, Head, Kind, State
 from nbdvde.raft.segment import Found, Segment, Spot
@@ -36,6 +36,8 @@ class Replay:
         """What was wrong, for people."""
         self.is_blurred = False
         """Whether something was lost in the newest segment or behind it."""
+        self.unsure = False
+        """Whether there may have been groups that nothing tells of."""
         self._spoiled: list[tuple[int, Draft]] = []
         self._unknown: set[int] = set()
         """Groups that nothing was told about."""
@@ -93,16 +95,25 @@ class Replay:
         return segment.spot(following)
 
     def _take(self, found: Sequence[Found]) -> None:
+        if found[0].header.kind == Kind.SEGMENT:
+            self._forget({record.header.group for record in found if record.header.kind == Kind.GROUP})
         for record in found:
             self._apply(record)
         self.batch += 1
         self.chain = found[-1].header.check
 
+    def _forget(self, named: set[int]) -> None:
+        """A segment names all groups that there are."""
+        for group in self.views.keys() - named:
+            self.views.pop(group).places.clear(1)
+        self._unknown.clear()
+
     def _lose(self, what: str) -> None:
         self.notes.append(f"lost: {what}")
-        self.chain, self.is_blurred = None, True
+        self.chain = None
+        self.is_blurred = self.unsure = True
         for view in self.views.values():
-            view.state.unsure = True
+            view.doubt()
 
     def _apply(self, record: Found) -> None:
         draft = record.draft
@@ -124,10 +135,9 @@ class Replay:
             view.change(draft)
 
     def _begin(self, draft: Draft) -> None:
-        self.head, is_readable = Head.unpack(draft.payload)
+        self.head = Head.unpack(draft.payload)
         self.next_group = max(self.next_group, self.head.next_group)
-        if not is_readable:
-            raise ImageError("raft log", "is of a later version", "use the version that wrote it")
+        self.unsure = self.head.unsure
 
     def _restate(self, draft: Draft) -> None:
         state = State.unpack(draft.index, draft.term, draft.payload)

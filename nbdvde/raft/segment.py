@@ -178,7 +178,7 @@ class Segment:
         return payload if is_payload(header, payload) else None
 
     def _has_later(self, batch: int, start: int) -> bool:
-        headers = (self._header(offset) for offset in range(start, self._limit, BLOCK))
+        headers = (self._header(offset) for offset in range(start, self._limit, BLOCK) if self._is_written(offset))
         return any(header and header.batch > batch for header in headers)
 
     def _read_twins(self) -> None:

@@ -98,6 +98,10 @@ class LogStore(Protocol):
 class NodeLog(Protocol):
     """The logs of all groups of a node. Its methods belong to the event loop; what blocks is handed out as work."""
 
+    @property
+    def unsure(self) -> bool:
+        """Whether there may have been other groups, now lost. Logs that are created then are unsure as well."""
+
     def groups(self) -> Sequence[str]:
         """Names, in order."""
 
@@ -208,6 +212,7 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._groups: dict[str, MemoryStore] = {}
+        self.unsure = False
 
     def groups(self) -> Sequence[str]:
         return sorted(self._groups)

@@ -36,12 +36,18 @@ class View:
                 return
             case Kind.TRUNCATE:
                 self.places.truncate(draft.index)
+                self.places.extend(draft.index - 1)
             case Kind.COMPACT:
                 self.places.compact(draft.index)
             case Kind.RESET:
                 self.places.clear(draft.index + 1)
         self.state.note(draft)
         self._trim()
+
+    def doubt(self) -> None:
+        """Records may follow that are lost; what is committed they have not changed (3.5, state machine safety)."""
+        self.state.unsure = True
+        self.places.lose(self.state.hard.commit + 1)
 
     def restate(self, state: State) -> None:
         """Take over everything but entries; of those that are missing, records may still say that they are gone."""

@@ -71,6 +71,8 @@ class SimFile:
 
     def read(self, offset: int, length: int) -> bytes:
         self._directory.enter("read")
+        if any(offset <= at < offset + length for number, at in self._directory.unreadable if number == self._number):
+            raise OSError(errno.EIO, "unreadable")
         return bytes(self._content[offset : offset + length])
 
     def write(self, offset: int, buffers: Sequence[bytes]) -> None:
@@ -103,6 +105,8 @@ class SimDirectory:
     """Bytes that all files together may take."""
     fault: Callable[[str], int] = lambda operation: 0
     """Asked before every operation, by its name; answers an errno to fail with, or 0."""
+    unreadable: set[tuple[int, int]] = field(default_factory=set)
+    """(file, offset) of bytes that the device does not find."""
     events: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -50,9 +50,8 @@ def filled(count: int = 5, size: int = 100) -> SimDirectory:
     store = log.create("a", START)
     for entry in entries(1, count, size=size):
         store.append([entry])
+        store.save(HardState(3, 2, entry.index - 1))
         sync(log)
-    store.save(HardState(3, 2, count))
-    sync(log)
     return directory
 
 
@@ -149,6 +148,22 @@ def test_damage_found_while_reading_is_told() -> None:
     assert store.missed() is None, "it would not help"
 
 
+def test_what_cannot_be_read_is_damaged() -> None:
+    directory = filled(5, 6000)
+    content = entries(3, 1, size=6000)[0].data
+    [number] = [number for number, data in directory.files.items() if content in data]
+    directory.unreadable.add((number, directory.files[number].index(content) + 5000))
+    again = SimDirectory(directory.content(), unreadable=directory.unreadable)
+    log = opened(again)
+    assert the(log).damaged == [range(3, 4)]
+    assert loaded(the(log), 4, 6) == entries(4, 2, size=6000)
+    again.unreadable.add((number, directory.files[number].index(entries(5, 1, size=6000)[0].data)))
+    store = the(opened(again))
+    assert store.damaged == [range(3, 4), range(5, 6)]
+    with pytest.raises(DamageError, match="entry 5"):
+        store.get(5)
+
+
 def test_damaged_entries_are_mended() -> None:
     files = altered(filled().content(), entries(3, 1)[0].data)
     files = altered(files, entries(4, 1)[0].data)
@@ -206,19 +221,21 @@ def test_a_node_that_is_not_sure_says_so_until_it_is_settled() -> None:
     log = opened(directory)
     store = the(log)
     assert store.unsure
-    assert store.last_index == 3
+    assert store.last_index == 2, "so much was known to be committed"
+    assert log.create("b", START).unsure, "there may have been one"
+    sync(log)
     assert any("lost" in note for note in log.notes)
     again = opened(directory.content())
     assert the(again).unsure, "it is not forgotten"
     directory = SimDirectory(directory.content())
     log = opened(directory)
     the(log).settle(HardState(9))
-    the(log).append(entries(4, 4, term=9))
+    the(log).append(entries(3, 5, term=9))
     sync(log)
     settled = the(opened(directory.content()))
     assert not settled.unsure
     assert settled.hard == HardState(9)
-    assert loaded(settled, 1, 8) == entries(1, 3) + entries(4, 4, term=9)
+    assert loaded(settled, 1, 8) == entries(1, 2) + entries(3, 5, term=9)
 
 
 def test_a_segment_that_is_not_there_is_missed() -> None:

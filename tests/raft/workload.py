@@ -61,6 +61,8 @@ class Workload:
         self.worlds: list[World] = [self.world()]
         """What the model held after every record."""
         self._acknowledged = 0
+        self._term = 1 + max((store.last_term for store in self.model.values()), default=0)
+        """An index never gets another entry in the same term."""
 
     def world(self) -> World:
         """What the model holds."""
@@ -97,20 +99,22 @@ class Workload:
         assert real is not None
         match random.randrange(16):
             case 0 | 1:
-                hard = HardState(model.hard.term + random.randint(0, 2), random.randint(0, 3), model.last_index)
+                commit = random.randint(model.hard.commit, max(model.hard.commit, model.last_index))
+                hard = HardState(model.hard.term + random.randint(0, 2), random.randint(0, 3), commit)
                 for store in (model, real):
                     store.save(hard)
-            case 2 if model.last_index >= model.first_index:
-                index = random.randint(model.first_index, model.last_index)
+            case 2 if model.last_index > (committed := max(model.snapshot.index, model.hard.commit)):
+                index = random.randint(committed + 1, model.last_index)
                 for store in (model, real):
                     store.truncate_from(index)
+                self._term += 1
             case 3 | 4 if model.last_index >= model.first_index:
                 index = random.randint(model.first_index, model.last_index)
                 snapshot = Snapshot(index, model.term(index), MEMBERS)
                 for store in (model, real):
                     store.compact_to(snapshot)
             case 5 if random.random() < 0.3:
-                snapshot = Snapshot(model.last_index + random.randint(1, 9), model.last_term + 1, MEMBERS)
+                snapshot = Snapshot(model.last_index + random.randint(1, 9), self._term, MEMBERS)
                 for store in (model, real):
                     store.reset(snapshot)
             case 6 if random.random() < 0.2:
@@ -125,7 +129,8 @@ class Workload:
 
     def _entries(self, model: MemoryStore) -> list[Entry]:
         random = self.random
-        term = max(1, model.last_term + (random.random() < 0.2))
+        self._term += random.random() < 0.2
+        term = self._term
         first = model.last_index + 1
         entries = []
         for index in range(first, first + random.randint(1, 5)):
