@@ -171,7 +171,7 @@ class Leader:
         progress.active = True
         progress.round = max(progress.round, body.round)
         progress.waiting = False
-        if progress.match < self._log.last_index and not progress.installing:
+        if progress.match < self._log.last_index:
             self._send_entries(node, progress, anyway=True)
         answered = self._majority(self._reads.round, lambda progress: progress.round)
         if begun := [at for round_, at in self._begun.items() if round_ <= answered]:

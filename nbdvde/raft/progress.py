@@ -32,8 +32,6 @@ class Progress:
 
     def may_send(self, window_bytes: int) -> bool:
         """Whether a message with entries may leave."""
-        if self.installing:
-            return False
         return self._bytes < window_bytes if self.streaming else not self.waiting
 
     def sent(self, last: int, size: int) -> None:

@@ -10,6 +10,8 @@ from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import MemoryStore, write
 
 SETTINGS = Settings(heartbeat=1, election=10)
+_ENOUGH = 200
+"""Rounds after which nothing should happen any more."""
 BodyT = TypeVar("BodyT")
 
 
@@ -59,12 +61,13 @@ class Party:
 
     def work(self, node: NodeId) -> bool:
         """Have a member do all that it has to; whether that was anything."""
-        any_ = False
-        while ready := self.cores[node].ready():
-            any_ = True
+        for round_ in range(_ENOUGH):
+            ready = self.cores[node].ready()
+            if ready is None:
+                return round_ > 0
             self.begin(node, ready)
             self.finish(node, ready)
-        return any_
+        raise AssertionError("there is no end of what it has to do")
 
     def begin(self, node: NodeId, ready: Ready) -> None:
         """What comes before anything is durable."""
@@ -99,8 +102,10 @@ class Party:
     def settle(self, *nodes: NodeId) -> None:
         """Members, or all of them, work and get messages until nothing happens any more."""
         among = nodes or tuple(self.cores)
-        while any([self.work(node) for node in among] + [self.deliver(node) for node in among if node in self.cores]):
-            pass
+        for _ in range(_ENOUGH):
+            if not any([self.work(node) for node in among] + [self.deliver(node) for node in among]):
+                return
+        raise AssertionError("there is no end of what happens")
 
     def tick(self, *nodes: NodeId, times: int = 1) -> None:
         """Time passes for members, or for all of them."""
@@ -186,10 +191,13 @@ class Member:
     def say(self) -> Tape:
         """It does what it has to; answers what it says."""
         said = Tape()
-        while ready := self.core.ready():
+        for _ in range(_ENOUGH):
+            ready = self.core.ready()
+            if ready is None:
+                return said
             self.finish(self.begin(ready))
             said += [message.body for message in (*ready.now, *ready.after)]
-        return said
+        raise AssertionError("there is no end of what it has to do")
 
     def begin(self, ready: Ready | None = None) -> Ready:
         """What it has to do, with its entries written and not durable yet."""

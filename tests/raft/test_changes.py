@@ -208,7 +208,9 @@ def test_a_leader_that_is_removed_counts_for_nothing_and_hands_over_when_it_is()
     party.away = set()
     party.tick()
     assert not core.is_leader
-    (leader,) = (node for node in (2, 3) if party.cores[node].is_leader)
+    leaders = [node for node in (2, 3) if party.cores[node].is_leader]
+    assert leaders
+    (leader,) = leaders
     party.propose(leader, b"a")
     assert party.data(leader) == [b"a"]
     party.tick(1, times=5 * SETTINGS.election)

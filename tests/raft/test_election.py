@@ -92,6 +92,18 @@ def test_a_second_vote_in_a_known_term_is_kept_as_well() -> None:
     assert member.store.hard.vote == 2
 
 
+def test_a_term_is_not_forgotten() -> None:
+    member = Member(THREE)
+    member.hear(2, Beat(5, 0, 1))
+    assert member.store.hard.term == 5
+
+
+def test_a_vote_stays_given_when_one_asks_whether_one_would_win() -> None:
+    member = Member(THREE, term=3, vote=2)
+    member.core.campaign()
+    assert member.hear(3, Vote(3, 0, 0)).of(VoteReply) == [VoteReply(3, False)]
+
+
 def test_who_has_voted_for_itself_votes_for_nobody_else() -> None:
     member = Member(THREE)
     member.core.campaign()

@@ -47,7 +47,7 @@ def test_nothing_else_is_sent_meanwhile() -> None:
     assert install == Install(2, Snapshot(5, 2, THREE))
     member.core.propose([b"a"])
     member.say()
-    assert not member.hear(3, BeatReply(2, 0)).of(Append)
+    assert not member.hear(3, BeatReply(2, 0))
     assert [append.previous for append in member.hear(3, AppendReply(2, True, 5)).of(Append)] == [5]
 
 

@@ -38,6 +38,13 @@ def test_a_voter_is_replaced_in_one_step() -> None:
     assert following.auto_leave
 
 
+def test_a_voter_that_becomes_a_learner_decides_until_the_change_is_over() -> None:
+    following = membership.towards(_members({1, 2, 3}), _members({1, 4}, {2, 5}))
+    assert following.votes(2)
+    assert (following.learners, following.learners_next) == (frozenset({5}), frozenset({2}))
+    assert membership.leave_joint(following) == _members({1, 4}, {2, 5})
+
+
 @pytest.mark.parametrize(
     "target",
     [

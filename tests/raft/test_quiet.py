@@ -48,6 +48,15 @@ def test_a_read_wakes_it() -> None:
     assert not party.cores[1].quiet
 
 
+def test_who_is_woken_gives_signs_of_life_for_a_while() -> None:
+    party = _asleep()
+    party.cores[1].wake()
+    party.tick(times=QUIET.quiet - 2)
+    assert not any(core.quiet for core in party.cores.values())
+    party.tick(times=5)
+    assert all(core.quiet for core in party.cores.values())
+
+
 def test_a_leader_that_went_silently_is_replaced_when_somebody_asks() -> None:
     party = _asleep()
     party.away = {1}

@@ -120,14 +120,14 @@ def test_a_replaced_entry_was_never_stored() -> None:
     member = Member(THREE, [entry(1, 1)], term=1)
     member.core.step(Message(2, 1, Append(2, 1, 1, (entry(2, 2), entry(2, 3)), 0)))
     ready = member.begin()
-    member.core.step(Message(3, 1, Append(3, 1, 1, (entry(3, 2),), 2)))
+    member.core.step(Message(3, 1, Append(3, 1, 1, (entry(3, 2), entry(3, 3)), 2)))
     member.finish(ready)
     assert member.core.log.persisted == 1
     ready = member.begin()
-    assert [found.term for found in ready.entries] == [3]
+    assert [found.term for found in ready.entries] == [3, 3]
     assert [found.index for found in ready.committed] == [1]
     member.finish(ready)
-    assert member.core.log.persisted == 2
+    assert member.core.log.persisted == 3
 
 
 def test_stored_entries_that_are_replaced_are_not_stored_any_more() -> None:
@@ -136,6 +136,13 @@ def test_stored_entries_that_are_replaced_are_not_stored_any_more() -> None:
     assert member.core.log.persisted == 1
     ready = member.begin()
     assert [found.index for found in ready.committed] == [1], "the other one only when it is stored"
+
+
+def test_a_follower_is_sent_what_follows_where_it_may_agree() -> None:
+    member = Member(THREE, [entry(1, index) for index in range(1, 11)], term=1)
+    member.lead()
+    (append,) = member.hear(3, AppendReply(2, False, 10, 6, 1)).of(Append)
+    assert append.previous == 6
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,10 @@ def test_few_questions_find_what_agrees(leader: list[int], follower: list[int], 
     party.away = set()
     asked = 0
     party.cores[1].tick()
-    while party.work(1) | party.deliver(2) | party.work(2):
+    for _ in range(10):
+        party.work(1)
+        party.deliver(2)
+        party.work(2)
         asked += sum(isinstance(message.body, AppendReply) and not message.body.ok for message in party.mail)
         party.deliver(1)
     assert party.log(2) == party.log(1)
