@@ -82,7 +82,8 @@ COMMITS = [
         "if entry.index > self.last_index:",
     ),
     mutant(
-        "an old message takes newer entries away", "log:Log.merge", "if self.term(entry.index) != entry.term:", "if True:"
+        "an old message takes newer entries away", "log:Log.merge", "if self.term(entry.index) != entry.term:",
+        "if True:",
     ),
     mutant(
         "replaced entries count as durable", "log:Log._truncate",
