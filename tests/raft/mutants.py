@@ -70,8 +70,8 @@ COMMITS = [
     mutant("one set of voters is enough", "quorum:reached", "return min(", "return max("),
     mutant("one set of voters elects", "quorum:agree", "return all(", "return any("),
     mutant(
-        "the entry before is not compared", "core:Core._on_append", "elif log.term(previous) != body.previous_term:",
-        "elif log.term(previous) is None:",
+        "the entry before is not compared", "core:Core._on_append", "log.term(previous) != body.previous_term",
+        "log.term(previous) is None",
     ),
     mutant(
         "more is committed than was compared", "core:Core._on_append", "min(body.commit, last)",
@@ -97,6 +97,15 @@ COMMITS = [
         "entries are applied before they are durable", "core:Core._to_apply",
         "min(self.commit, self.log.persisted)", "self.commit",
     ),
+    mutant(
+        "the commit index is kept before what it tells of", "core:Core._unsaved",
+        "min(self.commit, self.log.persisted)", "self.commit",
+    ),
+    mutant(
+        "what is committed is merged again", "core:Core._on_append",
+        "[entry for entry in body.entries if entry.index > self.commit]", "body.entries",
+    ),
+    mutant("more is handed out before it is applied", "core:Core._to_apply", " or self._handed > self.applied", ""),
     mutant("what is applied is applied again", "core:Core._to_apply", "self._handed += len(entries)", "pass"),
     mutant("the commit index goes back", "core:Core._commit_to", "max(self.commit, index)", "index"),
     mutant(

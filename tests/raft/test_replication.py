@@ -115,6 +115,27 @@ def test_no_more_is_committed_than_is_known_to_agree() -> None:
     assert member.core.commit == 2
 
 
+def test_what_comes_late_may_begin_before_what_is_committed() -> None:
+    member = Member(THREE, [entry(1, 1), entry(1, 2)], term=1)
+    member.hear(2, Append(1, 2, 1, (), 2))
+    member.store.compact_to(Snapshot(2, 1, THREE))
+    member.core.compacted()
+    late = Append(1, 0, 0, (entry(1, 1), entry(1, 2), entry(1, 3)), 2)
+    assert member.hear(2, late) == [AppendReply(1, True, 3)]
+    assert member.store.last_index == 3
+    assert member.hear(2, Append(1, 0, 0, (entry(1, 1),), 2)) == [AppendReply(1, True, 2)]
+
+
+def test_the_commit_index_that_is_kept_tells_of_what_is_durable() -> None:
+    """A crash may leave it, and instead of the new entries those that they replace."""
+    member = Member(THREE, [entry(1, 1), entry(1, 2)], term=2)
+    member.core.step(Message(2, 1, Append(2, 1, 1, (entry(2, 2),), 2)))
+    ready = member.begin()
+    assert ready.hard
+    assert ready.hard.commit == 1
+    assert member.core.commit == 2
+
+
 def test_a_replaced_entry_was_never_stored() -> None:
     """What a leader wrote while another one replaced it."""
     member = Member(THREE, [entry(1, 1)], term=1)
