@@ -245,7 +245,7 @@ class Leader:
     def retire(self) -> None:
         """It belongs to the group no more: the voter that has most need not wait for silence to take over."""
         voters = self._log.members.voters
-        self._invite(max(voters, key=lambda node: self.followers[node].match))
+        self._invite(max(voters, key=lambda node: self.followers[node].kept))
 
     def hand_over(self) -> None:
         """Tell it when it has."""

@@ -60,7 +60,10 @@ COMMITS = [
     mutant(
         "entries are acknowledged before they are durable", "core:Core._acknowledge", ", after=True", ""
     ),
-    mutant("a mute node acknowledges", "core:Core._acknowledge", " and not self.mute", ""),
+    mutant("a mute node acknowledges", "core:Core._acknowledge", "counts=not self.mute", "counts=True"),
+    mutant("what a mute node has counts", "leader:Leader.advance", "progress.kept", "progress.match"),
+    mutant("a mute node vouches for a leader", "core:Core._on_leader", "0 if self.mute else body.round", "body.round"),
+    mutant("what a mute node has lost is not forgotten", "progress:Progress.mute", "min(self.match, index)", "self.match"),
     mutant(
         "a leader counts what it has not synced", "leader:Leader.advance",
         "self._log.persisted", "self._log.last_index",
@@ -206,7 +209,7 @@ MEMBERS = [
         "for node in self._log.members if", "for node in self.followers if",
     ),
     mutant("members of a state do not count", "log:Log.restored", "self._members = [(", "[("),
-    mutant("a transfer does not wait", "leader:Leader.hand_over", " and progress.match == self._log.last_index", ""),
+    mutant("a transfer does not wait", "leader:Leader.hand_over", " and progress.kept == self._log.last_index", ""),
     mutant("a transfer never ends", "leader:Leader.tick", "self._counted = self.transferee = 0", "self._counted = 0"),
     mutant("proposals go on during a transfer", "core:Core.propose", "if office.transferee:", "if False:"),
     mutant(
