@@ -63,7 +63,7 @@ COMMITS = [
     mutant("a mute node acknowledges", "core:Core._acknowledge", "counts=not self.mute", "counts=True"),
     mutant("what a mute node has counts", "leader:Leader.advance", "progress.kept", "progress.match"),
     mutant("a mute node vouches for a leader", "core:Core._on_leader", "0 if self.mute else body.round", "body.round"),
-    mutant("what a mute node has lost is not forgotten", "progress:Progress.mute", "min(self.match, index)", "self.match"),
+    mutant("what a mute node lost is not forgotten", "progress:Progress.mute", "min(self.match, index)", "self.match"),
     mutant(
         "a leader counts what it has not synced", "leader:Leader.advance",
         "self._log.persisted", "self._log.last_index",
