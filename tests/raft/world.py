@@ -3,16 +3,17 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from typing import TypeVar
 
 import trio
 
 from nbdvde.disk import Buffer
-from nbdvde.errors import NetworkError
+from nbdvde.errors import NbdvdeError, NetworkError
 from nbdvde.raft.link import Wire
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.raft.node import Node, Options
 from nbdvde.raft.settings import Settings
-from nbdvde.raft.store import MemoryLog, NodeLog
+from nbdvde.raft.store import MemoryLog, NodeLog, Work
 from nbdvde.raft.transport import Identity
 
 Welcome = Callable[[Wire, frozenset[str]], Awaitable[None]]
@@ -212,6 +213,8 @@ class Cluster:
         self.states: dict[str, dict[NodeId, State]] = {}
         self.nodes: dict[NodeId, Node] = {}
         self.machines: dict[tuple[str, NodeId], Sums] = {}
+        self.failures: dict[NodeId, NbdvdeError] = {}
+        """Errors that nodes ended with."""
         self.nursery: trio.Nursery
         self._random = Random(7)
         for number in range(1, count + 1):
@@ -231,11 +234,21 @@ class Cluster:
             log = self.logs[number]
             node = self.nodes[number] = Node(
                 Identity(number, "test"), log, self.world.network(number), self.settings, self._random.randint,
-                options=self.options,
+                options=self.options, in_thread=self.in_thread,
             )  # fmt: skip
             for name in log.groups():
                 node.open(name, self.machine(name, number))
-            await self.nursery.start(node.run)
+            await self.nursery.start(self._run, node)
+
+    async def _run(self, node: Node, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await node.run(task_status=task_status)
+        except NbdvdeError as error:
+            self.failures[node.number] = error
+
+    async def in_thread(self, work: Work) -> None:
+        await trio.lowlevel.checkpoint()
+        work()
 
     def crash(self, number: NodeId) -> None:
         node = self.nodes.pop(number)
@@ -264,8 +277,11 @@ class Cluster:
             await trio.sleep(0.05)
 
 
+AnyCluster = TypeVar("AnyCluster", bound=Cluster)
+
+
 @asynccontextmanager
-async def running(cluster: Cluster) -> AsyncIterator[Cluster]:
+async def running(cluster: AnyCluster) -> AsyncIterator[AnyCluster]:
     with trio.fail_after(600):
         async with trio.open_nursery() as nursery:
             cluster.nursery = nursery
