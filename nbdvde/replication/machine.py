@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeAlias
 
+import msgspec
 import trio
 
 from nbdvde.engine.image import Image
@@ -59,12 +60,13 @@ class ImageMachine:
     def _take(self, note: Note) -> None:
         self.applied = Snapshot() if note.incomplete else note.applied
         self.incomplete = note.incomplete
+        self._begun = note.begun
         self.epochs, self.nodes = dict(note.epochs), dict(note.nodes)
 
     @property
     def note(self) -> Note:
         """How far it is."""
-        return Note(self._group, self.applied, self.epochs, self.nodes, self.incomplete)
+        return Note(self._group, self.applied, self.epochs, self.nodes, self.incomplete, self._begun)
 
     def _note_nowait(self) -> None:
         self._notes.put_nowait(self.note)
@@ -169,11 +171,17 @@ class ImageMachine:
         self.incomplete = True
         await self.durable()
         note = await self._fetch(source, snapshot)
-        self._take(note)
+        self._take(msgspec.structs.replace(note, begun=True))
         for disk, (epoch, node) in self.epochs.items():
             self._listener.attached(disk, epoch, node)
         self._listener.placed(self.nodes)
         return await self.durable()
+
+    async def begin(self) -> None:
+        """Note that the node takes part from now on; durable. Raises NoSpaceError, PoisonedError."""
+        if not self._begun:
+            self._begun = True
+            await self.durable()
 
     def close(self) -> None:
         """Note nothing any more."""

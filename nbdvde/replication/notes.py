@@ -59,6 +59,8 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     """All there ever were."""
     incomplete: bool = False
     """The state of another node is being taken over: what the image holds is nothing yet."""
+    begun: bool = False
+    """The node has taken part: without the log of that it never may again."""
 
 
 class Notes:

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import trio
 
+from nbdvde import workers
 from nbdvde.engine.image import Image
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 from nbdvde.listeners import TcpAddress, open_listener, parse_listen
+from nbdvde.raft.directory import DiskDirectory
+from nbdvde.raft.filelog import FileLog
 from nbdvde.raft.messages import NodeId
 from nbdvde.raft.node import Node, Options
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.sockets import Place as NodePlace
 from nbdvde.raft.sockets import TlsNetwork
-from nbdvde.raft.store import MemoryLog, NodeLog
 from nbdvde.raft.transport import Identity as NodeIdentity
 from nbdvde.replication.machine import Execute, ImageMachine
 from nbdvde.replication.notes import Notes, Place
@@ -54,7 +56,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
     me = NodeIdentity(identity.node, identity.cluster.hex())
     options = Options(tick_s=plan.election_s / _ELECTION_TICKS)
-    log = _open_log(plan.directory)
+    log = await workers.run(FileLog, DiskDirectory(plan.directory))
     node = Node(me, log, network, Settings(election=_ELECTION_TICKS), random.SystemRandom().randint, options=options)
     async with trio.open_nursery() as nursery:
         sealer = Sealer(identity.key, os.urandom)
@@ -68,10 +70,13 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
         machine = ImageMachine(
             image, notes, GROUP, sealer, note, execute=execute, fetch=replica.fetch, listener=replica
         )
-        there = GROUP in log.groups()
-        group = node.open(GROUP, machine) if there else None
+        group = node.open(GROUP, machine) if GROUP in log.groups() else None
+        if group is None and note.begun:
+            why = "there is no log of what this node has promised"
+            raise DamageError(str(plan.directory), why, "bring it back, or have the node join as a new one")
         await nursery.start(node.run)
         await replica.start(machine, group or await node.create(GROUP, machine, note.applied))
+        await machine.begin()
         register(image, replica)
         try:
             yield replica
@@ -80,10 +85,6 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
                 await node.stop(_STOP_S)
             machine.close()
             nursery.cancel_scope.cancel()
-
-
-def _open_log(directory: Path) -> NodeLog:
-    return MemoryLog()
 
 
 def _places(nodes: Mapping[NodeId, Place]) -> dict[NodeId, NodePlace]:
