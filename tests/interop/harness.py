@@ -66,6 +66,11 @@ def libnbd(name: str, *arguments: str, module: str = "libnbd_checks") -> None:
     run("/usr/bin/python3", "-m", module, name, *arguments, variables={"PYTHONPATH": str(ROOT)})
 
 
+def libnbd_python() -> str:
+    """A Python that has libnbd."""
+    return "/usr/bin/python3" if _SYSTEM_MODULE.exists() else sys.executable
+
+
 def run_json(*command: str | Path) -> Any:
     """As `run`; the output is JSON."""
     return json.loads(run(*command))

@@ -1,0 +1,129 @@
+"""Three nodes, a client that reconnects, and what may happen to machines."""
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdvde.admin.clustercalls import ClusterStatus
+from tests.interop.cluster import Cluster, Member
+from tests.interop.harness import NBDVDE, ROOT, libnbd, libnbd_python, need, run, run_json
+
+SIZE = 8 << 20
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    need("nbdinfo")
+    with closing(Cluster(tmp_path_factory.mktemp("cluster"), SIZE)) as made:
+        yield made
+        for member in made.running:
+            member.stop()
+        for member in made.members:
+            run(NBDVDE, "check", member.image, "--key-file", member.key_file)
+
+
+def has_applied(node: int, index: int, status: ClusterStatus) -> bool:
+    return status.node == node and status.applied >= index
+
+
+@contextmanager
+def client(cluster: Cluster, folder: Path, first: int = 0) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Somebody writes and reads meanwhile; what is given ends that, checks every node, and tells how it went."""
+    result = folder / "result.json"
+    members = cluster.members[first:] + cluster.members[:first]
+    uris = [member.uri for member in members]
+    command = [libnbd_python(), "-m", "tests.interop.libnbd_cluster", "use", str(result), "1", *uris]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def end() -> dict[str, Any]:
+        process.terminate()
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors
+        libnbd("verify", str(result), *(member.uri for member in cluster.running), module="libnbd_cluster")
+        told: dict[str, Any] = json.loads(result.read_text())
+        return told
+
+    try:
+        yield end
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
+    run(NBDVDE, "snapshot", "create", cluster.members[2].image, "disk@first")
+    index = cluster.leader().status().committed
+    for member in cluster.members:
+        cluster.wait(partial(has_applied, member.number, index))
+        found = run_json(NBDVDE, "snapshot", "list", member.image, "--key-file", member.key_file, "--json")
+        assert [snapshot["name"] for snapshot in found["snapshots"]] == ["first"]
+
+
+def test_the_leader_ends(cluster: Cluster, tmp_path: Path) -> None:
+    leader = cluster.leader()
+    with client(cluster, tmp_path, first=leader.number - 1) as end:
+        time.sleep(1)
+        leader.kill()
+        after = cluster.leader()
+        assert after is not leader
+        time.sleep(1)
+        leader.start()
+        told = end()
+    assert told["writes"] > 100
+    assert told["connections"] > 1
+
+
+def test_leadership_is_handed_over(cluster: Cluster, tmp_path: Path) -> None:
+    leader = cluster.leader()
+    other = next(member for member in cluster.members if member is not leader)
+    with client(cluster, tmp_path, first=leader.number % 3) as end:
+        time.sleep(0.5)
+        run(NBDVDE, "cluster", "transfer", leader.image, "--node", str(other.number))
+        assert cluster.leader() is other
+        time.sleep(0.5)
+        told = end()
+    assert told["writes"] > 50
+
+
+def test_all_end_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    with client(cluster, tmp_path) as end:
+        time.sleep(1)
+        for member in cluster.members:
+            member.kill()
+        for member in cluster.members:
+            member.start()
+        cluster.leader()
+        time.sleep(1)
+        end()
+
+
+def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed, frozen, or stopped in order, one at a time."""
+    chance = random.Random(1)
+    with client(cluster, tmp_path) as end:
+        for _ in range(6):
+            disturb(chance.choice(cluster.members), chance)
+            cluster.leader()
+        told = end()
+    assert told["writes"] > 100
+
+
+def disturb(member: Member, chance: random.Random) -> None:
+    kind = chance.choice(("kill", "freeze", "stop"))
+    if kind == "freeze":
+        member.pause()
+        time.sleep(chance.uniform(0.2, 3))
+        member.resume()
+        return
+    member.kill() if kind == "kill" else member.stop()
+    time.sleep(chance.uniform(0, 1.5))
+    member.start()
