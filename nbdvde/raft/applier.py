@@ -24,7 +24,7 @@ class Applier:
         """`applied` is told of entries and their results, `taken` of a state that was taken over."""
         self._machine, self._applied, self._taken = machine, applied, taken
         self._contained = machine.applied.index
-        """Up to here the state has everything: after a restart, or a state that was taken over, entries come again."""
+        """Up to here the state has everything: of one that was taken over, entries may come again."""
         self._entries: list[Entry] = []
         self._wanted: tuple[NodeId, Snapshot] | None = None
         self._news = trio.Event()

@@ -212,7 +212,7 @@ class Core(Voter):
     def step(self, message: Message) -> None:
         """A message came. It may be old, doubled, or of one who belongs to the group no more."""
         body, sender = message.body, message.sender
-        if not isinstance(body, Beat | BeatReply):
+        if sender in self.members and not isinstance(body, Beat | BeatReply):
             self.wake()
         if isinstance(body, Vote):
             self._on_vote(sender, body)
@@ -289,9 +289,8 @@ class Core(Voter):
 
     def _follow_office(self, office: Leader) -> None:
         """Take over what the leader has committed: a change of members may go on, or have removed it (4.2.2)."""
-        belongs = office.advance()
         self._commit_to(office.commit)
-        if not belongs:
+        if not office.belongs():
             office.retire()
             self._follow(self.term, 0)
         elif self.members.auto_leave and self._may_change():
@@ -358,6 +357,7 @@ class Core(Voter):
         if ready.entries:
             self.log.stored(ready.entries[-1])
         if self.office and ready.entries:
+            self.office.advance()
             self._follow_office(self.office)
         elif self.role is Role.CANDIDATE and ready.hard and ready.hard.term == self.term:
             self._count_ballots()

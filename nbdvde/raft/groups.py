@@ -76,7 +76,7 @@ class Group:
     ) -> None:
         self.name, self._host, self._store = name, host, store
         self._compact_bytes = compact_bytes
-        self.core = Core(node, store, store.hard, settings, random)
+        self.core = Core(node, store, store.hard, settings, random, machine.applied.index)
         self.core.mute = bool(store.damaged or store.unsure)
         self._proposals = Proposals(name, self.core)
         self._barriers = Barriers(self.core, random(1, 1 << 62))

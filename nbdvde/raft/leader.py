@@ -181,14 +181,17 @@ class Leader:
         for index, asked in self._reads.answered(answered):
             self._settle(asked, index)
 
-    def advance(self) -> bool:
-        """Commit what a majority has, if it is of this term (3.6.2); whether this node still belongs to the group."""
+    def advance(self) -> None:
+        """Commit what a majority has, if it is of this term (3.6.2)."""
         index = self._majority(self._log.persisted, lambda progress: progress.kept)
         if index > self.commit and self._log.term(index) == self._term:
             self.commit = index
             early, self._early = self._early, []
             for asked in early:
                 self.ask_read(asked)
+
+    def belongs(self) -> bool:
+        """Whether this node may go on: until the entry that removes it is committed."""
         return self._log.members.votes(self._node) or self._log.members_index > self.commit
 
     def committed(self, size: int) -> None:

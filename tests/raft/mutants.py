@@ -197,10 +197,10 @@ MEMBERS = [
         "members.learners | members.learners_next", "members.learners",
     ),
     mutant(
-        "a removed leader stays", "leader:Leader.advance",
+        "a removed leader stays", "leader:Leader.belongs",
         "return self._log.members.votes(self._node) or", "return True or",
     ),
-    mutant("a removed leader goes too early", "leader:Leader.advance", " or self._log.members_index > self.commit", ""),
+    mutant("a removed leader goes too early", "leader:Leader.belongs", " or self._log.members_index > self.commit", ""),
     mutant("a removed leader leaves nobody behind", "core:Core._follow_office", "office.retire()", "pass"),
     mutant("who is being removed cannot be elected", "log:Log.may_decide", "if at <= commit:", "if True:"),
     mutant("who was removed asks for votes", "log:Log.may_decide", "if at <= commit:", "if False:"),
@@ -221,6 +221,7 @@ MEMBERS = [
 SILENCE = [
     mutant("silence is not ended", "core:Core.wake", "self.quiet, self._ticks = False, 0", "self._ticks = 0"),
     mutant("a leader does not wake", "core:Core.wake", "self.office.stir()", "pass"),
+    mutant("who was removed keeps others awake", "core:Core.step", "sender in self.members and ", ""),
     mutant("an old sign of life silences", "core:Core._on_leader", " and body.round >= self._round", ""),
 ]  # fmt: skip
 

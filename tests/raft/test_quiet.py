@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nbdvde.raft.core import Core, NotLeaderError
-from nbdvde.raft.messages import Beat
+from nbdvde.raft.messages import Beat, Message, Vote
 from nbdvde.raft.settings import Settings
 from tests.raft.party import Member, Party, members
 
@@ -83,6 +83,16 @@ def test_no_silence_while_somebody_lacks_something() -> None:
     party.away = set()
     party.tick(times=3 * QUIET.quiet)
     assert all(core.quiet for core in party.cores.values())
+
+
+def test_who_does_not_belong_to_it_wakes_nobody() -> None:
+    party = _asleep()
+    for core in party.cores.values():
+        core.step(Message(9, core.node, Vote(2, 0, 0, pre=True)))
+    assert all(core.quiet for core in party.cores.values())
+    for core in party.cores.values():
+        core.step(Message(3, core.node, Vote(2, 0, 0, pre=True)))
+    assert not any(core.quiet for core in party.cores.values())
 
 
 def test_an_old_sign_of_life_silences_nobody() -> None:
