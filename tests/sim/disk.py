@@ -22,6 +22,8 @@ class HoledStore(MemoryStore):
     def __init__(self, snapshot: Snapshot, at_hand: int = 0) -> None:
         super().__init__(snapshot)
         self.holes: set[int] = set()
+        self.torn: set[int] = set()
+        """Of those: what a crash left half, so that it never was durable."""
         self._at_hand, self._loaded = at_hand, 1 << 62
         """The second: index from which on entries were loaded."""
         self._missed: tuple[int, int, int] | None = None
@@ -46,24 +48,31 @@ class HoledStore(MemoryStore):
 
     def truncate_from(self, index: int) -> None:
         super().truncate_from(index)
-        self.holes = {hole for hole in self.holes if hole < index}
+        self._keep(range(index))
 
     def compact_to(self, snapshot: Snapshot) -> None:
         super().compact_to(snapshot)
-        self.holes = {hole for hole in self.holes if hole > snapshot.index}
+        self._keep(range(snapshot.index + 1, self.last_index + 1))
 
     def reset(self, snapshot: Snapshot) -> None:
         super().reset(snapshot)
-        self.holes = set()
+        self._keep(range(0))
+
+    def _keep(self, indexes: range) -> None:
+        if self.holes:
+            self.holes = {hole for hole in self.holes if hole in indexes}
+            self.torn &= self.holes
 
     def holds(self, index: int, term: int) -> bool:
-        """Whether an entry is there, or in the state that stands for it."""
+        """Whether an entry is there, or in the state that stands for it, or was before it rotted."""
+        if index in self.torn:
+            return False
         return index <= self.snapshot.index or (index <= self.last_index and self.term(index) == term)
 
     def copy(self) -> "HoledStore":
         """The same once more."""
         other = HoledStore(self.snapshot, self._at_hand)
-        other.hard, other.holes = self.hard, set(self.holes)
+        other.hard, other.holes, other.torn = self.hard, set(self.holes), set(self.torn)
         other._entries, other._members, other.size = self._entries.copy(), self._members.copy(), self.size
         return other
 
@@ -110,6 +119,7 @@ class Disk:
             write(self.durable, hard if random.random() < 0.5 else None, part)
             if torn and part:
                 self.durable.holes.add(part[-1].index)
+                self.durable.torn.add(part[-1].index)
             elif entries and not part and random.random() < 0.3:
                 self.durable.truncate_from(max(entries[0].index, self.durable.first_index))
         self.store = self.durable.copy()
@@ -130,6 +140,7 @@ class Disk:
             and hole not in others.holes
             and others.term(hole) == self.store.term(hole)
         }
-        self.store.holes -= mended
-        self.durable.holes -= mended
+        for store in (self.store, self.durable):
+            store.holes -= mended
+            store.torn -= mended
         return any(self.store.get(index).kind == EntryKind.MEMBERS for index in sorted(mended))

@@ -13,6 +13,8 @@ from tests.sim.members import Machine, Member
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+_CONTENTION = 24
+"""Units in which clients ask two who lead."""
 _REPAIR_EVERY = 12
 """Units between two tries to get damaged entries from others."""
 
@@ -69,13 +71,10 @@ class Group:
         """Do what a member asks for, as far as its disk is not busy."""
         core, seen = member.core, member.seen
         while core is not None:
-            if (
-                core.commit != seen.commit
-                or core.term != seen.term
-                or core.vote != seen.vote
-                or (core.office is not None) != seen.leads
-            ):
-                self.history.look(member.node, core, seen, self.disks)
+            changed = core.commit != seen.commit or core.term != seen.term or core.vote != seen.vote
+            leads = core.office is not None
+            if (changed or leads != seen.leads) and self.history.look(member.node, core, seen, self.disks):
+                self._contend(member, _CONTENTION)
             if member.syncing is not None:
                 return
             ready = core.ready()
@@ -230,10 +229,27 @@ class Group:
 
     # Clients
 
+    def _contend(self, leader: Member, times: int) -> None:
+        """Clients of two who believe that they lead: what is written by the new one is looked for at the old one."""
+        core = leader.core
+        others = [member for member in self.members.values() if member.core and member.core.is_leader]
+        if core is None or not core.is_leader or len(others) < 2 or self.world.clients_rest:
+            return
+        for member in others:
+            if member is not leader:
+                self._read(member)
+        if not times % 4:
+            self._write(leader)
+        if times:
+            self.world.later(1, self._contend, leader, times - 1)
+
     def write(self) -> None:
         """A client writes through whom it takes for the leader, or through anybody."""
-        member = self._attached()
-        if member is None or member.core is None:
+        if member := self._attached():
+            self._write(member)
+
+    def _write(self, member: Member) -> None:
+        if member.core is None:
             return
         random, core = self._random, member.core
         datas, writes = [], []
@@ -254,8 +270,11 @@ class Group:
 
     def read(self) -> None:
         """A client reads, through any member."""
-        member = self._attached()
-        if member is None or member.core is None:
+        if member := self._attached():
+            self._read(member)
+
+    def _read(self, member: Member) -> None:
+        if member.core is None:
             return
         self._asked += 1
         try:

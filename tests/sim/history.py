@@ -81,20 +81,21 @@ class History:
             if self._promised.setdefault((message.sender, body.term), message.receiver) != message.receiver:
                 raise Violation(f"node {message.sender} votes for two of term {body.term}")
 
-    def look(self, node: NodeId, core: Core, seen: Seen, disks: Mapping[NodeId, Disk]) -> None:
-        """A member has changed."""
+    def look(self, node: NodeId, core: Core, seen: Seen, disks: Mapping[NodeId, Disk]) -> bool:
+        """A member has changed; whether it leads from now on."""
         if core.term < seen.term or core.commit < seen.commit:
             raise Violation(f"node {node} goes back from term {seen.term}, commit {seen.commit}")
         if core.term == seen.term and seen.vote not in (0, core.vote):
             raise Violation(f"node {node} takes its vote of term {core.term} back")
         seen.term, seen.vote = core.term, core.vote
-        leads = core.is_leader
-        if leads and self.leaders.get(core.term) != node:
+        seen.leads = core.is_leader
+        news = seen.leads and self.leaders.get(core.term) != node
+        if news:
             self._elected(node, core)
-        seen.leads = leads
         if core.commit > seen.commit:
             self._committed(node, core, seen.commit, disks)
             seen.commit = core.commit
+        return news
 
     def _elected(self, node: NodeId, core: Core) -> None:
         other = self.leaders.setdefault(core.term, node)
