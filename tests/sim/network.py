@@ -6,6 +6,7 @@ import msgspec
 
 from nbdvde.raft.messages import (
     Append,
+    AppendReply,
     AskRead,
     BeatReply,
     Body,
@@ -65,19 +66,13 @@ class _Vote(msgspec.Struct, array_like=True, tag=1):
     pre: bool
 
 
-class _AppendReply(msgspec.Struct, array_like=True, tag=4):
-    term: int
-    ok: bool
-    index: int
-
-
 class _Beat(msgspec.Struct, array_like=True, tag=5):
     term: int
     commit: int
     round: int
 
 
-_Older = _Vote | VoteReply | Append | _AppendReply | _Beat | BeatReply | Install
+_Older = _Vote | VoteReply | Append | AppendReply | _Beat | BeatReply | Install
 _UNKNOWN = (Elect, AskRead, ReadReply)
 _newer: msgspec.msgpack.Decoder[Body] = msgspec.msgpack.Decoder(Body)
 _decoder = msgspec.msgpack.Decoder(_Older)
@@ -85,10 +80,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def older(body: Body) -> Body | None:
-    """A message through a version without handing over, reads by followers, hints and silence.
+    """A message through a version without handing over, reads by followers, and silence.
 
     What it knows are the fields up to a point: what a newer version adds at the end it skips when it reads, and leaves
-    out when it writes, so that the newer one takes the default. Kinds that it does not know it drops.
+    out when it writes, so that the newer one takes the default. Kinds that it does not know it drops. So a field that
+    is added later must do no harm where it is not known; what promises depend on must be there from the beginning.
     """
     if isinstance(body, _UNKNOWN):
         return None
