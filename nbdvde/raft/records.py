@@ -78,7 +78,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_doubled(self) -> bool:
         """Whether the twin has the payload as well."""
-        return self.kind not in {Kind.ENTRY, Kind.AGAIN} or self.entry_kind != EntryKind.NORMAL
+        return _is_doubled(self.kind, self.entry_kind)
 
     @property
     def twin_bytes(self) -> int:
@@ -95,6 +95,10 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         check = xxh3_64_intdigest(data[:_CHECKED], place)
         header = cls(*_HEADER.unpack(data))
         return header if header.check == check else None
+
+
+def _is_doubled(kind: int, entry_kind: int) -> bool:
+    return kind not in {Kind.ENTRY, Kind.AGAIN} or entry_kind != EntryKind.NORMAL
 
 
 def space(length: int) -> int:
@@ -145,8 +149,7 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     @property
     def twin_bytes(self) -> int:
         """Bytes that it takes in the twin."""
-        doubled = not self.is_entry or self.entry_kind != EntryKind.NORMAL
-        return HEADER_BYTES + (len(self.payload) if doubled else 0)
+        return HEADER_BYTES + (len(self.payload) if _is_doubled(self.kind, self.entry_kind) else 0)
 
     def header(self, log: int, batch: int, chain: int, place: int, *, last: bool) -> Header:
         """Its header at a place."""

@@ -1,6 +1,7 @@
 """The file log beyond what every log does: reading back, damage, full and failing devices, segments that go."""
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
@@ -115,7 +116,8 @@ def test_entries_that_are_not_in_memory_are_loaded() -> None:
 def test_memory_is_bounded() -> None:
     log = opened(SimDirectory())
     store = log.create("a", START)
-    store.append(entries(1, 60, size=1000))
+    store.append(entries(1, 40, size=1000))
+    store.append(entries(41, 20, size=1000))
     assert len(all_of(store)) == 60, "what is not durable stays"
     sync(log)
     store.append(entries(61, 1, size=1000))
@@ -207,13 +209,8 @@ def lost_batch() -> SimDirectory:
     """Of the batch with the fourth entry nothing is left, neither in its place nor in its twin."""
     directory = filled()
     writes = [event for event in directory.events if isinstance(event, Write)]
-    files = directory.content()
     at = next(at for at, write in enumerate(writes) if entries(4, 1)[0].data in write.data)
-    for write in writes[at : at + 2]:
-        changed = bytes(byte ^ 255 for byte in write.data)
-        content = files[write.number]
-        files[write.number] = content[: write.offset] + changed + content[write.offset + len(changed) :]
-    return SimDirectory(files)
+    return SimDirectory(without(directory.content(), writes[at : at + 2]))
 
 
 def test_a_node_that_is_not_sure_says_so_until_it_is_settled() -> None:
@@ -236,6 +233,46 @@ def test_a_node_that_is_not_sure_says_so_until_it_is_settled() -> None:
     assert not settled.unsure
     assert settled.hard == HardState(9)
     assert loaded(settled, 1, 8) == entries(1, 2) + entries(3, 5, term=9)
+
+
+def without(files: Files, writes: Iterable[Write]) -> Files:
+    """Of what was written there is something else."""
+    changed = {number: bytearray(content) for number, content in files.items()}
+    for write in writes:
+        changed[write.number][write.offset : write.offset + len(write.data)] = bytes(byte ^ 255 for byte in write.data)
+    return {number: bytes(content) for number, content in changed.items()}
+
+
+def test_entries_that_a_lost_batch_replaced_do_not_count() -> None:
+    directory = filled()
+    log = opened(directory)
+    before = len(directory.events)
+    the(log).truncate_from(5)
+    the(log).append(entries(5, 1, term=2))
+    sync(log)
+    lost = [event for event in directory.events[before:] if isinstance(event, Write)]
+    the(log).append(entries(6, 30, term=2, size=10000))
+    sync(log)
+    store = the(opened(without(directory.content(), lost)))
+    assert store.unsure, "the next segment says that there is a fifth entry"
+    assert store.last_index <= 4
+
+
+def test_a_group_that_was_removed_does_not_come_back() -> None:
+    directory = filled()
+    log = opened(directory)
+    log.create("b", START)
+    sync(log)
+    before = len(directory.events)
+    log.remove("b")
+    sync(log)
+    assert opened(directory.content()).groups() == ["a"]
+    lost = [event for event in directory.events[before:] if isinstance(event, Write)]
+    the(log).append(entries(6, 30, size=10000))
+    sync(log)
+    log = opened(without(directory.content(), lost))
+    assert log.groups() == ["a"], "the next segment does not name it"
+    assert log.notes
 
 
 def test_a_segment_that_is_not_there_is_missed() -> None:

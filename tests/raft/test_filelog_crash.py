@@ -1,15 +1,16 @@
 """What a crash or rot may leave of a log, and what is made of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 import pytest
 
 from nbdvde.errors import DamageError
-from nbdvde.raft.filelog import FileLog
+from nbdvde.raft.filelog import FileLog, Sizes
+from nbdvde.raft.messages import Entry, EntryKind, HardState
 from nbdvde.raft.store import LogStore
 from tests.raft.simdisk import Create, Event, Files, Mark, Moment, SimDirectory, Write, moments, subsets
-from tests.raft.workload import SIZES, Group, Workload, World
+from tests.raft.workload import SIZES, START, Group, Workload, World
 
 
 def opened(files: Files, seed: int = 0) -> FileLog:
@@ -111,7 +112,8 @@ def test_a_flipped_bit_damages_one_entry_at_most(seed: int) -> None:
     directory = SimDirectory()
     work = Workload(seed, directory)
     work.run(8)
-    files, random, world = directory.content(), Random(seed), work.world()
+    *_, end = moments({}, directory.events)
+    files, random, world = end.left(()), Random(seed), work.world()
     places = [(number, at) for number, content in files.items() for at in range(0, len(content), 64)]
     written = [(number, at) for number, at in places if any(files[number][at : at + 64])]
     counts = set()
@@ -146,15 +148,104 @@ def test_a_write_that_went_astray_is_noticed(seed: int, *, lost: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_of_a_whole_batch_is_noticed(seed: int) -> None:
+@pytest.mark.parametrize("flip", [0, 255], ids=["never written", "wrong"])
+def test_the_loss_of_a_whole_batch_is_noticed(seed: int, flip: int) -> None:
     directory = SimDirectory()
     work = Workload(seed, directory)
     work.run(14)
     files, world, mute = directory.content(), work.world(), 0
     writes = [event for event in directory.events if isinstance(event, Write) and event.number in files]
-    for batch, twin in zip(writes[::2], writes[1::2], strict=True):
+    pairs = list(zip(writes[::2], writes[1::2], strict=True))
+    for batch, twin in pairs if flip else pairs[:-1]:  # of the last one nothing is left that could tell
         left = files
         for write in (batch, twin):
-            left = rotten(left, write.number, write.offset, bytes(byte ^ 255 for byte in write.data))
+            changed = bytes(byte ^ flip if flip else 0 for byte in write.data)
+            left = rotten(left, write.number, write.offset, changed)
         mute += bool(check_rot(left, world))
     assert mute
+
+
+Damage = Callable[[bytes], bytes]
+
+
+def whole(data: bytes) -> bytes:
+    return data
+
+
+def missing(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def wrong(data: bytes) -> bytes:
+    return bytes(byte ^ 255 for byte in data)
+
+
+def middle_missing(data: bytes) -> bytes:
+    return data[:512] + bytes(512) + data[1024:]
+
+
+def middle_wrong(data: bytes) -> bytes:
+    return data[:512] + bytes([data[512] ^ 1]) + data[513:]
+
+
+CUT, DAMAGED, UNSURE, FINE = "cut", "damaged", "unsure", "fine"
+
+
+@pytest.mark.parametrize(("batch", "twin", "verdict"), [
+    (whole, whole, FINE), (whole, missing, FINE), (whole, wrong, FINE), (whole, middle_wrong, FINE),
+    (missing, whole, DAMAGED), (wrong, whole, DAMAGED), (middle_missing, whole, DAMAGED),
+    (middle_wrong, whole, DAMAGED),
+    (missing, missing, CUT), (middle_missing, missing, CUT), (middle_missing, middle_missing, CUT),
+    (missing, middle_missing, CUT),
+    (wrong, missing, UNSURE), (middle_wrong, missing, UNSURE), (wrong, middle_missing, UNSURE),
+    (missing, wrong, UNSURE), (missing, middle_wrong, UNSURE), (middle_missing, middle_wrong, UNSURE),
+    (middle_missing, wrong, UNSURE), (wrong, wrong, UNSURE),
+])  # fmt: skip
+def test_a_torn_tail_is_told_from_rot(batch: Damage, twin: Damage, verdict: str) -> None:
+    directory = SimDirectory()
+    log = FileLog(directory, Sizes(1 << 20), Random(0).randbytes)
+    store = log.create("default", START)
+    data = Random(1).randbytes(1000)
+    for first in (1, 21):
+        store.append([Entry(1, index, EntryKind.NORMAL, data) for index in range(first, first + 20)])
+        store.save(HardState(first, 1, 0))
+        if work := log.take():
+            work()
+    *_, last, its_twin = (event for event in directory.events if isinstance(event, Write))
+    files = rotten(directory.content(), last.number, last.offset, batch(last.data))
+    found = opened(rotten(files, its_twin.number, its_twin.offset, twin(its_twin.data))).group("default")
+    assert found
+    told = UNSURE if found.unsure else DAMAGED if found.damaged else FINE if found.last_index == 40 else CUT
+    assert told == verdict
+    assert found.hard.term == (21 if verdict in {FINE, DAMAGED} else 1)
+    assert found.last_index == {FINE: 40, DAMAGED: 40, CUT: 20, UNSURE: 0}[verdict]
+    if damaged := [len(part) for part in found.damaged]:
+        assert sum(damaged) == (20 if batch in {missing, wrong} else 1)
+
+
+def test_what_cannot_be_read_was_not_torn() -> None:
+    directory = SimDirectory()
+    Workload(1, directory).run(3)
+    *_, batch, twin = (event for event in directory.events if isinstance(event, Write))
+    directory.unreadable = {(write.number, write.offset) for write in (batch, twin)}
+    log = FileLog(SimDirectory(directory.content(), unreadable=directory.unreadable), SIZES, Random(0).randbytes)
+    assert all(store.unsure for store in stores_of(log))
+    assert log.unsure
+
+
+def test_a_twin_of_another_history_is_no_torn_tail() -> None:
+    files: Files = {}
+    twins = []
+    for term in (7, 8):
+        directory = SimDirectory()
+        log = FileLog(directory, SIZES, Random(0).randbytes)
+        store = log.create("default", START)
+        for commit in range(2):
+            store.save(HardState(term, 0, commit))
+            if work := log.take():
+                work()
+        *_, batch, twin = (event for event in directory.events if isinstance(event, Write))
+        files = rotten(directory.content(), batch.number, batch.offset, bytes(len(batch.data)))
+        twins.append(twin)
+    log = opened(rotten(files, twins[0].number, twins[0].offset, twins[0].data))
+    assert all(store.unsure for store in stores_of(log))

@@ -117,7 +117,7 @@ class Workload:
                 snapshot = Snapshot(model.last_index + random.randint(1, 9), self._term, MEMBERS)
                 for store in (model, real):
                     store.reset(snapshot)
-            case 6 if random.random() < 0.2:
+            case 6 if random.random() < 0.4:
                 del self.model[name]
                 self.log.remove(name)
             case _:
