@@ -148,14 +148,13 @@ class Leader:
         progress = self.followers.get(node)
         if progress is None:
             return
-        progress.active = progress.counts = True
-        if not body.counts:
-            progress.mute(body.index if body.ok else 0)
+        progress.active = True
+        again = progress.promises(body.counts, body.index if body.ok else 0)
         if not body.ok:
             following, _ = self._log.agreement(body.hint, body.hint_term)
             if progress.refused(body.index, following + 1):
                 self._send_entries(node, progress)
-        elif progress.acknowledged(body.index):
+        elif progress.acknowledged(body.index) or again:
             self.stir()
             self.advance()
             self._send_entries(node, progress)
@@ -171,7 +170,7 @@ class Leader:
         progress.active = True
         progress.round = max(progress.round, body.round)
         progress.waiting = False
-        if progress.match < self._log.last_index:
+        if progress.kept < self._log.last_index:
             self._send_entries(node, progress, anyway=True)
         answered = self._majority(self._reads.round, lambda progress: progress.round)
         if begun := [at for round_, at in self._begun.items() if round_ <= answered]:

@@ -49,9 +49,16 @@ class Progress:
         """Up to here it counts for a majority."""
         return self.match if self.counts else 0
 
-    def mute(self, index: int) -> None:
-        """It answers without a promise: it has no more than entries up to an index for sure."""
-        self.counts, self.match = False, min(self.match, index)
+    def promises(self, counts: bool, index: int) -> bool:
+        """It answers with a promise, or without: then it has only entries up to an index for sure.
+
+        Whether it promises what it has, and did not before.
+        """
+        again = counts and not self.counts
+        self.counts = counts
+        if not counts:
+            self.match = min(self.match, index)
+        return again
 
     def acknowledged(self, index: int) -> bool:
         """It has everything up to an index; whether that is news."""

@@ -63,7 +63,8 @@ COMMITS = [
     mutant("a mute node acknowledges", "core:Core._acknowledge", "counts=not self.mute", "counts=True"),
     mutant("what a mute node has counts", "leader:Leader.advance", "progress.kept", "progress.match"),
     mutant("a mute node vouches for a leader", "core:Core._on_leader", "0 if self.mute else body.round", "body.round"),
-    mutant("what a mute node lost is not forgotten", "progress:Progress.mute", "min(self.match, index)", "self.match"),
+    mutant("what a mute node has never counts", "progress:Progress.promises", "return again", "return False"),
+    mutant("what a mute node lost is counted", "progress:Progress.promises", "min(self.match, index)", "self.match"),
     mutant(
         "a leader counts what it has not synced", "leader:Leader.advance",
         "self._log.persisted", "self._log.last_index",
@@ -120,7 +121,7 @@ COMMITS = [
 FLOW = [
     mutant(
         "a follower that lacks entries is not asked again", "leader:Leader.on_beat_reply",
-        "if progress.match < self._log.last_index:", "if False:",
+        "if progress.kept < self._log.last_index:", "if False:",
     ),
     mutant("an old refusal counts", "progress:Progress.refused", "index <= self.match or ", ""),
     mutant("a refusal is not followed", "progress:Progress.refused", "self.next = max(", "max("),

@@ -273,5 +273,7 @@ def test_who_has_holes_in_its_log_gets_entries_and_counts_for_nothing() -> None:
     member.core.propose([b"more"])
     assert [found.index for found in member.say().of(Append)[-1].entries] == [3], "it has the one before"
     assert member.hear(3, AppendReply(1, False, 2, 1, 1, counts=False)).of(Append)[0].previous == 1, "or not any more"
+    assert member.hear(3, AppendReply(1, True, 3, counts=False)).of(Append) == []
+    assert [append.entries for append in member.hear(3, BeatReply(1, 0)).of(Append)] == [()], "it is asked again"
     member.hear(3, AppendReply(1, True, 3))
-    assert member.core.commit == 3
+    assert member.core.commit == 3, "what it had counts when it says so"
