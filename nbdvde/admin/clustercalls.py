@@ -1,8 +1,11 @@
 """Calls about the cluster that replicates an image."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 import msgspec
 
-from nbdvde.admin.calls import Call, Nothing
+from nbdvde.admin.calls import Call, Feed, Nothing
 from nbdvde.engine.image import Image
 from nbdvde.errors import RefusedError, UsageError
 from nbdvde.listeners import TcpAddress, parse_listen
@@ -10,6 +13,7 @@ from nbdvde.replication.notes import Identity, Notes, Place
 from nbdvde.replication.registry import replica_of
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.ticket import Ticket
+from nbdvde.replication.verification import Verified, verify
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -64,6 +68,13 @@ class NodeRequest(msgspec.Struct, frozen=True):
 
     node: int | None = None
     """Its number."""
+
+
+class VerifyRequest(msgspec.Struct, frozen=True):
+    """Body of a request that compares replicas."""
+
+    repair: bool = False
+    """Have most of them decide about what one holds differently."""
 
 
 class Agreed(msgspec.Struct, frozen=True):
@@ -151,8 +162,16 @@ async def transfer(image: Image, request: NodeRequest) -> Agreed:
     return Agreed(replica.group.leader)
 
 
+async def verify_(image: Image, request: VerifyRequest) -> AsyncGenerator[Verified, None]:
+    """Compare the replicas while they are used: a line for every few chunks."""
+    async with aclosing(verify(_replica(image), repair=request.repair)) as lines:
+        async for line in lines:
+            yield line
+
+
 STATUS = Call("cluster/status", Nothing, ClusterStatus, status, changes=False)
 INVITE = Call("cluster/invite", Invitation, Ticket, invite, replicated=True)
 LEAVE = Call("cluster/leave", NodeRequest, Agreed, leave, replicated=True)
 TRANSFER = Call("cluster/transfer", NodeRequest, Agreed, transfer, replicated=True)
-CALLS = (STATUS, INVITE, LEAVE, TRANSFER)
+VERIFY = Feed("cluster/verify", VerifyRequest, Verified, verify_)
+CALLS = (STATUS, INVITE, LEAVE, TRANSFER, VERIFY)

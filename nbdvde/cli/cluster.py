@@ -7,7 +7,7 @@ import typer
 
 from nbdvde.cli import output
 from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
@@ -88,6 +88,33 @@ def status(image: ImageArgument, key_file: KeyFile = None, control: Control = No
 
     found = _image(image, key_file, control).call(clustercalls.STATUS, Nothing())
     output.json(found) if json else _show(found)
+
+
+@cluster_app.command("verify")
+def verify(
+    image: ImageArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Have most nodes decide about what one holds differently.")]
+    = False,
+    control: Control = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Compare what all nodes hold, while they are used. Ends with 6 when anything differs that was not repaired."""
+    from nbdvde.admin import clustercalls
+
+    compared, left, nodes = dict[str, int](), 0, ""
+    for line in _image(image, None, control).server().feed(clustercalls.VERIFY, clustercalls.VerifyRequest(repair)):
+        compared[line.disk], nodes = line.done, ", ".join(map(str, line.nodes))
+        left += sum(not difference.repaired for difference in line.differences)
+        if json:
+            output.json(line)
+            continue
+        for difference in line.differences:
+            wrong = ", ".join(map(str, difference.nodes))
+            done = "repaired" if difference.repaired else "not repaired"
+            output.line(f"disk {difference.disk}, 1 MiB at {difference.offset}: differs on node {wrong}, {done}")
+    if not json:
+        output.line(f"{output.size(sum(compared.values()))} compared on nodes {nodes}")
+    if left:
+        raise DamageError(str(image), f"{output.counted(left, 'chunk')} not the same on all nodes", "use --repair")
 
 
 def _about(

@@ -89,15 +89,23 @@ class AskState(msgspec.Struct, frozen=True, array_like=True, tag=4):
     group: str
 
 
-Question: TypeAlias = AskChunks | AskBlocks | AskData | AskState
+class AskCompared(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """What the node found when it applied an entry that compares."""
+
+    index: int
+
+
+Question: TypeAlias = AskChunks | AskBlocks | AskData | AskState | AskCompared
 Ask: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 
 
 class Giver:
     """Answers those who have to catch up."""
 
-    def __init__(self, image: Image, key: bytes, note: Callable[[str], Note]) -> None:
-        self._image, self._hasher, self._note = image, Hasher(key), note
+    def __init__(
+        self, image: Image, key: bytes, note: Callable[[str], Note], compared: Callable[[int], Awaitable[bytes]]
+    ) -> None:
+        self._image, self._hasher, self._note, self._compared = image, Hasher(key), note, compared
 
     async def answer(self, question: bytes) -> bytes:
         """Answer a question. Raises NbdvdeError."""
@@ -117,6 +125,8 @@ class Giver:
             case AskData(label=label, chunk=chunk, blocks=blocks):
                 data = await read_chunk(self._image.disk(label), chunk)
                 return await workers.run(_packed, data, blocks)
+            case AskCompared(index=index):
+                return await self._compared(index)
 
     def _state(self, group: str) -> ImageState:
         volumes = self._image.volumes
@@ -125,6 +135,14 @@ class Giver:
             for d in volumes.disks
         ]
         return ImageState(self._note(group), disks)
+
+
+def unpacked(answer: bytes) -> bytes:
+    """What answers `AskData`. Raises DamageError."""
+    try:
+        return zstandard.ZstdDecompressor().decompress(answer, max_output_size=CHUNK)
+    except zstandard.ZstdError as error:
+        raise DamageError("catching up", f"an answer is malformed: {error}") from None
 
 
 def _packed(data: bytes, blocks: bytes) -> bytes:
@@ -211,10 +229,7 @@ class Taker:
     async def _copy(self, disk: Disk, label: str, number: int, blocks: bytes) -> None:
         """Copy some blocks of a chunk; those that are zero become holes."""
         packed = await self._ask(AskData(label, number, blocks))
-        try:
-            data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=CHUNK)
-        except zstandard.ZstdError as error:
-            raise DamageError("catching up", f"an answer is malformed: {error}") from None
+        data = unpacked(packed)
         self.copied += len(blocks)
         for at, stop in _runs(blocks):
             offset = number * CHUNK + blocks[at] * BLOCK

@@ -17,16 +17,17 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DamageError, DetachedError, InUseError, NbdvdeError, NoSpaceError, PoisonedError, RefusedError
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
+from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note, Notes, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, unpack
+from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Repair, unpack
 from nbdvde.replication.sealing import Sealer
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 0.5
 """Between two tries to apply what the image had no space for."""
 
-Result: TypeAlias = "NbdvdeError | bytes | int | None"
-"""Of an operation: why it was refused, the answer of a call, the epoch of an attachment, or nothing to tell."""
+Result: TypeAlias = "NbdvdeError | bytes | int | tuple[int, bytes] | None"
+"""Of an operation: why it was refused, the answer of a call, an epoch, index and hashes, or nothing to tell."""
 Execute: TypeAlias = Callable[["ImageMachine", Call], Awaitable[bytes]]
 Fetch: TypeAlias = Callable[[NodeId, Snapshot], Awaitable[Note]]
 """Make the image what that of another node is; answers how far that is."""
@@ -51,8 +52,10 @@ class ImageMachine:
     ) -> None:  # fmt: skip
         """`start` is what a new group begins with."""
         self._image, self._notes, self._group, self._sealer = image, notes, group, sealer
+        key = notes.identity.key
         self._execute, self._fetch, self._listener = execute, fetch, listener
         self._take(notes.found.get(group) or start)
+        self.comparisons = Comparisons(key)
         self.stuck = ""
         """Why nothing is applied at the moment, if so."""
         image.before_commit.append(self._note_nowait)
@@ -94,7 +97,12 @@ class ImageMachine:
                 self._listener.placed(self.nodes)
                 return None
             case Call() as call:
+                self.comparisons.forget()
                 return await self._call(call)
+            case Compare() as compare:
+                return await self._compare(entry.index, compare)
+            case Repair() as repair:
+                return await self._repair(repair)
             case changes:
                 return [await self._change(change) for change in changes]
 
@@ -109,6 +117,24 @@ class ImageMachine:
         self.nodes[number] = place
         self._listener.placed(self.nodes)
         return number
+
+    async def _compare(self, index: int, compare: Compare) -> Result:
+        try:
+            volume = self._image.disk(compare.disk)
+        except NbdvdeError as error:
+            return error
+        return index, await self.comparisons.compare(index, compare, volume)
+
+    async def _repair(self, repair: Repair) -> Result:
+        try:
+            volume = self._image.disk(repair.disk)
+        except NbdvdeError as error:
+            return error
+        while True:
+            try:
+                return int(await self.comparisons.repair(repair, volume))
+            except NoSpaceError as error:
+                await self._wait_for_space(error)
 
     async def _call(self, call: Call) -> Result:
         while True:
@@ -141,6 +167,7 @@ class ImageMachine:
                 return error
             else:
                 self.stuck = ""
+                self.comparisons.touch(change.disk, change.offset, change.length)
                 return None
 
     async def _wait_for_space(self, error: NoSpaceError) -> None:

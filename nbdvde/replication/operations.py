@@ -9,6 +9,8 @@ All integers are little-endian.
     CALL     = time u64, nanoseconds since 1970 | seed, 32 bytes | length u8 | path | request
     ENROL    = length u8 | address | name in its certificate
     DISMISS  = node u32
+    COMPARE  = first chunk u64 | chunks u16 | name
+    REPAIR   = index u64 | chunk u64 | length u8 | name | data
 """
 
 import struct
@@ -25,13 +27,15 @@ _COUNT = struct.Struct("<H")
 _CHANGE = struct.Struct("<BBQQQ")
 _ATTACH = struct.Struct("<BI")
 _CALL = struct.Struct("<BQ32sB")
+_COMPARE = struct.Struct("<BQH")
+_REPAIR = struct.Struct("<BQQB")
 CHANGES_MAX = 4096
 """Changes in an entry."""
 NAMES_MAX = 255
 
 
 class _Kind(IntEnum):
-    CHANGES, ATTACH, CALL, ENROL, DISMISS = 1, 2, 3, 4, 5
+    CHANGES, ATTACH, CALL, ENROL, DISMISS, COMPARE, REPAIR = range(1, 8)
 
 
 class Action(IntEnum):
@@ -91,7 +95,27 @@ class Dismiss:
     node: int
 
 
-Operation: TypeAlias = Sequence[Change] | Attach | Call | Enrol | Dismiss
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Every node is to tell what some chunks of a disk hold at this point, in hashes."""
+
+    disk: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a chunk held when it was compared; it is written again unless anything has changed since."""
+
+    disk: str
+    compared: int
+    """Index of the entry that compared it."""
+    chunk: int
+    data: Buffer
+
+
+Operation: TypeAlias = Sequence[Change] | Attach | Call | Enrol | Dismiss | Compare | Repair
 
 
 def pack(operation: Operation) -> list[Buffer]:
@@ -106,6 +130,11 @@ def pack(operation: Operation) -> list[Buffer]:
             return [bytes((_Kind.ENROL, len(address.encode()))), address.encode(), name.encode()]
         case Dismiss(node=node):
             return [_ATTACH.pack(_Kind.DISMISS, node)]
+        case Compare(disk=disk, first=first, count=count):
+            return [_COMPARE.pack(_Kind.COMPARE, first, count), disk.encode()]
+        case Repair(disk=disk, compared=compared, chunk=chunk, data=data):
+            raw = disk.encode()
+            return [_REPAIR.pack(_Kind.REPAIR, compared, chunk, len(raw)), raw, data]
     return _pack_changes(operation)
 
 
@@ -137,6 +166,13 @@ def unpack(entry: memoryview) -> Operation:
                 return Enrol(str(entry[2:stop], "utf-8"), str(entry[stop:], "utf-8"))
             case _Kind.DISMISS:
                 return Dismiss(_ATTACH.unpack(entry)[1])
+            case _Kind.COMPARE:
+                _, first, count = _COMPARE.unpack_from(entry)
+                return Compare(str(entry[_COMPARE.size :], "utf-8"), first, count)
+            case _Kind.REPAIR:
+                _, compared, chunk, length = _REPAIR.unpack_from(entry)
+                stop = _REPAIR.size + length
+                return Repair(str(entry[_REPAIR.size : stop], "utf-8"), compared, chunk, entry[stop:])
     except (struct.error, IndexError, ValueError) as error:
         raise _damage(str(error)) from None
     raise _damage(f"is of the unknown kind {entry[0]}")

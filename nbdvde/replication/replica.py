@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from nbdvde import moment
+from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError, NbdvdeError, NetworkError, RefusedError
 from nbdvde.raft.calls import PeerError
@@ -19,7 +20,8 @@ from nbdvde.raft.node import Node
 from nbdvde.raft.waiting import LeadershipLost
 from nbdvde.replication import results
 from nbdvde.replication.batches import Batches
-from nbdvde.replication.catchup import Giver, Taker
+from nbdvde.replication.catchup import AskCompared, AskData, Giver, Taker, unpacked
+from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
@@ -69,7 +71,7 @@ class Replica:
     async def start(self, machine: ImageMachine, group: Group) -> None:
         """Begin to serve others, and clients."""
         self.machine, self.group = machine, group
-        giver = Giver(self.image, self.identity.key, lambda group: machine.note)
+        giver = Giver(self.image, self.identity.key, lambda group: machine.note, self._compared_here)
 
         async def give(node: NodeId, question: bytes) -> bytes:
             return await giver.answer(question)
@@ -249,6 +251,39 @@ class Replica:
 
     def placed(self, nodes: Mapping[NodeId, Place]) -> None:
         self.placed_changed(nodes)
+
+    # Comparing
+
+    async def compared(self, index: int) -> Mapping[NodeId, bytes]:
+        """What the nodes that can be reached found when they applied an entry that compares. Raises NbdvdeError."""
+        found = {self.node.number: await self._compared_here(index)}
+        question = msgspec.msgpack.encode(AskCompared(index))
+
+        async def ask(node: NodeId) -> None:
+            try:
+                found[node] = await self.node.peer(node).request(CATCH_UP, question)
+            except NbdvdeError as error:
+                _log.warning("node %d is not compared: %s", node, error)
+
+        async with trio.open_nursery() as nursery:
+            for node in self.group.core.members:
+                if self.is_connected(node):
+                    nursery.start_soon(ask, node)
+        return found
+
+    async def _compared_here(self, index: int) -> bytes:
+        while self.machine.applied.index < index:
+            await self.group.news()
+        found = self.machine.comparisons.of(index)
+        if found is None:
+            raise RefusedError(f"entry {index}", "compared nothing here, or too long ago", "try again")
+        return found
+
+    async def chunk_of(self, node: NodeId, disk: str, chunk: int) -> bytes:
+        """What a chunk of a disk holds on another node. Raises NbdvdeError."""
+        blocks = bytes(range(length_of(self.image.disk(disk), chunk) // BLOCK))
+        question = msgspec.msgpack.encode(AskData(disk, chunk, blocks))
+        return unpacked(await self.node.peer(node).request(CATCH_UP, question))
 
     # Catching up
 

@@ -14,7 +14,8 @@ _CLASSES: dict[str, type[NbdvdeError]] = {
 
 def pack(result: object) -> bytes:
     """A result of `ImageMachine.apply`."""
-    return msgspec.msgpack.encode([_plain(part) for part in result] if isinstance(result, list) else _plain(result))
+    plain = [_plain(part) for part in result] if isinstance(result, list | tuple) else _plain(result)
+    return msgspec.msgpack.encode(plain)
 
 
 def unpack(data: bytes) -> object:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from nbdvde import KeyFile, open_image
 from nbdvde.admin.clustercalls import ClusterStatus
 from tests.interop.cluster import Cluster, Member
 from tests.interop.harness import NBDVDE, ROOT, libnbd, libnbd_python, need, run, run_json
@@ -104,6 +106,27 @@ def test_all_end_at_once(cluster: Cluster, tmp_path: Path) -> None:
         cluster.leader()
         time.sleep(1)
         end()
+
+
+def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
+    """Somebody changed the image of a node behind the back of the cluster."""
+    member = cluster.members[2]
+    member.stop()
+    trio.run(change, member)
+    member.start()
+    leader = cluster.leader()
+    cluster.wait(lambda status: status.node == leader.number and all(node.connected for node in status.nodes))
+    found = subprocess.run([NBDVDE, "cluster", "verify", leader.image], capture_output=True, text=True, check=False)
+    assert found.returncode == 6, found
+    assert "disk disk, 1 MiB at 4194304: differs on node 3, not repaired\n" in found.stdout
+    assert found.stdout.endswith(f"{SIZE >> 20}M compared on nodes 1, 2, 3\n")
+    assert "repaired" in run(NBDVDE, "cluster", "verify", cluster.members[1].image, "--repair")
+    assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
+
+
+async def change(member: Member) -> None:
+    async with open_image(member.image, key=KeyFile(member.key_file.read_bytes())) as image:
+        await image.disk().write(4 << 20, memoryview(b"changed behind its back"))
 
 
 def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:

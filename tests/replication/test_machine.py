@@ -12,9 +12,10 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError, InUseError, RefusedError, UsageError
+from nbdvde.replication.compare import CHUNK, NOTHING
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation
+from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Operation, Repair
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
@@ -93,6 +94,23 @@ async def test_nodes_get_numbers_once():
     first, second = Enrol("a:1", "a"), Enrol("b:1", "b")
     assert await done(machine, author, first, second, first, Dismiss(2), second) == [1, 2, 1, None, 3]
     assert heard.nodes == {1: Place("a:1", "a"), 2: Place("", ""), 3: Place("b:1", "b")}
+    await image.close()
+
+
+async def test_a_chunk_is_repaired_only_while_nothing_has_changed_it():
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    compare, data = Compare("disk", 0, 9), b"r" * CHUNK
+    ((index, before),) = await done(machine, author, compare)
+    assert (index, before) == (1, NOTHING)
+    assert await done(machine, author, [write(0, 1)], Repair("disk", 1, 0, data)) == [[None], 0]
+    ((index, _),) = await done(machine, author, compare)
+    assert await done(machine, author, Repair("disk", 1, 0, data), Repair("disk", index, 0, data)) == [0, 1]
+    assert await content(image) == [int.from_bytes(b"rr", "little")] * BLOCKS
+    ((index, _),) = await done(machine, author, compare)
+    late = await done(machine, author, call("snapshots/create", "disk@x"), Repair("disk", index, 0, bytes(CHUNK)))
+    assert late[1] == 0
     await image.close()
 
 

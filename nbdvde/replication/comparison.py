@@ -1,0 +1,65 @@
+"""Replicas compared while they are written: all hash the same chunks at the same point of the log.
+
+What one of them holds differently is written again on all, as most of them have it. That is an entry like any other,
+and changes nothing when the chunk was written, or anything else happened to the disk, after it was compared.
+"""
+
+from collections import OrderedDict
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.volume import Volume
+from nbdvde.replication.compare import CHUNK, Hasher, chunks_of, length_of
+from nbdvde.replication.operations import Compare, Repair
+
+CHUNKS = 16
+"""Compared by one entry: some 40 ms in which nothing else is applied."""
+_KEPT = 64
+"""Answers of the latest comparisons."""
+
+
+class Comparisons:
+    """Those that a node made."""
+
+    def __init__(self, key: bytes) -> None:
+        self._hasher = Hasher(key)
+        self._made: OrderedDict[int, bytes] = OrderedDict()
+        self._latest = 0
+        self._disk = ""
+        self._touched: set[int] = set()
+        """Chunks of that disk that were written since."""
+
+    def of(self, index: int) -> bytes | None:
+        """What the entry of an index found, if that is still known."""
+        return self._made.get(index)
+
+    def touch(self, disk: str, offset: int, length: int) -> None:
+        """A range was changed."""
+        if disk == self._disk:
+            self._touched.update(range(offset // CHUNK, (offset + max(length, 1) - 1) // CHUNK + 1))
+
+    def forget(self) -> None:
+        """Anything may have changed."""
+        self._latest = 0
+
+    async def compare(self, index: int, asked: Compare, volume: Volume) -> bytes:
+        """Hash chunks, now. Raises DamageError."""
+        stop = min(asked.first + min(asked.count, CHUNKS), chunks_of(volume.size))
+        found = b"".join([await self._hasher.chunk(volume, number) for number in range(asked.first, stop)])
+        self._made[index] = found
+        if len(self._made) > _KEPT:
+            self._made.popitem(last=False)
+        self._latest, self._disk, self._touched = index, asked.disk, set()
+        return found
+
+    async def repair(self, repair: Repair, volume: Volume) -> bool:
+        """Write a chunk again, if nothing else has; whether it was."""
+        number = repair.chunk
+        if repair.compared != self._latest or repair.disk != self._disk or number in self._touched:
+            return False
+        if number >= chunks_of(volume.size) or len(repair.data) != length_of(volume, number):
+            return False
+        start = number * CHUNK
+        data = memoryview(repair.data)[: volume.size - start]
+        for at in range(0, len(data), BLOCK):
+            await volume.write(start + at, data[at : at + BLOCK])
+        return True

@@ -1,0 +1,95 @@
+"""`cluster verify`: compare all replicas, chunk by chunk, and mend what one of them holds differently."""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from nbdvde.errors import DetachedError, NbdvdeError, RefusedError
+from nbdvde.raft.messages import NodeId
+from nbdvde.replication.compare import HASH_BYTES, chunks_of, read_chunk
+from nbdvde.replication.comparison import CHUNKS
+from nbdvde.replication.operations import Compare, Repair
+
+if TYPE_CHECKING:
+    from nbdvde.replication.replica import Replica
+
+_TRIES = 3
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A chunk that is not the same everywhere."""
+
+    disk: str
+    offset: int
+    nodes: list[NodeId]
+    """Those that hold something else than most."""
+    repaired: bool
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """So much was compared."""
+
+    disk: str
+    done: int
+    """Bytes of the disk."""
+    size: int
+    nodes: list[NodeId]
+    """On which nodes."""
+    differences: list[Difference] = []
+
+
+async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified, None]:
+    """Compare every disk of all nodes that can be reached; a line for every few chunks. Raises NbdvdeError."""
+    for name in [disk.name for disk in replica.image.volumes.disks]:
+        size = replica.image.disk(name).size
+        for first in range(0, chunks_of(size), CHUNKS):
+            index, found = await _compared(replica, name, first)
+            differences = [
+                await _settled(replica, index, name, first + at, hashes, repair=repair)
+                for at, hashes in enumerate(_by_chunk(found))
+                if len(set(hashes.values())) > 1
+            ]
+            done = min((first + CHUNKS) << 20, size)
+            yield Verified(name, done, size, sorted(found), differences)
+
+
+async def _compared(replica: "Replica", disk: str, first: int) -> tuple[int, Mapping[NodeId, bytes]]:
+    """(index, hashes by node)."""
+    for _ in range(_TRIES):
+        try:
+            index, _ = cast(tuple[int, bytes], await replica.propose(Compare(disk, first, CHUNKS)))
+        except DetachedError:  # it is harmless to do it twice
+            continue
+        return index, await replica.compared(index)
+    raise RefusedError("cluster", "changes its leader all the time", "try again")
+
+
+def _by_chunk(found: Mapping[NodeId, bytes]) -> Sequence[Mapping[NodeId, bytes]]:
+    count = max(map(len, found.values())) // HASH_BYTES
+    places = [slice(at * HASH_BYTES, (at + 1) * HASH_BYTES) for at in range(count)]
+    return [{node: hashes[place] for node, hashes in found.items()} for place in places]
+
+
+async def _settled(
+    replica: "Replica", index: int, disk: str, chunk: int, hashes: Mapping[NodeId, bytes], *, repair: bool
+) -> Difference:
+    """A difference, mended if most nodes agree."""
+    (most, count), *_ = Counter(hashes.values()).most_common()
+    wrong = [node for node, found in hashes.items() if found != most]
+    repaired = False
+    if repair and 2 * count > len(hashes):
+        sound = next(node for node, found in hashes.items() if found == most)
+        try:
+            data = await _data(replica, sound, disk, chunk)
+            repaired = bool(await replica.propose(Repair(disk, index, chunk, data)))
+        except NbdvdeError:
+            repaired = False
+    return Difference(disk, chunk << 20, wrong, repaired)
+
+
+async def _data(replica: "Replica", node: NodeId, disk: str, chunk: int) -> bytes:
+    if node == replica.node.number:
+        return await read_chunk(replica.image.disk(disk), chunk)
+    return await replica.chunk_of(node, disk, chunk)
