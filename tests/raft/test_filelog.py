@@ -258,9 +258,9 @@ def test_entries_that_a_lost_batch_replaced_do_not_count() -> None:
     store.append(entries(6, 9, term=2, size=3000))
     sync(log)
     assert max(directory.files) == 2, "which begins with what there is: an entry 5"
-    store = the(opened(without(directory.content(), lost)))
-    assert store.unsure
-    assert store.last_index == 3
+    again = the(opened(without(directory.content(), lost)))
+    assert again.unsure
+    assert again.last_index == 3
 
 
 def test_a_group_that_was_removed_does_not_come_back() -> None:
