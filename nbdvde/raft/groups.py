@@ -4,7 +4,7 @@ Everything but waiting happens in `drive`, which the node calls when something h
 in the order that `Ready` gives. What is committed is durable already and is handed on at once.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -17,11 +17,12 @@ from nbdvde.raft.core import Core, Ready
 from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Append, Entry, Members, Message, NodeId, Snapshot
 from nbdvde.raft.settings import Settings
-from nbdvde.raft.store import Load, LogStore, Work, write
+from nbdvde.raft.store import LogStore, write
+from nbdvde.raft.upkeep import Helper, Upkeep
 from nbdvde.raft.waiting import Barriers, Proposals, Wait
 
 
-class Host(Protocol):
+class Host(Helper, Protocol):
     """What a group needs of its node."""
 
     def touch(self, group: "Group") -> None:
@@ -29,12 +30,6 @@ class Host(Protocol):
 
     def say(self, group: str, message: Message) -> bool:
         """Send a message; False when it is lost."""
-
-    def then(self, call: Callable[[], None]) -> None:
-        """Call a function when all changes of logs so far are durable."""
-
-    async def load(self, load: Load) -> Work:
-        """Do work that blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +70,22 @@ class Group:
         compact_bytes: int,
     ) -> None:
         self.name, self._host, self._store = name, host, store
-        self._compact_bytes = compact_bytes
         self.core = Core(node, store, store.hard, settings, random, machine.applied.index)
-        self.core.mute = bool(store.damaged or store.unsure)
         self._proposals = Proposals(name, self.core)
         self._barriers = Barriers(self.core, random(1, 1 << 62))
         self._applier = Applier(machine, self._applied, self._on_taken)
+        self.upkeep = Upkeep(name, self.core, store, self._applier, host, partial(host.touch, self), compact_bytes)
         self._taken: Snapshot | None = None
         """The state that was taken over, until the core knows of it."""
         self._busy = False
         """While something is being made durable that the core has to be told of first."""
         self._backlog = 0
         """Bytes of entries that came since then."""
-        self._compacted_bytes = 0
-        """What the last compaction left."""
         self._seen = self._now()
         self._news = trio.Event()
         self.watchers: list[Callable[[Group], None]] = []
         """Called when there is another leader or term, or none."""
         self._nursery: trio.Nursery | None = None
-        self._loading = self._compacting = False
         self._ended: RefusedError | None = None
 
     # What the owner asks
@@ -180,6 +171,7 @@ class Group:
         """Apply what is committed, until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self.upkeep.begin(self._nursery)
                 self._host.touch(self)
                 task_status.started()
                 await self._applier.run()
@@ -227,7 +219,7 @@ class Group:
             else:
                 break
         self._observe()
-        self._fetch()
+        self.upkeep.fetch()
         self._news.set()
         self._news = trio.Event()
 
@@ -277,9 +269,7 @@ class Group:
         self.core.applied_to(entries[-1].index)
         self._proposals.applied(entries, results)
         self._barriers.applied()
-        if self._store.size - self._compacted_bytes > self._compact_bytes and not self._compacting:
-            self._compacting = True
-            self._start(self._compact)
+        self.upkeep.grown()
         self._host.touch(self)
 
     def _on_taken(self, snapshot: Snapshot) -> None:
@@ -303,44 +293,6 @@ class Group:
         self._busy = False
         self._barriers.applied()
         self._host.touch(self)
-
-    # What takes time
-
-    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
-        assert self._nursery is not None, "it runs"
-        self._nursery.start_soon(work)
-
-    def _fetch(self) -> None:
-        """Have entries read from the disk that the core asked for and did not get."""
-        missed = None if self._loading else self._store.missed()
-        if missed and not any(missed[0] in gap for gap in self._store.damaged):
-            self._loading = True
-            self._start(partial(self._load, *missed))
-
-    async def _load(self, start: int, stop: int, max_bytes: int) -> None:
-        finish = await self._host.load(self._store.load(start, stop, max_bytes))
-        finish()
-        self._loading = False
-        self.core.loaded()
-        self._host.touch(self)
-
-    async def _compact(self) -> None:
-        """Have the log forget what the state holds durably, but for what followers are about to be sent."""
-        durable = await self._applier.durable()
-        core, store = self.core, self._store
-        index = min(durable.index, core.applied, self._needed())
-        if index > store.snapshot.index:
-            store.compact_to(Snapshot(index, store.term(index), core.log.members_at(index)))
-            core.compacted()
-            self._host.then(lambda: None)
-        self._compacted_bytes, self._compacting = store.size, False
-
-    def _needed(self) -> int:
-        """Up to where active followers have everything; those that are far behind get the state instead."""
-        office = self.core.office
-        followers = office.followers.values() if office and self._store.size < 4 * self._compact_bytes else ()
-        matches = [progress.match for progress in followers if progress.active and progress.streaming]
-        return min(matches, default=self.core.applied)
 
 
 class _Seen(NamedTuple):

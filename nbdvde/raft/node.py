@@ -9,13 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from nbdvde import workers
-from nbdvde.errors import NbdvdeError, RefusedError, UsageError
+from nbdvde.errors import NbdvdeError, NetworkError, RefusedError, RequestError, UsageError
 from nbdvde.raft.groups import Group, reconcile
 from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Body, Message, NodeId, Snapshot
+from nbdvde.raft.repair import ENTRIES, STATE, Wanted
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import Load, LogStore, NodeLog, Work
 from nbdvde.raft.transport import Identity, Mesh, Network, Peer, Timing
@@ -61,6 +63,8 @@ class Node:
         self._news = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
+        self.mesh.handle(STATE, self._on_state)
+        self.mesh.handle(ENTRIES, self._on_entries)
 
     # What the owner asks
 
@@ -135,6 +139,28 @@ class Node:
         found: list[Work] = []
         await self._in_thread(lambda: found.append(load()))
         return found[0]
+
+    async def ask(self, node: NodeId, kind: int, body: bytes) -> bytes:
+        if peer := self.mesh.peers.get(node):
+            return await peer.request(kind, body)
+        raise NetworkError(f"node {node}", "is not known here")
+
+    async def _on_state(self, node: NodeId, body: bytes) -> bytes:
+        group, _ = self._wanted(body)
+        return msgspec.msgpack.encode(group.upkeep.ending())
+
+    async def _on_entries(self, node: NodeId, body: bytes) -> bytes:
+        group, wanted = self._wanted(body)
+        return msgspec.msgpack.encode(await group.upkeep.entries(wanted.start, wanted.stop))
+
+    def _wanted(self, body: bytes) -> tuple[Group, Wanted]:
+        try:
+            wanted = msgspec.msgpack.decode(body, type=Wanted)
+        except msgspec.MsgspecError as error:
+            raise RequestError("question about a log", str(error).lower()) from None
+        if found := self.groups.get(wanted.group):
+            return found, wanted
+        raise UsageError(f"raft group {wanted.group}", "is not on this node")
 
     def on_message(self, sender: NodeId, group: str, body: Body) -> None:
         if found := self.groups.get(group):

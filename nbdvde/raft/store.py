@@ -200,7 +200,7 @@ class MemoryStore:
     def mend(self, entries: Sequence[Entry]) -> None: ...
 
     def settle(self, hard: HardState) -> None:
-        self.hard = hard
+        self.hard, self.unsure = hard, False
 
     def _drop(self, places: slice) -> None:
         self.size -= sum(entry.size for entry in self._entries[places])

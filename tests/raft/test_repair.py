@@ -1,0 +1,181 @@
+"""Nodes whose logs have lost something: they promise nothing until others have brought it back."""
+
+from collections.abc import Sequence
+
+import trio
+from trio.testing import MockClock
+
+from nbdvde.raft.messages import Entry, HardState, NodeId, Snapshot
+from nbdvde.raft.node import Node
+from nbdvde.raft.store import MemoryLog, MemoryStore
+from tests.raft.world import Cluster, State, running, until
+
+
+class Holed(MemoryStore):
+    """A log of which some entries are damaged."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.holes: set[int] = set()
+        super().__init__(snapshot)
+
+    @property
+    def damaged(self) -> Sequence[range]:
+        return [range(index, index + 1) for index in sorted(self.holes) if index > self.snapshot.index]
+
+    @damaged.setter
+    def damaged(self, value: Sequence[range]) -> None:
+        assert not value
+
+    def get_range(self, start: int, stop: int, max_bytes: int) -> Sequence[Entry]:
+        return super().get_range(start, min([stop, *(hole for hole in self.holes if hole >= start)]), max_bytes)
+
+    def mend(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.index in self.holes and self.term(entry.index) == entry.term:
+                self.holes.discard(entry.index)
+                self._entries[entry.index - self.first_index] = entry
+
+    def spoil(self, *indexes: int) -> None:
+        for index in indexes:
+            self.holes.add(index)
+            self._entries[index - self.first_index] = Entry(self.term(index), index, data=b"rot")
+
+    def forget(self, index: int) -> None:
+        """The entries from here on, and term and vote, are lost."""
+        self.truncate_from(index)
+        self.hard, self.unsure = HardState(), True
+
+
+class Holes(Cluster):
+    """Nodes with such logs; states are not durable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stores: dict[NodeId, Holed] = {}
+        for number in self.logs:
+            log = self.logs[number] = MemoryLog()
+            store = log._groups["default"] = self.stores[number] = Holed(self.start)
+            assert log.group("default") is store
+
+    def restart(self, number: NodeId) -> None:
+        self.states["default"][number] = State(self.start)
+
+    async def write(self, leader: Node, count: int) -> None:
+        for _ in range(count):
+            await leader.groups["default"].propose(b"1")
+
+
+async def propose(node: Node, results: list[object]) -> None:
+    results.append(await node.groups["default"].propose(b"1"))
+
+
+async def test_damaged_entries_are_fetched_and_then_count(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.write(leader, 10)
+        await cluster.agree()
+        damaged, other = (node.number for node in cluster.others(leader))
+        cluster.crash(damaged)
+        cluster.stores[damaged].spoil(4, 5, 8)
+        cluster.restart(damaged)
+        await cluster.up(damaged)
+        assert cluster.nodes[damaged].groups["default"].core.mute
+        assert (await cluster.agree()).value == 10
+        assert not cluster.nodes[damaged].groups["default"].core.mute
+        cluster.crash(other)
+        await cluster.write(leader, 1)
+        cluster.crash(leader.number)
+        await cluster.up(other)
+        assert await (await cluster.leader()).groups["default"].propose(b"1") == 12
+
+
+async def test_what_is_in_the_state_need_not_be_fetched(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.write(leader, 10)
+        number = leader.number
+        cluster.crash(number)
+        cluster.states["default"][number].keep()
+        cluster.stores[number].spoil(3)
+        cluster.world.cut(number)
+        await cluster.up(number)
+        await until(lambda: not cluster.nodes[number].groups["default"].core.mute)
+        assert cluster.stores[number].snapshot.index > 3
+
+
+async def test_who_has_forgotten_its_promises_counts_for_nothing_until_all_have_answered(
+    autojump_clock: MockClock,
+) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.write(leader, 10)
+        await cluster.agree()
+        unsure, other = (node.number for node in cluster.others(leader))
+        cluster.crash(unsure)
+        cluster.crash(other)
+        cluster.stores[unsure].forget(5)
+        cluster.restart(unsure)
+        await cluster.up(unsure)
+        results: list[object] = []
+        cluster.nursery.start_soon(propose, leader, results)
+        await trio.sleep(20)
+        assert results == []
+        assert cluster.nodes[unsure].groups["default"].core.mute
+        assert cluster.stores[unsure].last_index >= 11, "it is given what it lacks all the same"
+        await cluster.up(other)
+        await until(lambda: results == [11])
+        await until(lambda: not cluster.nodes[unsure].groups["default"].core.mute)
+        assert not cluster.stores[unsure].unsure
+        cluster.crash(other)
+        await cluster.write(leader, 1)
+
+
+async def test_who_has_forgotten_an_entry_elects_nobody_without_it(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.agree()
+        unsure, other = (node.number for node in cluster.others(leader))
+        cluster.crash(other)
+        await cluster.write(leader, 5)
+        cluster.crash(leader.number)
+        cluster.crash(unsure)
+        cluster.stores[unsure].forget(2)
+        cluster.restart(unsure)
+        await cluster.up(unsure, other)
+        await trio.sleep(60)
+        assert not any(node.groups["default"].is_leader for node in cluster.nodes.values())
+        await cluster.up(leader.number)
+        following = await cluster.leader()
+        assert await following.groups["default"].propose(b"1") == 6
+        assert (await cluster.agree()).value == 6
+
+
+async def test_two_who_have_forgotten_leave_the_decision_to_a_person(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.write(leader, 5)
+        await cluster.agree()
+        for node in cluster.others(leader):
+            cluster.crash(node.number)
+            cluster.stores[node.number].forget(3)
+            cluster.restart(node.number)
+            await cluster.up(node.number)
+        results: list[object] = []
+        cluster.nursery.start_soon(propose, leader, results)
+        await trio.sleep(60)
+        assert sum(node.groups["default"].core.mute for node in cluster.nodes.values()) == 2
+        assert results == []
+
+
+async def test_a_vote_that_is_forgotten_is_not_given_again(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.agree()
+        number = cluster.others(leader)[0].number
+        cluster.crash(number)
+        cluster.stores[number].forget(2)
+        cluster.restart(number)
+        await cluster.up(number)
+        await until(lambda: not cluster.nodes[number].groups["default"].core.mute)
+        hard = cluster.stores[number].hard
+        assert (hard.term, hard.vote) == (leader.groups["default"].core.term, leader.number)
