@@ -66,11 +66,12 @@ class View:
         if draft.index < places.first:
             self.state.unsure = True  # records before it were lost
             return
-        places.truncate(draft.index)
-        places.extend(draft.index - 1)
+        if draft.index != places.last + 1:
+            places.truncate(draft.index)
+            places.extend(draft.index - 1)
+            self._trim()
         places.append(draft.term, len(draft.payload))
         self.state.note(draft)
-        self._trim()
         if draft.entry_kind == EntryKind.MEMBERS:
             self._learn(draft.entry)
 
