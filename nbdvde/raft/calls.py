@@ -95,6 +95,7 @@ class Calls:
         self._served: dict[int, _Served] = {}
         self._served_bytes = self._asked_bytes = 0
         self._room = trio.Event()
+        self._lost: NetworkError | None = None
 
     # Ours
 
@@ -134,6 +135,8 @@ class Calls:
     async def _asking(self, kind: int, body: bytes, *, streamed: bool) -> AsyncIterator[_Asked]:
         while self._asked and (len(self._asked) >= _SERVED or self._asked_bytes + len(body) > _ASKED_BYTES):
             await self._room.wait()
+        if self._lost:
+            raise NetworkError(f"node {self._node}", "is not connected any more", self._lost.message)
         self._number += 1
         asked = self._asked[self._number] = _Asked(self._number)
         self._asked_bytes += len(body)
@@ -191,6 +194,7 @@ class Calls:
 
     def lost(self, error: NetworkError) -> None:
         """The connection has ended."""
+        self._lost = error
         for asked in self._asked.values():
             asked.end = asked.end or NetworkError(f"node {self._node}", f"was asked when the {error.message}")
             asked.tell()

@@ -218,6 +218,8 @@ class Group:
                 self._do(ready)
             else:
                 break
+        if not self._busy:
+            self._backlog = 0
         self._observe()
         self.upkeep.fetch()
         self._news.set()
@@ -241,7 +243,7 @@ class Group:
 
     def _written(self, ready: Ready) -> None:
         """What had to be durable is."""
-        self._busy, self._backlog = False, 0
+        self._busy = False
         self.core.done(ready)
         self._say(ready.after)
         self._host.touch(self)

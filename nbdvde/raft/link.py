@@ -35,6 +35,7 @@ class Link:
         """What the kernel has not taken."""
         self._wake, self._room = trio.Event(), trio.Event()
         self._silence = 0
+        self._is_over = False
         self._said = False
         """Whether anything was sent since the last tick."""
 
@@ -66,6 +67,9 @@ class Link:
             except NetworkError as error:
                 nursery.cancel_scope.cancel()
                 return error
+            finally:
+                self._is_over = True
+                self._has_room()
 
     def send(self, frame: Frame) -> bool:
         """Have a frame sent, at the latest with the next `flush`; False when too much waits. Raises WireError."""
@@ -85,8 +89,10 @@ class Link:
             self._wake.set()
 
     async def send_when_room(self, frame: Frame) -> None:
-        """As `send` and `flush`, waiting while too much waits."""
+        """As `send` and `flush`, waiting while too much waits. Raises NetworkError when it is over."""
         while not self.send(frame):
+            if self._is_over:
+                raise NetworkError("connection of a node", "ended")
             self.flush()
             await self._room.wait()
         self.flush()

@@ -51,6 +51,8 @@ class Writer:
 
     async def _write(self) -> None:
         work = self._log.take()
+        if work is None:
+            await trio.lowlevel.checkpoint()
         while work is not None:
             try:
                 await self._in_thread(work)

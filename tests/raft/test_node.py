@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from nbdvde.errors import NetworkError, RefusedError, UsageError
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
-from nbdvde.raft.messages import Members
+from nbdvde.raft.messages import Append, Entry, Members
 from nbdvde.raft.node import Options
 from nbdvde.raft.waiting import LeadershipLost
 from tests.raft.world import SETTINGS, Cluster, running
@@ -294,6 +294,33 @@ async def test_a_quiet_leader_that_nobody_hears_of_is_missed(autojump_clock: Moc
         cluster.world.stop(leader.number)
         following = await cluster.leader(among=[node.number for node in cluster.others(leader)])
         assert await following.groups["default"].propose(b"1") == 1
+
+
+async def test_entries_that_are_there_already_do_not_fill_anything(autojump_clock: MockClock) -> None:
+    """A leader that asks again and again sends the same ones."""
+    async with running(Cluster(settings=replace(SETTINGS, message_bytes=1000, window_bytes=1000))) as cluster:
+        leader = await cluster.leader()
+        await leader.groups["default"].propose(b"1".rjust(900))
+        group = cluster.others(leader)[0].groups["default"]
+        entries = tuple(group.core.log.slice(1, 3, 1 << 20))
+        for _ in range(20):
+            cluster.nodes[group.core.node].on_message(
+                leader.number, "default", Append(group.core.term, 0, 0, entries, 0)
+            )
+            cluster.nodes[group.core.node].on_end()
+        assert await leader.groups["default"].propose(b"1".rjust(900)) == 2
+        assert (await cluster.agree()).value == 2
+
+
+async def test_a_flood_of_entries_is_dropped_and_asked_for_again(autojump_clock: MockClock) -> None:
+    async with running(Cluster(settings=replace(SETTINGS, message_bytes=1000, window_bytes=1000))) as cluster:
+        leader = await cluster.leader()
+        node = cluster.others(leader)[0]
+        last = node.groups["default"].core.log.last_index
+        for index in range(last, last + 20):
+            entry = Entry(leader.groups["default"].core.term, index + 1, 0, b"0".rjust(900))
+            node.on_message(leader.number, "default", Append(entry.term, index, entry.term, (entry,), 0))
+        assert node.groups["default"].core.log.last_index <= last + 4
 
 
 async def test_a_status(autojump_clock: MockClock) -> None:

@@ -180,6 +180,26 @@ async def test_a_connection_that_breaks_ends_questions_and_is_made_again(autojum
         assert await one.mesh.peers[2].request(ECHO, b"") == b"1:"
 
 
+async def test_a_connection_that_breaks_ends_those_who_wait_to_ask(autojump_clock: MockClock) -> None:
+    world = World(capacity=1000)
+    async with pair(world) as (one, _):
+        ended: list[str] = []
+
+        async def ask() -> None:
+            try:
+                await one.mesh.peers[2].request(SLOW, bytes(3 << 20))
+            except NetworkError as error:
+                ended.append(error.message)
+
+        async with trio.open_nursery() as nursery:
+            world.wires[frozenset({1, 2})].other.stopped = True
+            for _ in range(100):
+                nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            world.cut(1)
+        assert len(ended) == 100
+
+
 async def test_signs_of_life_of_many_groups_are_one_frame_and_the_newest_counts(autojump_clock: MockClock) -> None:
     async with pair() as (one, two):
         for group in ("a", "b"):
