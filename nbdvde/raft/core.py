@@ -148,6 +148,16 @@ class Core(Voter):
         """The store has forgotten entries."""
         self.log.compacted()
 
+    def forget(self, index: int) -> bool:
+        """An entry that nobody has was never committed: it goes, and all behind it. Whether that can be done now.
+
+        Not while there is a leader, who decides that in its own way, nor while anything is being made durable.
+        """
+        if self.leader or self._pending or index <= self.commit:
+            return False
+        self.log.forget(index)
+        return True
+
     def wants(self, snapshot: Snapshot) -> bool:
         """Whether a state is to be taken over, as things are now."""
         return snapshot.index > self.commit and self.log.term(snapshot.index) != snapshot.term

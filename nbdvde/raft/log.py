@@ -127,6 +127,11 @@ class Log:
         older = [pair for pair in self._members if pair[0] <= base]
         self._members = older[-1:] + [pair for pair in self._members if pair[0] > base]
 
+    def forget(self, index: int) -> None:
+        """An entry goes, and all behind it, here and in the store."""
+        self._truncate(index)
+        self._store.truncate_from(index)
+
     def agreement(self, index: int, term: int) -> tuple[int, int]:
         """(index, term) of the last entry at or before an index with a term of at most `term`."""
         index = min(index, self.last_index)

@@ -1,6 +1,8 @@
 """A member whose log is damaged, until others have brought back what it lacks.
 
-Entries that are damaged are known by index and term: whoever has those has the same data.
+Entries that are damaged are known by index and term: whoever has those has the same data. When all other voters are
+there, sure of what they have, and none has an entry, it was never committed: a majority had it on disk otherwise, and
+no more than a minority has rot. That happens when all of them lose power at once, each in the middle of a write.
 
 Of a member that is unsure the newest entries may be lost, or its term and vote. It takes part again when there is
 nothing left that it could have promised: every other voter has said, after this node was started, what its term is and
@@ -72,27 +74,34 @@ class Repair:
 
     async def _mend(self, gap: range) -> None:
         question = msgspec.msgpack.encode(Wanted(self._group, gap.start, gap.stop))
+        missing = set(self._others())
         for node in self._others():
             try:
                 answer = await self._ask(node, ENTRIES, question)
                 self._store.mend(msgspec.msgpack.decode(answer, type=Sequence[Entry]))
             except (NetworkError, msgspec.MsgspecError):
                 continue
+            if found := await self._ending(node):
+                missing -= {node} if found.sure else set()
+        if self._others() and not missing and any(gap.start in left for left in self._store.damaged):
+            self._core.forget(gap.start)
 
     async def _settle(self) -> None:
-        question = msgspec.msgpack.encode(Wanted(self._group))
         for node in self._others():
             if node not in self._endings:
-                try:
-                    answer = await self._ask(node, STATE, question)
-                    found = msgspec.msgpack.decode(answer, type=Ending)
-                except (NetworkError, msgspec.MsgspecError):
-                    return
-                if not found.sure:
+                found = await self._ending(node)
+                if not found or not found.sure:
                     return
                 self._endings[node] = found
         if self._is_level():
             self._promise()
+
+    async def _ending(self, node: NodeId) -> Ending | None:
+        try:
+            answer = await self._ask(node, STATE, msgspec.msgpack.encode(Wanted(self._group)))
+            return msgspec.msgpack.decode(answer, type=Ending)
+        except (NetworkError, msgspec.MsgspecError):
+            return None
 
     def _others(self) -> Sequence[NodeId]:
         """The other voters, of all members that anybody knows."""

@@ -35,6 +35,10 @@ class Holed(MemoryStore):
                 self.holes.discard(entry.index)
                 self._entries[entry.index - self.first_index] = entry
 
+    def truncate_from(self, index: int) -> None:
+        super().truncate_from(index)
+        self.holes = {hole for hole in self.holes if hole < index}
+
     def spoil(self, *indexes: int) -> None:
         for index in indexes:
             self.holes.add(index)
@@ -179,3 +183,41 @@ async def test_a_vote_that_is_forgotten_is_not_given_again(autojump_clock: MockC
         await until(lambda: not cluster.nodes[number].groups["default"].core.mute)
         hard = cluster.stores[number].hard
         assert (hard.term, hard.vote) == (leader.groups["default"].core.term, leader.number)
+
+
+class Blackout(Holes):
+    """All nodes lose power while they write an entry, of which each has no more than that there was one."""
+
+    async def strike(self) -> None:
+        leader = await self.leader()
+        await self.write(leader, 5)
+        await self.agree()
+        for number in [*self.nodes]:
+            self.crash(number)
+            store = self.stores[number]
+            store.append([Entry(store.last_term, store.last_index + 1, data=b"1")])
+            store.spoil(store.last_index)
+            self.restart(number)
+
+
+async def test_what_nobody_has_was_never_committed(autojump_clock: MockClock) -> None:
+    async with running(Blackout()) as cluster:
+        await cluster.strike()
+        await cluster.up()
+        await cluster.leader()
+        assert (await cluster.agree()).value == 5
+        assert not any(node.groups["default"].core.mute for node in cluster.nodes.values())
+
+
+async def test_what_a_node_that_is_away_may_have_is_waited_for(autojump_clock: MockClock) -> None:
+    async with running(Blackout()) as cluster:
+        await cluster.strike()
+        first, second, away = cluster.logs
+        store = cluster.stores[away]
+        store.mend([Entry(store.last_term, store.last_index, data=b"1")])
+        await cluster.up(first, second)
+        await trio.sleep(60)
+        assert all(node.groups["default"].core.mute for node in cluster.nodes.values())
+        await cluster.up(away)
+        await cluster.leader()
+        assert (await cluster.agree()).value == 6
