@@ -205,6 +205,8 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """PEM file with the authority that issued the certificates of all nodes."""
     directory: FileName | None = None
     """Where the replication log is; `IMAGE.raft` by default."""
+    log_size: Size = Size(64 << 20)
+    """Of entries that are kept for nodes that are away for a short time: who was for longer compares its image."""
     election: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds without a sign of the leader after which another is elected."""
 

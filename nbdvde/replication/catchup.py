@@ -16,7 +16,7 @@ from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk
 from nbdvde.engine.catalogue import SEPARATOR
 from nbdvde.engine.image import Image
-from nbdvde.errors import DamageError, NetworkError
+from nbdvde.errors import DamageError, NetworkError, RefusedError
 from nbdvde.replication.compare import (
     CHUNK,
     HASH_BYTES,
@@ -115,6 +115,8 @@ class Giver:
             raise NetworkError("catching up", f"a question is malformed: {error}") from None
         match asked:
             case AskState(group=group):
+                if self._note(group).incomplete:
+                    raise RefusedError(self._image.path, "is itself taking over a state", "ask another node")
                 return msgspec.msgpack.encode(self._state(group))
             case AskChunks(label=label, first=first, count=count):
                 disk = self._image.disk(label)

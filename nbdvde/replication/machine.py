@@ -30,7 +30,7 @@ Result: TypeAlias = "NbdvdeError | bytes | int | tuple[int, bytes] | None"
 """Of an operation: why it was refused, the answer of a call, an epoch, index and hashes, or nothing to tell."""
 Execute: TypeAlias = Callable[["ImageMachine", Call], Awaitable[bytes]]
 Fetch: TypeAlias = Callable[[NodeId, Snapshot], Awaitable[Note]]
-"""Make the image what that of another node is; answers how far that is."""
+"""Make the image what that of another node is, of the leader if it is node 0; answers how far that is."""
 
 
 class Listener(Protocol):
@@ -61,8 +61,7 @@ class ImageMachine:
         image.before_commit.append(self._note_nowait)
 
     def _take(self, note: Note) -> None:
-        self.applied = Snapshot() if note.incomplete else note.applied
-        self.incomplete = note.incomplete
+        self.applied, self.incomplete = note.applied, note.incomplete
         self._begun = note.begun
         self.epochs, self.nodes = dict(note.epochs), dict(note.nodes)
 
@@ -77,7 +76,12 @@ class ImageMachine:
     async def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         """See `Machine`. Raises DamageError, PoisonedError: the group cannot go on here then."""
         results: list[object] = []
+        while self.incomplete:
+            await self._complete()
         for entry in entries:
+            if entry.index <= self.applied.index:  # it was part of a state that was taken over
+                results.append(None)
+                continue
             results.append(await self._apply(entry))
             members = Members.unpack(entry.data) if entry.kind == EntryKind.MEMBERS else self.applied.members
             self.applied = Snapshot(entry.index, entry.term, members)
@@ -195,14 +199,27 @@ class ImageMachine:
 
     async def install(self, source: NodeId, snapshot: Snapshot) -> Snapshot:
         """See `Machine`. Raises NbdvdeError."""
+        await self._take_over(source, snapshot)
+        return self.applied
+
+    async def _complete(self) -> None:
+        """A state was taken over in part when its source failed, or this node: take it over from whoever leads now."""
+        try:
+            await self._take_over(0, self.applied)
+        except NbdvdeError as error:
+            _log.warning("group %s stands still: %s", self._group, error)
+            await trio.sleep(_AGAIN_S)
+
+    async def _take_over(self, source: NodeId, snapshot: Snapshot) -> None:
         self.incomplete = True
         await self.durable()
         note = await self._fetch(source, snapshot)
-        self._take(msgspec.structs.replace(note, begun=True))
+        self._take(msgspec.structs.replace(note, begun=True, incomplete=False))
+        self.comparisons.forget()
         for disk, (epoch, node) in self.epochs.items():
             self._listener.attached(disk, epoch, node)
         self._listener.placed(self.nodes)
-        return await self.durable()
+        await self.durable()
 
     async def begin(self) -> None:
         """Note that the node takes part from now on; durable. Raises NoSpaceError, PoisonedError."""

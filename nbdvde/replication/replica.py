@@ -289,6 +289,9 @@ class Replica:
 
     async def fetch(self, source: NodeId, snapshot: Snapshot) -> Note:
         """Make the image what that of another node is (`machine.Fetch`). Raises NbdvdeError."""
+        source = source or self.group.leader
+        if source in (0, self.node.number):
+            raise NetworkError("cluster", "has no leader to take the state from", "it is tried again")
         _log.info("taking over the state of node %d", source)
 
         async def ask(question: bytes) -> bytes:

@@ -43,6 +43,8 @@ class Plan:
     files: TlsFiles
     directory: Path
     """Of the replication log."""
+    log_bytes: int
+    """Of entries that are kept for others, about."""
     election_s: float
 
 
@@ -55,7 +57,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     identity, note = notes.identity, notes.found[GROUP]
     network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
     me = NodeIdentity(identity.node, identity.cluster.hex())
-    options = Options(tick_s=plan.election_s / _ELECTION_TICKS)
+    options = Options(tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes)
     log = await workers.run(FileLog, DiskDirectory(plan.directory))
     node = Node(me, log, network, Settings(election=_ELECTION_TICKS), random.SystemRandom().randint, options=options)
     async with trio.open_nursery() as nursery:

@@ -75,7 +75,9 @@ class Member:
 class Cluster:
     """Nodes 1 to N, of which the first made the cluster and invited the others."""
 
-    def __init__(self, folder: Path, size: int, nodes: int = 3, *, election_s: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, size: int, nodes: int = 3, *, election_s: float = 1.0, log_size: str = "64M"
+    ) -> None:
         self.members = [
             Member(folder / f"node{number}", number, port) for number, port in enumerate(_free_ports(nodes), 1)
         ]
@@ -84,7 +86,7 @@ class Cluster:
             certificate, key = authority.node(f"node-{member.number}")
             table = {
                 "listen": member.address, "cert": str(certificate), "key": str(key), "ca": str(authority.ca),
-                "election": election_s,
+                "election": election_s, "log_size": log_size,
             }  # fmt: skip
             lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
             (member.folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need("nbdinfo")
-    with closing(Cluster(tmp_path_factory.mktemp("cluster"), SIZE)) as made:
+    with closing(Cluster(tmp_path_factory.mktemp("cluster"), SIZE, log_size="2M")) as made:
         yield made
         for member in made.running:
             member.stop()
@@ -127,6 +127,29 @@ def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
 async def change(member: Member) -> None:
     async with open_image(member.image, key=KeyFile(member.key_file.read_bytes())) as image:
         await image.disk().write(4 << 20, memoryview(b"changed behind its back"))
+
+
+def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: Path) -> None:
+    """The log has forgotten what it missed; snapshots come along."""
+    leader = cluster.leader()
+    away, other = (member for member in cluster.members if member is not leader)
+    away.stop()
+    data = tmp_path / "data"
+    data.write_bytes(random.Random(2).randbytes(SIZE))
+    for _ in range(2):
+        run("nbdcopy", data, other.uri)
+    run(NBDVDE, "snapshot", "create", leader.image, "disk@while-away")
+    assert leader.status().log_bytes < SIZE
+    away.start()
+    index = cluster.leader().status().committed
+    cluster.wait(partial(has_applied, away.number, index))
+    copy = tmp_path / "copy"
+    run("nbdcopy", away.uri, copy)
+    assert copy.read_bytes() == data.read_bytes()
+    found = run_json(NBDVDE, "snapshot", "list", away.image, "--key-file", away.key_file, "--json")
+    assert [snapshot["name"] for snapshot in found["snapshots"]][-1] == "while-away"
+    assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
+    assert "taking over the state" in (away.folder / "server.log").read_text()
 
 
 def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:

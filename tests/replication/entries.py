@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from nbdvde.admin.replicated import executing
 from nbdvde.engine.image import Image
 from nbdvde.raft.messages import Entry, EntryKind, Members, Snapshot
-from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.machine import Fetch, ImageMachine
 from nbdvde.replication.notes import Identity, Note, Notes, Place
 from nbdvde.replication.operations import Operation, pack
 from nbdvde.replication.sealing import Sealer
@@ -47,7 +47,7 @@ class Heard:
         self.nodes = dict(nodes)
 
 
-async def machine_of(image: Image, heard: Heard | None = None) -> ImageMachine:
+async def machine_of(image: Image, heard: Heard | None = None, fetch: Fetch | None = None) -> ImageMachine:
     """The machine of the only group; the image belongs to a cluster, or does from now on."""
     notes = await Notes.load(image)
     if notes is None:
@@ -55,10 +55,12 @@ async def machine_of(image: Image, heard: Heard | None = None) -> ImageMachine:
         notes = await Notes.load(image)
     assert notes is not None
 
-    async def fetch(*_: object) -> Note:
+    async def nothing(*_: object) -> Note:
         raise AssertionError("nothing is to be fetched")
 
     heard = Heard() if heard is None else heard
     sealer = Sealer(CLUSTER.key, random.Random(2).randbytes)
     start = Note(GROUP, Snapshot(0, 0, MEMBERS))
-    return ImageMachine(image, notes, GROUP, sealer, start, execute=executing(image), fetch=fetch, listener=heard)
+    return ImageMachine(
+        image, notes, GROUP, sealer, start, execute=executing(image), fetch=fetch or nothing, listener=heard
+    )

@@ -6,20 +6,22 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
-from nbdvde.errors import DetachedError, InUseError, RefusedError, UsageError
+from nbdvde.errors import DetachedError, InUseError, NetworkError, RefusedError, UsageError
+from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.compare import CHUNK, NOTHING
 from nbdvde.replication.machine import ImageMachine
-from nbdvde.replication.notes import Place
+from nbdvde.replication.notes import Note, Place
 from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Operation, Repair
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
-from tests.replication.entries import Author, Heard, machine_of
+from tests.replication.entries import GROUP, MEMBERS, Author, Heard, machine_of
 
 SIZE = 1 << 20
 BLOCKS = 64
@@ -111,6 +113,42 @@ async def test_a_chunk_is_repaired_only_while_nothing_has_changed_it():
     ((index, _),) = await done(machine, author, compare)
     late = await done(machine, author, call("snapshots/create", "disk@x"), Repair("disk", index, 0, bytes(CHUNK)))
     assert late[1] == 0
+    await image.close()
+
+
+async def test_a_state_that_was_taken_over_in_part_is_completed_first(autojump_clock: object):
+    """Its source fails, the node ends and starts again; nothing is applied to half a state."""
+    author, storage = Author(), fresh()
+    entries = author.entries([[write(0, 1)], [write(1, 2)], call("snapshots/create", "disk@a"), [write(2, 3)]])
+    asked = list[int]()
+    image = await open_storage(storage, KEY)
+
+    async def fails(source: int, snapshot: Snapshot) -> Note:
+        asked.append(source)
+        await image.disk().write(0, memoryview(bytes(BLOCK)))
+        raise NetworkError("node 2", "is gone")
+
+    machine = await machine_of(image, fetch=fails)
+    await machine.apply(entries[:1])
+    with pytest.raises(NetworkError):
+        await machine.install(2, Snapshot(3, 1, MEMBERS))
+    assert machine.applied.index == 1
+    await image.close()
+    image = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
+
+    async def works(source: int, snapshot: Snapshot) -> Note:
+        asked.append(source)
+        if len(asked) == 2:
+            raise NetworkError("cluster", "has no leader")
+        await image.disk().write(0, memoryview(b"\5\0" * BLOCK))
+        return Note(GROUP, Snapshot(3, 1, MEMBERS))
+
+    machine = await machine_of(image, fetch=works)
+    assert machine.applied.index == 1
+    assert await machine.apply(entries[2:]) == [None, [None]]
+    assert asked == [2, 0, 0]
+    assert (await content(image))[:3] == [5, 5, 3]
+    assert list(image.volumes.snapshots(image.disk())) == []
     await image.close()
 
 
