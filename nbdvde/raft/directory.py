@@ -103,8 +103,7 @@ class DiskDirectory:
             raise InUseError(str(path), "belongs to another process", "end that process first") from None
 
     def numbers(self) -> Sequence[int]:
-        names = (path.stem for path in self._path.glob(f"*{_SUFFIX}"))
-        return sorted(int(name, 16) for name in names)
+        return sorted(int(path.stem, 16) for path in self._path.glob("[0-9a-f]" * 8 + _SUFFIX))
 
     def open(self, number: int) -> File:
         fd = os.open(self._name(number), os.O_RDWR, dir_fd=self._fd)

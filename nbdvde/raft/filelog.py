@@ -20,7 +20,11 @@ from nbdvde.raft.store import Work, check_absent, check_present
 from nbdvde.raft.view import View
 
 _STRAGGLERS = 16
-"""Of the oldest segment this part may be needed, to be written again so that it can go."""
+"""What is still needed of the oldest segment is written again, so that it can go, once it is this part of a segment."""
+_SPRAWL = 4
+"""Or once the log takes so many times what is needed of it."""
+_MOVE_BYTES = 4 << 20
+"""Of entries that are written again at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,6 @@ class FileLog:
         self._round = self._durable = 0
         """Of what was taken: the newest, and the newest that is durable."""
         self._moved: list[_Move] = []
-        self._moving = 0
-        """The last segment whose stragglers were written again."""
         if work := self.take():
             work()
 
@@ -104,8 +106,9 @@ class FileLog:
         self.emit(Draft(Kind.REMOVE, store.number, 0, 0))
 
     def emit(self, draft: Draft) -> None:
-        """Have a record written with the next work."""
-        self._drafts.append(draft)
+        """Have a record written with the next work, unless its group was removed."""
+        if draft.kind == Kind.REMOVE or draft.group in self._by_number:
+            self._drafts.append(draft)
 
     def keep(self, cache: Cache, entries: Sequence[Entry], *, written: bool) -> None:
         """Have entries in memory."""
@@ -155,13 +158,20 @@ class FileLog:
                 store.view.places.put(draft.index, draft.term, len(draft.payload), place)
 
     def _stragglers(self) -> list[_Move]:
-        """What has to be written again so that the oldest segment can go, when that is little."""
-        oldest = self._segments[0]
-        few = self._sizes.segment_bytes // _STRAGGLERS
-        if len(self._segments) < 3 or oldest == self._moving or self._live.of(oldest) > few:
+        """What has to be written again so that the oldest segment can go, if that is worth it; not too much at once."""
+        count, oldest, size = len(self._segments), self._segments[0], self._sizes.segment_bytes
+        sprawls = count * size > _SPRAWL * (self._live.total + size)
+        if count < 3 or (self._live.of(oldest) > size // _STRAGGLERS and not sprawls):
             return []
-        self._moving = oldest
-        return [_Move(store, wanted) for store in self._by_number.values() for wanted in store.wanted_in(oldest)]
+        moves: list[_Move] = []
+        left = _MOVE_BYTES
+        for store in self._by_number.values():
+            for wanted in store.wanted_in(oldest):
+                moves.append(_Move(store, wanted))
+                left -= wanted[3]
+                if left <= 0:
+                    return moves
+        return moves
 
     def _write_moved(self) -> None:
         moved, self._moved = self._moved, []

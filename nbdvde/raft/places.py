@@ -13,6 +13,8 @@ class Live:
 
     def __init__(self) -> None:
         self._bytes: defaultdict[int, int] = defaultdict(int)
+        self.total = 0
+        """Bytes of all entries that have a place."""
 
     def of(self, segment: int) -> int:
         """Bytes of entries that lie in a segment and nowhere else."""
@@ -21,6 +23,7 @@ class Live:
     def add(self, place: int, length: int) -> None:
         """An entry lies there."""
         self._bytes[place >> PLACE_BITS] += HEADER_BYTES + length
+        self.total += HEADER_BYTES + length
 
     def drop(self, places: "array[int]", lengths: "array[int]") -> None:
         """Entries are not needed any more; those without a place never were."""
@@ -30,6 +33,7 @@ class Live:
         for number, size in zip(numbers.tolist(), sums.tolist(), strict=True):
             if number:
                 self._bytes[number] -= int(size)
+                self.total -= int(size)
 
 
 class Places:

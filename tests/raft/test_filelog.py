@@ -84,7 +84,9 @@ def test_a_log_is_there_again(tmp_path: Path) -> None:
 
 
 def test_only_one_process_has_a_log(tmp_path: Path) -> None:
+    (tmp_path / "other.log").touch()
     directory = DiskDirectory(tmp_path)
+    assert directory.numbers() == []
     with pytest.raises(InUseError, match="belongs to another process"):
         DiskDirectory(tmp_path)
     directory.close()
@@ -389,6 +391,31 @@ def test_segments_that_nobody_needs_go() -> None:
     assert Group.of(the(again)) == Group.of(store)
     assert Group.of(the(again, "idle")) == Group.of(idle)
     assert the(again, "idle").hard == HardState(5, 2, 1)
+
+
+def test_a_log_does_not_take_much_more_than_is_needed_of_it() -> None:
+    directory = SimDirectory()
+    log = opened(directory)
+    idle, store = log.create("idle", START), log.create("a", START)
+    idle.append(entries(1, 30, size=1000))
+    for _ in range(60):
+        store.append(entries(store.last_index + 1, 10, size=3000))
+        sync(log)
+        store.compact_to(Snapshot(store.last_index, 1, MEMBERS))
+    assert sum(map(len, directory.files.values())) <= 7 * SIZES.segment_bytes
+    again = opened(directory.content())
+    assert not again.notes
+    assert loaded(the(again, "idle"), 1, 31) == entries(1, 30, size=1000)
+
+
+def test_what_a_removed_group_says_is_not_written() -> None:
+    directory = filled()
+    log = opened(directory)
+    store = the(log)
+    log.remove("a")
+    store.save(HardState(9))
+    sync(log)
+    assert opened(directory.content()).groups() == []
 
 
 def test_a_record_may_be_larger_than_a_segment() -> None:

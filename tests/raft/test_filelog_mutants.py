@@ -54,6 +54,7 @@ _DIRECTED: dict[str, Callable[[], None]] = {
     "failed sync": partial(test_filelog.test_after_a_failure_nothing_is_written, "sync"),
     "full": test_filelog.test_a_full_host_fails_before_anything_is_written,
     "going": test_filelog.test_segments_that_nobody_needs_go,
+    "sprawl": test_filelog.test_a_log_does_not_take_much_more_than_is_needed_of_it,
     "memory": test_filelog.test_memory_is_bounded,
     "members": test_filelog.test_changes_of_members_outlive_the_loss_of_their_place,
     "missing": test_filelog.test_a_segment_that_is_not_there_is_missed,
@@ -151,7 +152,8 @@ MUTANTS = [
         "crash",
     ),
     mutant("segments never go", "filelog:FileLog.take", "len(self._segments) > 1", "False", "going"),
-    mutant("stragglers stay", "filelog:FileLog._stragglers", "len(self._segments) < 3", "True", "going"),
+    mutant("stragglers stay", "filelog:FileLog._stragglers", "count < 3", "True", "going"),
+    mutant("only a few stragglers are moved", "filelog:FileLog._stragglers", "not sprawls", "True", "sprawl"),
     mutant(
         "a copy in a torn batch counts",
         "replay:Replay._enter",
