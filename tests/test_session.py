@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from nbdvde.answers import MAX_EXTENTS
 from nbdvde.disk import ALLOCATION, ALLOCATION_DEPTH, Buffer, Disk, Piece
 from nbdvde.errors import DamageError, NbdErrno, NoSpaceError
 from nbdvde.exports import LOCAL, Exports, Peer, Visitor
@@ -21,7 +22,7 @@ from nbdvde.protocol.connection import LARGE_PAYLOAD
 from nbdvde.protocol.constants import MAX_PAYLOAD, Command, CommandFlag
 from nbdvde.protocol.handshake import Handshake
 from nbdvde.protocol.messages import ExportInfo, Negotiated, ProtocolError
-from nbdvde.session import MAX_EXTENTS, Session, negotiate
+from nbdvde.session import Session, negotiate
 from nbdvde.transport import BufferPool, Transport
 from tests.protocol.client import Client, request, status_filter
 
@@ -171,7 +172,8 @@ async def test_every_command(structured: bool, wide: bool, slow: bool) -> None:
 async def test_latencies(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request of a batch is timed, until its answer is sent; of lone ones one in four, which counts for all."""
     ticks = iter(range(0, 10**9, 10_000))
-    monkeypatch.setattr("nbdvde.session.perf_counter_ns", lambda: next(ticks))
+    for module in ("session", "answers"):
+        monkeypatch.setattr(f"nbdvde.{module}.perf_counter_ns", lambda: next(ticks))
     async with serving(disk_of(slow)) as server:
         client, traffic = server.client, server.session.traffic
         parts = [request(READ, 0, 1), request(WRITE, 0, payload=b"x"), request(FLUSH), request(READ, 1, 1)]
