@@ -54,6 +54,11 @@ class Disk(abc.ABC):
     """Whether each write has to begin where the one before it ended."""
 
     @property
+    def owner(self) -> "Disk":
+        """The disk with which it is deleted."""
+        return self
+
+    @property
     def contexts(self) -> tuple[str, ...]:
         """Metadata contexts that `status` knows."""
         return ALLOCATION, ALLOCATION_DEPTH

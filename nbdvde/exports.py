@@ -222,7 +222,7 @@ class Visitor:
         assert export is not None, "it was found in the same moment"
         if export.access.connections is not None and export.clients >= export.access.connections:
             return "it is in use by as many clients as may be"
-        if self._exports.is_held(export.disk):
+        if self._exports.is_held(export.disk.owner):
             return "its disk is being changed, try again"
         export.clients += 1
         self.export = export

@@ -192,7 +192,7 @@ class Host:
         if shown is not None:
             raise InUseError(f"disk {disk.name}", f"is served as export {shown.name}", "end it with ctl export-remove")
         with self._exports.holding(disk):
-            users = [export for export in self._exports.used() if export.disk is disk]
+            users = [used for used in self._exports.used() if used.disk is disk or (ending and used.disk.owner is disk)]
             if not force:
                 _refuse_clients(f"disk {disk.name}", users, hint)
             await self._dismiss(users)

@@ -9,6 +9,7 @@ import trio
 
 import nbdvde
 from nbdvde.engine.image import Image
+from nbdvde.engine.managed.stream import Stream
 from nbdvde.errors import InUseError, NoSpaceError, RefusedError
 from nbdvde.exports import Access, Export, Exports, Peer, Visitor
 from nbdvde.hosting import ExportSpec, Host
@@ -185,3 +186,29 @@ async def test_clients_of_a_removed_export(hosted: Hosted, address: UnixAddress,
             one.socket.close()
         await two.stream.send_all(request(int(Command.READ), 0, 512, cookie=8))
         assert (await two.reply()).cookie == 8
+
+
+async def test_clients_of_the_regions_of_a_deleted_disk(
+    hosted: Hosted, path: Path, address: UnixAddress, connect: Connect
+) -> None:
+    async with nbdvde.open_image(path) as image:
+        await image.volumes.create("two", SIZE)
+        await Stream.create(image.regions, image.disk("two"), 4)
+    await hosted.host.add(ExportSpec(name="a", image=path, whole=True), lambda: None)
+    disk = hosted.host.images[0].disk("two")
+    async with running(hosted.server, await open_listener(address)):
+        one, two = connect(address), connect(address)
+        await one.go("two/stream")
+        await two.go("a")
+        async with hosted.host.unused(disk):
+            assert [export.name for export in hosted.exports.used()] == ["a", "two/stream"], "it may go on"
+        with pytest.raises(InUseError, match="disk two: 1 client uses it"):
+            async with hosted.host.unused(disk, ending=True):
+                raise AssertionError
+        async with hosted.host.unused(disk, ending=True, force=True):
+            assert await one.stream.receive_some(1) == b""
+            assert [export.name for export in hosted.exports.used()] == ["a"]
+            visitor = Visitor(hosted.exports, Peer.at("::1"))
+            assert visitor.enter("two/stream") == "its disk is being changed, try again"
+        assert visitor.enter("two/stream") is None
+        visitor.leave()

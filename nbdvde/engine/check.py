@@ -214,8 +214,7 @@ class Checker:
                     self._report(f"{self._loaded.catalogue.label(region)}, {where}", what)
 
     def _region_block(self, region: Member) -> Callable[[int], bytes]:
-        reader = RegionReader(self._segments, region, self._loaded.dictionaries)
-        return lambda block: reader.read([block])
+        return RegionReader(self._segments, region, self._loaded.dictionaries).next_block
 
     def _report_torn(self, volume: Member, level: int, index: int, error: DamageError) -> None:
         """Say what lies below a leaf or node, the first time that it is met."""

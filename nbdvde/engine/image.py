@@ -44,7 +44,7 @@ from nbdvde.engine.layout import (
 from nbdvde.engine.log import LogWriter
 from nbdvde.engine.managed.anon import AnonTable
 from nbdvde.engine.managed.regions import Regions
-from nbdvde.engine.managed.retention import refuse_if_retained
+from nbdvde.engine.managed.retention import giving_up
 from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.measure import measure
 from nbdvde.engine.optimize import Options, Workshop, optimize
@@ -117,7 +117,7 @@ class Image:
             lambda: {disk.number for disk in self.volumes.disks}, read_only=read_only,
         )  # fmt: skip
         self.regions = Regions(self.volumes, self.enable_regions, self._subjects)
-        self.volumes.guard = partial(refuse_if_retained, self.regions)
+        self.volumes.guard = partial(giving_up, self.regions)
         self._hooking = Background(self._failed)
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False

@@ -12,6 +12,11 @@ from nbdvde.engine.lbamap import LEAF_SHIFT
 from nbdvde.engine.loader import drive_blocking
 from nbdvde.engine.reader import Reader, Want
 from nbdvde.engine.segments import Segments
+from nbdvde.errors import DamageError
+
+AHEAD = 128
+"""Blocks that are read at a time by who reads them in order: one by one each extent would be opened as often as it has
+blocks."""
 
 
 class RegionReader:
@@ -20,10 +25,22 @@ class RegionReader:
     def __init__(self, segments: Segments, member: Member, dictionaries: Dictionaries | None = None) -> None:
         self._segments, self._member = segments, member
         self._reader = Reader(segments, FrameCache(0), dictionaries)
+        self._group, self._held = -1, b""
 
     def block(self, number: int) -> bytes:
         """One block. Raises DamageError."""
         return self.read((number,))
+
+    def next_block(self, number: int) -> bytes:
+        """As `block`, for who will read those behind it as well."""
+        group, place = divmod(number, AHEAD)
+        if group != self._group:
+            try:
+                self._group, self._held = group, self.read(range(group * AHEAD, (group + 1) * AHEAD))
+            except DamageError:  # perhaps of another block
+                self._group = -1
+                return self.block(number)
+        return self._held[place * BLOCK : (place + 1) * BLOCK]
 
     def read(self, blocks: Sequence[int]) -> bytes:
         """Some blocks, joined. Raises DamageError."""

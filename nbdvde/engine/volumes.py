@@ -5,8 +5,8 @@ that was acknowledged before it was asked for.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary, finalize
@@ -45,8 +45,8 @@ class Volumes:
         """Snapshots that somebody uses: what is in memory of the others is forgotten."""
         self._recent: deque[Volume] = deque(maxlen=_RECENT)
         self._changing = trio.Lock()
-        self.guard: Callable[[Volume], Awaitable[None]] = _guarded_by_nobody
-        """Raises RefusedError when nothing of a disk may be given up."""
+        self.guard: Callable[[Volume], AbstractAsyncContextManager[None]] = lambda disk: nullcontext()
+        """Is around whatever gives up something of a disk. Raises RefusedError when nothing of it may be."""
         self.given_up = 0
         """How many times a snapshot, a disk or what was in a disk was given up."""
         self.disks = [self._volume(member) for member in catalogue.disks]
@@ -160,6 +160,8 @@ class Volumes:
     async def region(self, form: Form, size: int, owner: int = 0) -> Volume:
         """The same, made with `size` bytes if there is none."""
         async with self._changing:
+            if owner and owner not in self._catalogue.members:
+                raise RefusedError("disk", "was deleted")
             if (form.tag, owner) not in self._regions:
                 number, now = self._catalogue.next_number, now_ns()
                 await self._make(Operation(Action.CREATE, number, owner, size, now, form.name, region=form.tag))
@@ -190,9 +192,8 @@ class Volumes:
                 raise RefusedError(f"disk {label}", f"has {held}", "delete what it has first")
             if not member.parent and len(self.disks) == 1:
                 raise RefusedError(f"disk {label}", "is the only one of its image", "delete the image instead")
-            if not member.parent:
-                await self.guard(self._disk(member))
-            await self._operate(Operation(Action.DELETE, member.number), partial(self._drop, member))
+            async with nullcontext() if member.parent else self.guard(self._disk(member)):
+                await self._operate(Operation(Action.DELETE, member.number), partial(self._drop, member))
 
     async def rollback(self, label: str) -> None:
         """Make a disk what it was when the snapshot was taken. What it holds now is lost; its snapshots stay."""
@@ -201,8 +202,7 @@ class Volumes:
             if not member.parent:
                 raise UsageError(f"disk {label}", "is no snapshot", f"name one as {label}{SEPARATOR}NAME")
             disk = self._disk(self._catalogue.members[member.parent])
-            await self.guard(disk)
-            async with disk.exclusive():
+            async with self.guard(disk), disk.exclusive():
                 operation = Operation(Action.ROLLBACK, disk.number, member.number)
                 await self._operate(operation, partial(self._roll_back, disk))
 
@@ -212,9 +212,7 @@ class Volumes:
         async with self._changing:
             disk = self._disk(self._find_disk(name))
             operation = Operation(Action.RESIZE, disk.number, 0, size)
-            if size < disk.size:
-                await self.guard(disk)
-            async with disk.exclusive():
+            async with self.guard(disk) if size < disk.size else nullcontext(), disk.exclusive():
                 if size < disk.size:
                     if not discard and await _holds_data(disk, size):
                         raise RefusedError(f"disk {name}", f"holds data beyond {size} bytes", "cut it with --discard")
@@ -283,10 +281,6 @@ class Volumes:
         check_name(label if name is None else name)
         if self._catalogue.get(label):
             raise RefusedError(label, "exists already", "choose another name")
-
-
-async def _guarded_by_nobody(disk: Volume) -> None:
-    """Everything may be given up."""
 
 
 @dataclass(frozen=True, slots=True)

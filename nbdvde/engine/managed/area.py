@@ -3,7 +3,8 @@
 A change of several blocks, of one region or of several, is one transaction: a crash leaves all of it or nothing.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -51,19 +52,22 @@ class Area:
 
     def get(self, form: Form) -> Slot:
         """The same. Raises UsageError, RefusedError once the disk is deleted."""
+        self._refuse_deleted()
         slot = self.find(form)
-        if self._volumes.existing_region(DIRECTORY, self.disk.number) is not self._volume:
-            raise RefusedError(f"disk {self.disk.name}", "was deleted")
         if slot is None:
-            kind = kind_of(form)
+            kind = kind_of(form.tag)
             hint = kind.command and f"make one with {kind.command}"
             raise UsageError(f"disk {self.disk.name}", f"has no {kind.name}", hint)
         return slot
 
+    def _refuse_deleted(self) -> None:
+        if self._volumes.existing_region(DIRECTORY, self.disk.number) is not self._volume:
+            raise RefusedError(f"disk {self.disk.name}", "was deleted")
+
     def refuse_another(self, form: Form) -> None:
         """Raise RefusedError when the disk has this region."""
         if self.find(form):
-            kind = kind_of(form)
+            kind = kind_of(form.tag)
             raise RefusedError(f"disk {self.disk.name}", f"has {kind.article} {kind.name} already")
 
     async def create(
@@ -77,14 +81,21 @@ class Area:
         member = self._volumes.find(self.disk.name)
         if member is not None and member.parent:
             raise UsageError(f"snapshot {self.disk.name}", "has no regions", "name the disk itself")
+        self.refuse_another(form)
+        if self._volume is None:
+            await self._enable()
+            self._volume = await self._volumes.region(DIRECTORY, VOLUME_BYTES, self.disk.number)
         async with self._changing:
+            self._refuse_deleted()
             self.refuse_another(form)
-            after = self.directory.adding(form, blocks, used, flags)
-            if self._volume is None:
-                await self._enable()
-                self._volume = await self._volumes.region(DIRECTORY, VOLUME_BYTES, self.disk.number)
-            await self._store(after, form, written, ())
+            await self._store(self.directory.adding(form, blocks, used, flags), form, written, ())
         await self.flush()
+
+    @asynccontextmanager
+    async def unchanged(self) -> AsyncIterator[None]:
+        """Have the directory stay as it is meanwhile."""
+        async with self._changing:
+            yield
 
     async def change(
         self, form: Form, written: Mapping[int, bytes], *, holes: Sequence[tuple[int, int]] = (),

@@ -9,8 +9,13 @@ from nbdvde.errors import RefusedError
 class RegionDisk(Disk):
     """Holds data in one range, `used`, and zeroes elsewhere; takes no changes."""
 
-    def __init__(self, name: str, size: int) -> None:
-        self.name, self.size, self.read_only = name, size, True
+    def __init__(self, owner: Disk, region: str, size: int) -> None:
+        self.name, self.size, self.read_only = f"{owner.name}/{region}", size, True
+        self._owner = owner
+
+    @property
+    def owner(self) -> Disk:
+        return self._owner
 
     @property
     @abc.abstractmethod

@@ -36,6 +36,14 @@ class Tended(Protocol):
         """Do it. Raises NoSpaceError, PoisonedError."""
 
 
+@runtime_checkable
+class Awaited(Protocol):
+    """A region that others wait for."""
+
+    def end(self) -> None:
+        """It was deleted, or its disk was: nobody waits any longer."""
+
+
 class Regions:
     """The regions of all disks."""
 
@@ -67,10 +75,16 @@ class Regions:
             return cast(R, self._loaded[key])
 
     async def tend(self) -> None:
-        """Let all regions note what they have to. Raises NbdvdeError."""
+        """Let all regions note what they have to. Raises the first NbdvdeError, when all others have."""
+        failures = []
         for region in list(self._loaded.values()):
             if isinstance(region, Tended):
-                await region.tend()
+                try:
+                    await region.tend()
+                except NbdvdeError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def keep_tending(self, period_s: float) -> None:
         """Do that again and again, as soon as there is one that asks for it; what fails is tried again later."""
@@ -87,6 +101,16 @@ class Regions:
     def forget(self, kind: type[Region], disk: Volume) -> None:
         """The region of a disk was given up."""
         self._forget(disk.number, kind.FORM)
+
+    def forget_deleted(self) -> None:
+        """End the regions of disks that are no more."""
+        left = {disk.number for disk in self._volumes.disks}
+        self._areas = {disk: area for disk, area in self._areas.items() if disk in left}
+        for disk, tag in list(self._loaded):
+            if disk not in left:
+                region = self._loaded.pop((disk, tag))
+                if isinstance(region, Awaited):
+                    region.end()
 
     def _forget(self, disk: int, form: Form) -> None:
         self._loaded.pop((disk, form.tag), None)

@@ -264,19 +264,24 @@ class Stream:
             except NbdvdeError:
                 self.gone = False
                 raise
-            self._room.unpark_all()
-            self._news.unpark_all()
+            self.end()
+
+    def end(self) -> None:
+        """See `regions.Awaited`."""
+        self.gone = True
+        self._room.unpark_all()
+        self._news.unpark_all()
 
     # Blocks
 
     @property
-    def disk(self) -> str:
-        """Name of the disk that it belongs to."""
-        return self._area.disk.name
+    def disk(self) -> Volume:
+        """The one that it belongs to."""
+        return self._area.disk
 
     @property
     def _name(self) -> str:
-        return f"stream of disk {self.disk}"
+        return f"stream of disk {self.disk.name}"
 
     @property
     def _next(self) -> int:

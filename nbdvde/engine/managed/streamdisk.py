@@ -16,7 +16,7 @@ class StreamDisk(RegionDisk):
     """
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__(f"{stream.disk}/stream", stream.ring.capacity * BLOCK)
+        super().__init__(stream.disk, "stream", stream.ring.capacity * BLOCK)
         self.stream = stream
         self.base = stream.tail
         """Position of the first block."""

@@ -86,9 +86,9 @@ class Worm:
     # Facts
 
     @property
-    def disk(self) -> str:
-        """Name of the disk that it belongs to."""
-        return self._area.disk.name
+    def disk(self) -> Volume:
+        """The one that it belongs to."""
+        return self._area.disk
 
     @property
     def volume(self) -> Volume:
@@ -129,7 +129,7 @@ class Worm:
     @property
     def name(self) -> str:
         """As errors call it."""
-        return f"WORM region of disk {self.disk}"
+        return f"WORM region of disk {self.disk.name}"
 
     def refuse_if_retained(self) -> None:
         """Raise RefusedError while it must not go."""
@@ -215,6 +215,11 @@ class Worm:
             except BaseException:
                 self.gone = False
                 raise
+        self.end()
+
+    def end(self) -> None:
+        """See `regions.Awaited`."""
+        self.gone = True
         self.moved.unpark_all()
 
     async def flush(self) -> None:

@@ -22,7 +22,7 @@ class WormDisk(RegionDisk):
     sequential = True
 
     def __init__(self, worm: Worm) -> None:
-        super().__init__(f"{worm.disk}/worm", worm.header.capacity * BLOCK)
+        super().__init__(worm.disk, "worm", worm.header.capacity * BLOCK)
         self.worm = worm
         self.read_only = worm.read_only
         self._promised = 0

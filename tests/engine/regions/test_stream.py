@@ -365,6 +365,17 @@ async def test_a_deleted_stream_is_none(path: Path) -> None:
     await in_a_new_life(path, _holds_nothing)
 
 
+async def test_nobody_waits_for_the_stream_of_a_deleted_disk(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image, trio.open_nursery() as nursery:
+        await image.volumes.create("other", SIZE)
+        stream = await made(image, 4, StreamPolicy.WAIT)
+        await stream.append_many([b"x"] * 4)
+        for work in (lambda: stream.append(b"y"), lambda: stream.wait(4)):
+            nursery.start_soon(_refused, work)
+        await trio.testing.wait_all_tasks_blocked()
+        await image.volumes.delete("disk")
+
+
 async def _refused(work: Callable[[], Awaitable[object]]) -> None:
     with pytest.raises(RefusedError, match="stream of disk disk: was deleted"):
         await work()
