@@ -25,7 +25,7 @@ from nbdvde.engine.reading import read_copy
 from nbdvde.engine.recovery import Loaded, check_length, load, load_remains
 from nbdvde.engine.regionreader import RegionReader
 from nbdvde.engine.regions.directory import FORM as DIRECTORY
-from nbdvde.engine.regions.worm import is_retained
+from nbdvde.engine.regions.remains import is_retained, unreachable
 from nbdvde.engine.report import CheckError, CheckReport, RepairReport
 from nbdvde.engine.storage import Storage
 from nbdvde.engine.versions import FANOUT
@@ -90,15 +90,18 @@ async def salvage(
         unreadable = _copy(source, target, progress)
         loaded, checker, before = _examine(target, master_of, progress, salvage=True)
         _refuse_loss(loaded, checker)
+        without = list(_give_up_regions(loaded, checker))
         _give_up(loaded, checker)
         _mend(loaded, checker, checker.mapped)
     after = await _finish(loaded, path, progress)
+    left = without + [error for error in after.errors if error.offset is None]
+    wrong = {error.where for error in left}
     lost = [error for error in before.errors if error.offset is not None]
-    mended = [error for error in before.errors if error.offset is None]
+    mended = [error for error in before.errors if error.offset is None and error.where not in wrong]
     if loaded.partial:
         lost, mended = mended + lost, []
-    lost += [error for error in after.errors if error.offset is None]
-    return RepairReport(after.ok and not loaded.partial, lost, after.units_verified, unreadable + mended)
+    sound = after.ok and not loaded.partial and not without
+    return RepairReport(sound, lost + left, after.units_verified, unreadable + mended)
 
 
 @contextmanager
@@ -224,14 +227,28 @@ def _give_up(loaded: Loaded, checker: Checker) -> None:
             checker.mapped[member.number] -= mapped
 
 
+def _give_up_regions(loaded: Loaded, checker: Checker) -> Iterator[CheckError]:
+    """Have none of a disk that lost their directory: nothing leads to them any more. Answers what they were."""
+    for (tag, owner), member in list(loaded.catalogue.regions.items()):
+        if tag == DIRECTORY.tag:
+            gone = unreachable(RegionReader(loaded.segments, member, loaded.dictionaries).block)
+            if gone is not None:
+                where, disk = loaded.catalogue.label(member), loaded.catalogue.label(loaded.catalogue.members[owner])
+                _delete(loaded, checker, member.number)
+                yield CheckError(f"{where}, directory", f"cannot be read, lost with it: {', '.join(gone)}", disk)
+
+
 def _give_up_dictionaries(loaded: Loaded, checker: Checker) -> None:
     """Have none; what is compressed with them cannot be read, and nothing may become a duplicate of it."""
-    number = loaded.dictionaries.volume
-    loaded.catalogue.apply(Operation(Action.DELETE, number), loaded.segments.next_sequence)
+    _delete(loaded, checker, loaded.dictionaries.volume)
     loaded.dictionaries = Dictionaries()
-    del checker.mapped[number]
     for state in loaded.segments.states.values():
         state.prints_bytes = 0
+
+
+def _delete(loaded: Loaded, checker: Checker, number: int) -> None:
+    loaded.catalogue.apply(Operation(Action.DELETE, number), loaded.segments.next_sequence)
+    del checker.mapped[number]
 
 
 def _damaged_leaves(checker: Checker, member: Member) -> Iterator[tuple[int, Blocks, int]]:

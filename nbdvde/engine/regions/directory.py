@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from nbdvde.engine.layout import BLOCK
-from nbdvde.engine.regions.form import GENERATION_MAX, Form
+from nbdvde.engine.regions.form import GENERATION_MAX, Form, name_of
 from nbdvde.errors import RefusedError
 
 FORM = Form("RDIR", 16, 32)
@@ -40,9 +40,10 @@ _KINDS = {
 }
 
 
-def kind_of(form: Form) -> Kind:
+def kind_of(tag: int) -> Kind:
     """How to speak of a type of region."""
-    return _KINDS.get(form.name) or Kind("a", f"region {form.name}")
+    name = name_of(tag)
+    return _KINDS.get(name) or Kind("a", f"region {name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Slot:
     @property
     def name(self) -> str:
         """Of the type: four characters."""
-        return self.type.to_bytes(4, "little").decode("ascii", "replace")
+        return name_of(self.type)
 
     def pack(self) -> bytes:
         return _SLOT.pack(self.type, self.flags, self.start, self.blocks, self.used)

@@ -22,6 +22,16 @@ ROOM = BLOCK - TRAILER_BYTES
 GENERATION_MAX = (1 << 32) - 1
 
 
+def tag_of(block: bytes) -> int:
+    """That in the trailer of a block, sound or not."""
+    return int(_TRAILER.unpack_from(block, ROOM)[0])
+
+
+def name_of(tag: int) -> str:
+    """Four characters, as far as they are ASCII."""
+    return tag.to_bytes(4, "little").decode("ascii", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What tells one type of region from another."""
@@ -85,8 +95,8 @@ class Form:
         """What a block holds, `ROOM` bytes, and its generation. Raises DamageError."""
         if len(block) != BLOCK or xxhash.xxh64(block[:-8]).digest()[::-1] != block[-8:]:
             raise self.damage("a block fails its checksum")
-        tag, found = _TRAILER.unpack_from(block, ROOM)
-        if tag != self.tag:
+        _, found = _TRAILER.unpack_from(block, ROOM)
+        if tag_of(block) != self.tag:
             raise self.damage("a block belongs to a region of another type")
         return block[:ROOM], found
 

@@ -22,10 +22,8 @@ VERIFIERS: Mapping[int, Verifier] = {
 
 def verify(read: Read) -> Iterator[tuple[str, str]]:
     """(region, flaw) of everything that is wrong with the regions of a disk; `read` answers blocks of their volume."""
-    if not read(0).strip(b"\0"):
-        return
     try:
-        directory = Directory.unpack(read)
+        directory = Directory.unpack(read) if read(0).strip(b"\0") else Directory()
     except DamageError as damage:
         yield "directory", damage.why
         return

@@ -14,10 +14,10 @@ from hashlib import sha256
 from typing import Self
 
 from nbdvde.engine.layout import BLOCK
-from nbdvde.engine.regions.directory import Directory, Slot
+from nbdvde.engine.regions.directory import Slot
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.regions.pages import Pages, Read
-from nbdvde.errors import DamageError, UsageError
+from nbdvde.errors import UsageError
 
 FORM = Form("WORM", 48, 84)
 _HEADER = struct.Struct("<QQQQIIQ")
@@ -194,19 +194,6 @@ def verify(read: Read, slot: Slot) -> Iterator[str]:
         if record.length and _digest(read, header.log_blocks + record.block, record.length) != record.sha256:
             yield f"the data of record {ledger.records - 1} is not what was appended"
     ledger.agree(header)
-
-
-def is_retained(read: Read) -> bool:
-    """Whether the regions of a disk, read block by block, have one that must not go; so has one that cannot be read."""
-    try:
-        slot = Directory.unpack(read).find(FORM)
-    except DamageError:
-        return False
-    try:
-        header = Header.unpack(FORM.opened(read(slot.start))[0]) if slot else None
-    except DamageError:
-        return True
-    return header is not None and header.left_ns(header.clock_ns) != 0
 
 
 def _digest(read: Read, block: int, length: int) -> bytes:

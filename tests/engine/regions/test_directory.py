@@ -31,8 +31,8 @@ def test_a_window_is_used_again_when_its_region_is_gone() -> None:
 
 
 def test_people_are_told_of_regions_in_their_words() -> None:
-    assert kind_of(Form("ANON", 16, 108)) == ("an", "anonymisation table", "nbdvde anon create")
-    assert kind_of(ONE) == ("a", "region ONE1", "")
+    assert kind_of(Form("ANON", 16, 108).tag) == ("an", "anonymisation table", "nbdvde anon create")
+    assert kind_of(ONE.tag) == ("a", "region ONE1", "")
 
 
 def test_it_is_full_at_last() -> None:

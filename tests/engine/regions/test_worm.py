@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbdvde
-from nbdvde import MasterKey, Worm
+from nbdvde import MasterKey, Stream, Worm
 from nbdvde.disk import BLOCK, Disk
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea, KeyFile
@@ -339,6 +340,67 @@ async def test_nothing_goes_while_it_is_retained(path: Path, clock: Clock, monke
         await image.volumes.delete("disk")
 
 
+async def test_a_disk_goes_when_the_time_is_over(path: Path, clock: Clock) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.create("other", SIZE)
+        gone = await made(image, retention_ns=1)
+        kept = await made(image, disk="other")
+        clock.now_ns += 5
+        await image.volumes.delete("disk")
+        with pytest.raises(RefusedError, match="was deleted"):
+            await gone.append(b"x")
+        await image.regions.tend()
+        assert kept.header.clock_ns == 5
+    assert nbdvde.check_image(path, key=KEY).ok
+
+
+async def test_one_that_cannot_note_the_time_keeps_no_other_from_it(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.create("other", SIZE)
+        first, second = await made(image), await made(image, disk="other")
+        clock.now_ns += 5
+
+        async def full() -> None:
+            raise NoSpaceError("image", "is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(first, "tend", full)
+            with pytest.raises(NoSpaceError):
+                await image.regions.tend()
+        assert second.header.clock_ns == 5
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_what_is_made_while_its_disk_is_deleted_is_refused_or_keeps_it(path: Path, turns: int) -> None:
+    """A region without a disk would be an image that does not open any more."""
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.create("other", SIZE)
+        done = list[str]()
+
+        async def make() -> None:
+            with suppress(RefusedError):
+                await made(image)
+                done.append("made")
+
+        async def delete() -> None:
+            with suppress(RefusedError):
+                await image.volumes.delete("disk")
+                done.append("deleted")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make if turns % 2 else delete)
+            for _ in range(turns // 2 * 20):
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(delete if turns % 2 else make)
+        assert len(done) == 1
+        assert ("disk" in image.disks) is (done == ["made"])
+    assert nbdvde.check_image(path, key=KEY).ok
+    async with nbdvde.open_image(path, key=KEY) as image:
+        assert image.disks == (["disk", "other"] if done == ["made"] else ["other"])
+
+
 async def test_times_are_those_of_the_retention_clock(path: Path, clock: Clock) -> None:
     async with nbdvde.open_image(path, key=KEY) as image:
         worm = await made(image)
@@ -562,3 +624,35 @@ async def test_nothing_is_salvaged_without_what_is_retained(
         assert (await nbdvde.salvage_image(path, saved)).ok is not lost
         async with nbdvde.open_image(saved) as image:
             assert (await image.regions.get(Worm, image.disk())).appends == 1
+
+
+@pytest.mark.parametrize("days", [None, 30, 1])
+async def test_nothing_is_salvaged_that_may_be_retained(tmp_path: Path, clock: Clock, days: int | None) -> None:
+    """Nothing leads to the regions any more; where they begin can still be looked at."""
+    path, saved = tmp_path / "plain.vde", tmp_path / "saved.vde"
+    nbdvde.create_image(path, SIZE, secret=None, compression="none", extent_bytes=BLOCK)
+    async with nbdvde.open_image(path) as image:
+        if days:
+            worm = await made(image, 10, days * DAY_NS)
+            clock.now_ns += 2 * DAY_NS
+            await worm.tend()
+        await Stream.create(image.regions, image.disk(), 4)
+    async with nbdvde.open_image(path, read_only=True) as image:
+        directory = b"".join(map(bytes, await _volume(image).read(0, BLOCK)))
+    content = path.read_bytes()
+    at = content.rindex(directory)
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    wheres = [error.where for error in nbdvde.check_image(path).errors]
+    assert wheres[-1] == "region RDIR of disk, directory"
+    if days == 30:
+        with pytest.raises(RefusedError, match="disk disk: has a WORM region under retention that cannot be saved"):
+            await nbdvde.salvage_image(path, saved)
+        assert not saved.exists()
+        return
+    report = await nbdvde.salvage_image(path, saved)
+    names = "WORM region, stream" if days else "stream"
+    assert (report.ok, report.repaired) == (False, [])
+    assert report.errors[-1].what == f"cannot be read, lost with it: {names}"
+    async with nbdvde.open_image(saved) as image:
+        assert (await Stream.create(image.regions, image.disk(), 4)).head == 0
+    assert nbdvde.check_image(saved).ok
