@@ -178,6 +178,8 @@ def test_a_full_vault(command: Command, plain_image: Path) -> None:
     write_key(Path("key.pem"), private_pem(KEY))
     assert command("vault", "create", plain_image, "--capacity", "4K").code == 0
     words = ("--framework", "SOX", "--status", "exempt", "--issuer", "x" * 128, "--key", "key.pem")
-    for _ in range(7):
+    for _ in range(5):
         assert command("vault", "issue", plain_image, *words, "--notes", "n" * 256).code == 0
     command("vault", "issue", plain_image, *words, "--notes", "n" * 256).fails(7, "vault: its 4096 bytes are full")
+    [*_, last] = command("vault", "query", plain_image, "--json").json["passports"]
+    assert command("vault", "revoke", plain_image, last["id"], "--key", "key.pem").code == 0

@@ -14,7 +14,7 @@ from typing import Self
 
 from nbdvde.engine.regions import signature
 from nbdvde.engine.regions.directory import Slot
-from nbdvde.engine.regions.form import Form
+from nbdvde.engine.regions.form import ROOM, Form
 from nbdvde.engine.regions.pages import Pages, Read
 from nbdvde.engine.regions.signature import SIGNATURE_BYTES, PrivateKey, PublicKey
 from nbdvde.errors import RefusedError, UsageError
@@ -26,6 +26,10 @@ _LENGTH = struct.Struct("<I")
 ISSUER_MAX, NOTES_MAX = 128, 256
 """Bytes of UTF-8."""
 _TOO_LONG = 1 << 32
+_REVOCATION_BYTES = _HEAD.size + _LENGTH.size + SIGNATURE_BYTES
+"""Without issuer and reason."""
+_CUT_MAX = _REVOCATION_BYTES + ISSUER_MAX - 1
+"""Bytes at the end of a block that a revocation may not fit into."""
 FRAMEWORKS = ("GDPR", "HIPAA", "SOX", "PCI-DSS", "SOC2", "ISO27001", "CCPA", "FISMA", "FedRAMP")
 STATUSES = ("unknown", "compliant", "non-compliant", "exempt", "pending-review")
 EVENT = 0xFFFF
@@ -106,7 +110,7 @@ def _text(name: str, text: str, limit: int) -> bytes:
     try:
         raw = text.encode()
     except UnicodeEncodeError:
-        raise UsageError(name, "is not valid UTF-8") from None
+        raise UsageError(name, "is not valid UTF-8", "write it in UTF-8") from None
     if len(raw) > limit:
         raise UsageError(name, f"has {len(raw)} bytes, and there is room for {limit}", "shorten it")
     return raw
@@ -194,6 +198,8 @@ class Ledger:
         self._by_object: dict[bytes, list[Entry]] = {}
         self._by_framework: dict[int, list[Entry]] = {}
         self.passports = 0
+        self.revocable_bytes = 0
+        """Of the revocations, without reasons, of all passports that are not revoked."""
 
     def add(self, record: Record) -> None:
         """Take up a record that is stored. Raises DamageError."""
@@ -205,10 +211,13 @@ class Ledger:
             self._by_object.setdefault(record.object, []).append(entry)
             self._by_framework.setdefault(record.framework, []).append(entry)
             self.passports += 1
+            self.revocable_bytes += revocation_bytes(record)
             return
         target = self._by_id.get(record.object)
         if not isinstance(target, Entry):
             raise FORM.damage("has an event without its passport")
+        if record.status == REVOKED and not target.revocation:
+            self.revocable_bytes -= revocation_bytes(target.passport)
         target.events.append(record)
         self._by_id[record.id] = record
 
@@ -271,6 +280,18 @@ class Ledger:
                 raise RefusedError("passport", "is revoked already")
             if key is None or not entry.passport.fits(key):
                 raise RefusedError("passport", "was signed with another key", "revoke it with that one")
+
+
+def revocation_bytes(passport: Record) -> int:
+    """Of a revocation of a passport, without a reason."""
+    return _REVOCATION_BYTES + len(passport.issuer.encode())
+
+
+def blocks_needed(pages: Pages, reserved: int) -> int:
+    """For the records, and behind them for so many bytes of revocations, however they are cut into blocks."""
+    free = ROOM - (FORM.header_bytes if pages.blocks == 1 else 0) - len(pages.last)
+    left = reserved - free if reserved <= free else reserved - max(0, free - _CUT_MAX)
+    return pages.blocks + max(0, -(-left // (ROOM - _CUT_MAX)))
 
 
 def header(passports: int) -> bytes:

@@ -1,25 +1,33 @@
 """The compliance vault in an open image: durable when it says so, found again, full at last, never half."""
 
+import itertools
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import nbdvde
 from nbdvde import MasterKey
+from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.vault import Vault
-from nbdvde.engine.regions.vault import FORM, VERIFIED, Entry, header
+from nbdvde.engine.regions.vault import FORM, VERIFIED, Entry, Record, header
 from nbdvde.errors import NoSpaceError, RefusedError, UsageError
 from tests.engine.regions.passports import DISK, KEY, NOW, PUBLIC, event, passport
 
 MASTER = MasterKey(bytes(range(32)))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "image.vde"
+def new(folder: Path) -> Path:
+    path = folder / "image.vde"
     nbdvde.create_image(path, 1 << 20, secret=MASTER, segment_bytes=256 << 10)
     return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return new(tmp_path)
 
 
 async def made(image: Image, capacity: int = 64 << 10) -> Vault:
@@ -53,17 +61,39 @@ async def test_what_was_added_is_there_again(path: Path) -> None:
         assert len(list(vault.query())) == 40
 
 
-async def test_a_full_one_says_so_and_keeps_what_it_has(path: Path) -> None:
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("issuer_bytes", [1, 128])
+async def test_a_full_one_says_so_and_still_takes_all_revocations(path: Path, blocks: int, issuer_bytes: int) -> None:
+    """Whatever becomes of the keys: what was said can be taken back."""
+    added = list[Record]()
+
+    async def fill(vault: Vault) -> None:
+        for number, length in zip(itertools.count(), itertools.cycle((3, 250, 97)), strict=False):
+            one = replace(passport(number, notes="n" * length), issuer="i" * issuer_bytes).signed_with(KEY)
+            await vault.add(one, PUBLIC, NOW)
+            added.append(one)
+
+    def revocation(number: int, notes: str = "") -> Record:
+        of = added[number]
+        return replace(event(of, 1000 + number), issuer=of.issuer, notes=notes).signed_with(KEY)
+
     async with nbdvde.open_image(path, key=MASTER) as image:
-        vault = await made(image, 8192)
-        for number in range(1, 21):
-            await vault.add(passport(number, notes="n" * 250), PUBLIC, NOW)
-        with pytest.raises(NoSpaceError, match="its 8192 bytes are full"):
-            await vault.add(passport(21, notes="n" * 250), PUBLIC, NOW)
-        await vault.add(passport(98), PUBLIC, NOW)  # a shorter one fits
+        vault = await made(image, blocks * BLOCK)
+        with pytest.raises(NoSpaceError, match=f"its {blocks * BLOCK} bytes are full, but for revocations"):
+            await fill(vault)
+        with suppress(NoSpaceError):
+            for number in itertools.count(2000):
+                await vault.add(event(added[0], number, VERIFIED), None, NOW)
+        assert len(added) * (132 + issuer_bytes) * 2 < blocks * BLOCK < len(added) * 1000
+        with pytest.raises(NoSpaceError, match="revoke it without a reason"):
+            await vault.add(revocation(0, "n" * 256), PUBLIC, NOW)
+        for number in range(len(added)):
+            await vault.add(revocation(number), PUBLIC, NOW)
     assert nbdvde.check_image(path, key=MASTER).ok
     async with nbdvde.open_image(path, key=MASTER) as image:
-        assert len(list((await opened(image)).query())) == 21
+        found = list((await opened(image)).query())
+        assert [entry.passport for entry in found] == added
+        assert {entry.state(NOW) for entry in found} == {"revoked"}
 
 
 @pytest.mark.parametrize("capacity", [4095, (4 << 30) + 1])
