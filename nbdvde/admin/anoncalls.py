@@ -134,7 +134,10 @@ async def _table(image: Image, disk: str | None) -> AnonTable:
 def _subject(image: Image, text: str) -> bytes:
     if not text.strip():
         raise UsageError("subject", "is empty", "name it, by a UUID")
-    return subject_uuid(image.superblock.uuid, text).bytes
+    try:
+        return subject_uuid(image.superblock.uuid, text).bytes
+    except UnicodeEncodeError:
+        raise UsageError("subject", "is not valid UTF-8", "write it in UTF-8") from None
 
 
 def type_code(text: str) -> int:

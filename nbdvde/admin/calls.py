@@ -20,6 +20,17 @@ class Nothing(msgspec.Struct, frozen=True):
     """A request that says nothing."""
 
 
+class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A request that fits behind the question mark of a URL: texts, each of which may be left out."""
+
+
+class OfImage(Query, frozen=True):
+    """An image of the server."""
+
+    image: str | None = None
+    """Its path, as `metrics` tells it; without, that of the control socket, or the first one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Q, A]):
     """A question, and one answer."""
@@ -37,8 +48,8 @@ class Call(Generic[Q, A]):
 
     @property
     def method(self) -> str:
-        """Of HTTP: GET for what asks without a body."""
-        return "GET" if self.request is Nothing and not self.changes else "POST"
+        """Of HTTP: GET for what asks little and changes nothing."""
+        return "GET" if issubclass(self.request, Nothing | Query) and not self.changes else "POST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +77,16 @@ def parse(body: bytes, kind: type[Q]) -> Q:
         raise UsageError("request", str(error)) from None
 
 
-async def answer(call: Call[Q, A], image: Image, body: bytes) -> A:
+async def answer(call: Call[Q, A], image: Image, request: Q) -> A:
     """What a served image answers. Raises NbdvdeError."""
-    request = parse(body if call.method == "POST" else b"{}", call.request)
     if call.changes and not call.replicated:
         refuse_if_replicated(image, call.path)
     with naming(image.path):
         return await call.work(image, request)
 
 
-async def feed(call: Feed[Q, A], image: Image, body: bytes, emit: Callable[[object], Awaitable[None]]) -> End:
+async def feed(call: Feed[Q, A], image: Image, request: Q, emit: Callable[[object], Awaitable[None]]) -> End:
     """The same, line by line. Raises NbdvdeError."""
-    request = parse(body, call.request)
     if call.changes:
         refuse_if_replicated(image, call.path)
     with naming(image.path):

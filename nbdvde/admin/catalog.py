@@ -5,6 +5,7 @@ from typing import Any
 from nbdvde.admin import (
     anoncalls,
     clustercalls,
+    imagecalls,
     mapcalls,
     metricscalls,
     regioncalls,
@@ -15,6 +16,7 @@ from nbdvde.admin import (
 from nbdvde.admin.calls import Call, Feed
 
 CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
+    imagecalls.INFO,
     regioncalls.REGIONS,
     *streamcalls.CALLS,
     *vaultcalls.VAULT_CALLS,
@@ -24,4 +26,4 @@ CALLS: tuple[Call[Any, Any] | Feed[Any, Any], ...] = (
     *wormcalls.CALLS,
     *clustercalls.CALLS,
 )
-"""What the control interface answers besides what `service.PATHS` has."""
+"""What the control interface answers besides `service.handlers`."""

@@ -8,12 +8,14 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
 from nbdvde.admin import dictionarychange, volumechange
-from nbdvde.admin.calls import Call, Feed
+from nbdvde.admin.calls import Call, Feed, OfImage
 from nbdvde.admin.difference import Range
+from nbdvde.admin.imagecalls import INFO
 from nbdvde.admin.keychange import Action
 from nbdvde.admin.measures import Measures
 from nbdvde.admin.messages import (
@@ -41,7 +43,7 @@ from nbdvde.admin.messages import (
     VolumeRequest,
 )
 from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, SpaceReport
-from nbdvde.errors import NetworkError
+from nbdvde.errors import NetworkError, UsageError
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -70,6 +72,14 @@ def connect(path: Path) -> "ControlClient | None":
         raise client.lost(error) from None
     client.status()
     return client
+
+
+def _encoded(request: object) -> bytes:
+    """A request as JSON. Raises UsageError."""
+    try:
+        return msgspec.json.encode(request)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"'{error.object}'", "is not valid UTF-8", "a server takes no other text") from None
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -127,8 +137,8 @@ class ControlClient:
         return self._call("GET", "/v1/metrics", Measures)
 
     def info(self) -> ImageInfo:
-        """See `Service.info`."""
-        return self._call("GET", "/v1/info", ImageInfo)
+        """See `imagecalls.info`."""
+        return self.call(INFO, OfImage())
 
     def flush(self) -> Done:
         """See `Service.flush`."""
@@ -148,11 +158,11 @@ class ControlClient:
 
     def add_export(self, request: AddExport) -> ExportList:
         """See `Service.add_export`."""
-        return self._call("POST", "/v1/exports/add", ExportList, msgspec.json.encode(request))
+        return self._call("POST", "/v1/exports/add", ExportList, _encoded(request))
 
     def remove_export(self, request: RemoveExport) -> ExportList:
         """See `Service.remove_export`."""
-        return self._call("POST", "/v1/exports/remove", ExportList, msgspec.json.encode(request))
+        return self._call("POST", "/v1/exports/remove", ExportList, _encoded(request))
 
     def keys(self) -> KeyList:
         """See `Service.keys`."""
@@ -160,7 +170,7 @@ class ControlClient:
 
     def change_keys(self, action: Action, request: KeyRequest) -> KeyList:
         """See `Service.add_key`."""
-        return self._call("POST", f"/v1/keys/{action}", KeyList, msgspec.json.encode(request))
+        return self._call("POST", f"/v1/keys/{action}", KeyList, _encoded(request))
 
     def df(self) -> SpaceReport:
         """See `Service.df`."""
@@ -168,7 +178,7 @@ class ControlClient:
 
     def diff(self, request: DiffRequest, cut: Callable[[Range], None]) -> Iterator[Range]:
         """See `difference.difference`; `cut` hears what that answers."""
-        for line in self._lines("POST", "/v1/snapshots/diff", msgspec.json.encode(request)):
+        for line in self._lines("POST", "/v1/snapshots/diff", _encoded(request)):
             answer = self._decode(line, DiffLine)
             yield from answer.changes
             if answer.cut:
@@ -179,7 +189,7 @@ class ControlClient:
 
     def change_volume(self, action: volumechange.Action, request: VolumeRequest) -> VolumeInfo:
         """See `volumechange.change`."""
-        return self._call("POST", f"/v1/{action}", VolumeInfo, msgspec.json.encode(request))
+        return self._call("POST", f"/v1/{action}", VolumeInfo, _encoded(request))
 
     def dictionaries(self) -> DictionaryReport:
         """See `Service.dictionaries`."""
@@ -189,7 +199,7 @@ class ControlClient:
         self, action: dictionarychange.Action, request: DictionaryRequest, progress: Progress
     ) -> DictionaryReport:
         """See `dictionarychange.change`."""
-        for line in self._lines("POST", f"/v1/dictionaries/{action}", msgspec.json.encode(request)):
+        for line in self._lines("POST", f"/v1/dictionaries/{action}", _encoded(request)):
             answer = self._decode(line, DictionaryLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)
@@ -199,7 +209,7 @@ class ControlClient:
 
     def check(self, progress: Progress, rate: int | None = None) -> CheckReport:
         """See `Service.check`, and with `rate`, in bytes a second, `Service.scrub`."""
-        path, body = ("/v1/check", None) if rate is None else ("/v1/scrub", msgspec.json.encode(ScrubRequest(rate)))
+        path, body = ("/v1/check", None) if rate is None else ("/v1/scrub", _encoded(ScrubRequest(rate)))
         for line in self._lines("POST", path, body):
             answer = self._decode(line, CheckLine)
             if answer.progress:
@@ -210,7 +220,7 @@ class ControlClient:
 
     def optimize(self, request: OptimizeRequest, progress: Progress) -> OptimizeReport:
         """See `Service.optimize`."""
-        for line in self._lines("POST", "/v1/optimize", msgspec.json.encode(request)):
+        for line in self._lines("POST", "/v1/optimize", _encoded(request)):
             answer = self._decode(line, OptimizeLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)
@@ -220,7 +230,7 @@ class ControlClient:
 
     def copy(self, direction: Literal["import", "export"], request: CopyRequest, progress: Progress) -> CopyLine:
         """See `Service.import_` and `Service.export`."""
-        for line in self._lines("POST", f"/v1/{direction}", msgspec.json.encode(request)):
+        for line in self._lines("POST", f"/v1/{direction}", _encoded(request)):
             answer = self._decode(line, CopyLine)
             if answer.progress:
                 progress(answer.progress.done, answer.progress.total)
@@ -230,12 +240,14 @@ class ControlClient:
 
     def call(self, call: Call[Q, A], request: Q) -> A:
         """What a call answers."""
-        body = None if call.method == "GET" else msgspec.json.encode(request)
-        return self._call(call.method, f"/v1/{call.path}", call.answer, body)
+        if call.method == "GET":
+            query = urlencode(json.loads(_encoded(request)))
+            return self._call("GET", f"/v1/{call.path}{query and '?'}{query}", call.answer)
+        return self._call("POST", f"/v1/{call.path}", call.answer, _encoded(request))
 
     def feed(self, call: Feed[Q, A], request: Q) -> Iterator[A]:
         """What a feed answers, as it comes."""
-        for line in self._lines(call.method, f"/v1/{call.path}", msgspec.json.encode(request)):
+        for line in self._lines(call.method, f"/v1/{call.path}", _encoded(request)):
             if line == b"{}\n":
                 return
             yield self._decode(line, call.answer)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import parse_qsl
 
 import h11
 import msgspec
@@ -25,6 +26,8 @@ REQUEST_S = 10.0
 """Seconds in which a request has to arrive."""
 FINISH_S = 1.0
 """Seconds a client has to take the end of its answer when the server stops."""
+_PARAMETERS_MAX = 16
+"""Behind the question mark of a URL."""
 MAX_BODY_BYTES = 2 << 20
 """1 MiB of data in base64, and more."""
 _STATUS = {
@@ -34,7 +37,7 @@ _STATUS = {
 Emit = Callable[[object], Awaitable[None]]
 """Sends one line before the result."""
 Handler = Callable[[bytes, Emit], Awaitable[object]]
-"""Takes the body of a request; answers the result, which may be a `Page`, or raises NbdvdeError."""
+"""Takes the body of a request, of a GET the query as JSON; answers the result, perhaps a `Page`. Raises NbdvdeError."""
 Routes = Mapping[str, tuple[str, Handler]]
 """Path to method and handler."""
 
@@ -55,6 +58,8 @@ class Asked:
     method: str
     path: str
     """Without what follows a question mark."""
+    query: bytes
+    """That, as a JSON object of texts."""
     headers: Mapping[str, str]
     """Names in lower case."""
 
@@ -185,7 +190,7 @@ class Exchange:
         if refusal is not None:
             await self.fail(refusal)
         else:
-            await self._run(routes[asked.path][1], body)
+            await self._run(routes[asked.path][1], body if asked.method == "POST" else asked.query)
 
     async def fail(self, refusal: Refusal) -> None:
         """Answer with an error, if an answer is still possible."""
@@ -258,7 +263,15 @@ class Exchange:
 
 def _asked(request: h11.Request) -> Asked:
     headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
-    return Asked(request.method.decode(), request.target.decode().partition("?")[0], headers)
+    path, _, query = request.target.decode().partition("?")
+    return Asked(request.method.decode(), path, _as_json(query), headers)
+
+
+def _as_json(query: str) -> bytes:
+    try:
+        return json.dumps(dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_PARAMETERS_MAX))).encode()
+    except ValueError:
+        raise h11.RemoteProtocolError("the query has too many parameters") from None
 
 
 def _misdirected(asked: Asked, routes: Routes) -> Refusal | None:

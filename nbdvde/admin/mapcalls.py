@@ -1,21 +1,35 @@
 """The map of a disk: what it is made of, place by place."""
 
+import math
+from collections import OrderedDict
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
 import trio
 
-from nbdvde.admin.calls import Call, Nothing
+from nbdvde.admin.calls import Call, OfImage
 from nbdvde.disk import BLOCK
 from nbdvde.engine.diskmap import Drawing, Part
 from nbdvde.engine.image import Image
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import UsageError
+from nbdvde.errors import InUseError, UsageError
 
 CELLS, CELLS_MAX = 4096, 512 * 512
 _PAUSE = 20
 """Times as long as drawing takes: so long a map that anybody may ask for is shown again."""
 _PAUSE_MIN_S = 10.0
+_HASTE_S = 10.0
+"""For a new map rest may be owed: so many seconds of it."""
+_SHOWN_MAX = 64
+"""Maps that are kept, of an image."""
+
+
+class MapOf(OfImage, frozen=True):
+    """A disk whose map was perhaps drawn before."""
+
+    disk: str | None = None
+    """The disk, or DISK@SNAPSHOT; the first disk without."""
 
 
 class MapRequest(msgspec.Struct, frozen=True):
@@ -69,35 +83,59 @@ def _map(disk: Volume, since: Volume | None, drawing: Drawing) -> DiskMap:
     )  # fmt: skip
 
 
+class _Shown(NamedTuple):
+    """The map of a disk as it was drawn last."""
+
+    map: DiskMap
+    until_s: float
+    """It is shown again until then."""
+    change: tuple[int, ...]
+    """Of the image, when it was drawn."""
+
+
 class _Latest:
-    """The map of the first disk that was shown last, and until when it is shown again."""
+    """The maps of an image that were shown last."""
 
     def __init__(self) -> None:
         self.lock = trio.Lock()
-        self.until_s = 0.0
-        self.change: tuple[int, ...] = ()
-        """Of the image, when it was drawn."""
-        self.map: DiskMap | None = None
+        self._shown: OrderedDict[int, _Shown] = OrderedDict()
+        """By number of the disk or snapshot."""
+        self._rested_s = 0.0
+        """When all that was drawn will have been a small part of the time."""
+
+    async def map(self, image: Image, disk: Volume) -> DiskMap:
+        """That of a disk, drawn anew where that is due."""
+        begun_s, known = trio.current_time(), self._shown.get(disk.number)
+        if known and (begun_s < known.until_s or known.change == image.change):
+            return known.map
+        if self._rested_s - begun_s > _HASTE_S:
+            if known:
+                return known.map
+            wait_s = math.ceil(self._rested_s - begun_s - _HASTE_S)
+            raise InUseError(f"map of {disk.name}", "others were drawn just now", f"ask again in {wait_s} s")
+        await image.flush()
+        change = image.change  # what is written from now on is not in it, perhaps
+        drawn = await draw(image, MapRequest(disk.name))
+        ended_s = trio.current_time()
+        rest_s = _PAUSE * (ended_s - begun_s)
+        self._rested_s = max(self._rested_s, ended_s) + rest_s
+        self._shown[disk.number] = _Shown(drawn, ended_s + max(_PAUSE_MIN_S, rest_s), change)
+        self._shown.move_to_end(disk.number)
+        if len(self._shown) > _SHOWN_MAX:
+            self._shown.popitem(last=False)
+        return drawn
 
 
 _LATEST: WeakKeyDictionary[Image, _Latest] = WeakKeyDictionary()
 
 
-async def latest(image: Image, _: Nothing) -> DiskMap:
-    """What the first disk is made of: blocks of each kind by place, some seconds ago."""
+async def latest(image: Image, asked: MapOf) -> DiskMap:
+    """What a disk is made of: blocks of each kind by place, some seconds ago."""
     known = _LATEST.setdefault(image, _Latest())
     async with known.lock:
-        begun_s = trio.current_time()
-        if known.map is None or (begun_s >= known.until_s and image.change != known.change):
-            await image.flush()
-            change = image.change  # what is written from now on is not in it, perhaps
-            known.map = await draw(image, MapRequest())
-            known.change = change
-            ended_s = trio.current_time()
-            known.until_s = ended_s + max(_PAUSE_MIN_S, _PAUSE * (ended_s - begun_s))
-        return known.map
+        return await known.map(image, image.disk(asked.disk))
 
 
-LATEST = Call("map", Nothing, DiskMap, latest, changes=False)
+LATEST = Call("map", MapOf, DiskMap, latest, changes=False)
 DRAW = Call("map/draw", MapRequest, DiskMap, draw, changes=False)
 CALLS = (LATEST, DRAW)

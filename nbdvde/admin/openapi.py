@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, get_type_hints
 import msgspec
 
 from nbdvde.admin import catalog, service, web
-from nbdvde.admin.calls import End, Feed, Nothing
+from nbdvde.admin.calls import End, Feed, Nothing, Query
 from nbdvde.admin.messages import (
     AddExport,
     CopyRequest,
@@ -46,7 +46,7 @@ REQUESTS: dict[str, type] = {
     **{f"/v1/dictionaries/{action}": DictionaryRequest for action in ("train", "replace", "remove")},
     **{f"/v1/keys/{action}": KeyRequest for action in ("add", "remove", "change")},
 }
-"""Bodies that the handlers of `service.PATHS` take; those of the calls say it themselves."""
+"""Bodies that the handlers of `service` take; those of the calls say it themselves."""
 _DESCRIPTION = """The control interface of a running nbdvde server: HTTP/1.1, one request a connection.
 
 It is answered at the control socket, a Unix socket of mode 0600 beside each image
@@ -92,10 +92,11 @@ def document() -> Schema:
 
 
 def _routes() -> Iterator[_Route]:
-    for path, (method, name) in service.PATHS.items():
-        handler = getattr(service.Service, name)
+    for path, (method, handler) in service.handlers().items():
         answers = () if path in _SPECIAL else (get_type_hints(handler)["return"],)
-        yield _Route(path, method, name.strip("_"), inspect.getdoc(handler) or "", REQUESTS.get(path), answers)
+        yield _Route(
+            path, method, handler.__name__.strip("_"), inspect.getdoc(handler) or "", REQUESTS.get(path), answers
+        )
     for call in catalog.CALLS:
         request = None if call.request is Nothing else call.request
         lines = (call.answer, End) if isinstance(call, Feed) else (call.answer,)
@@ -107,7 +108,9 @@ def _operation(route: _Route, references: References) -> Schema:
     operation: Schema = {"operationId": route.identity, "summary": " ".join(route.text.split())}
     if route.path in web.READABLE or route.path in web.CHANGES:
         operation["x-nbdvde-admin"] = "read" if route.path in web.READABLE else "change"
-    if route.request is not None:
+    if route.request is not None and issubclass(route.request, Query):
+        operation["parameters"] = list(_parameters(route.request))
+    elif route.request is not None:
         operation["requestBody"] = {"required": True, "content": _json(references[route.request])}
     special = _SPECIAL.get(route.path)
     operation["responses"] = {
@@ -115,6 +118,12 @@ def _operation(route: _Route, references: References) -> Schema:
         "default": {"description": "What went wrong.", "content": _json(references[Failure])},
     }
     return operation
+
+
+def _parameters(request: type[Query]) -> Iterator[Schema]:
+    texts = _texts(request)
+    for name in request.__struct_fields__:
+        yield {"name": name, "in": "query", "description": texts[name], "schema": {"type": "string"}}
 
 
 def _answer(route: _Route, references: References) -> Schema:
@@ -168,11 +177,15 @@ def _all_types(types: Iterable[type]) -> set[type]:
 
 def _describe(schema: Schema, kind: type) -> None:
     """Put into a schema what the code says of its fields."""
-    bases = [base for base in reversed(kind.__mro__) if base.__module__.startswith("nbdvde")]
-    texts = {name: text for base in bases for name, text in docstrings(base).items()}
+    texts = _texts(kind)
     for name, field in schema.get("properties", {}).items():
         if name in texts:
-            field["description"] = " ".join(texts[name].split())
+            field["description"] = texts[name]
+
+
+def _texts(kind: type) -> dict[str, str]:
+    bases = [base for base in reversed(kind.__mro__) if base.__module__.startswith("nbdvde")]
+    return {name: " ".join(text.split()) for base in bases for name, text in docstrings(base).items()}
 
 
 def docstrings(kind: type) -> dict[str, str]:

@@ -2,108 +2,40 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import trio
 
 from nbdvde import workers
-from nbdvde.admin import dictionarychange, volumechange
-from nbdvde.admin.calls import Call, Feed, answer, feed, parse
+from nbdvde.admin.calls import Call, Feed, OfImage, answer, feed, parse
 from nbdvde.admin.catalog import CALLS
-from nbdvde.admin.difference import Ranges, difference
 from nbdvde.admin.http import Emit, Page, Routes
-from nbdvde.admin.keychange import Action, apply
+from nbdvde.admin.imageservice import ImageService
 from nbdvde.admin.measures import Gauges, Measures, as_text, measures
 from nbdvde.admin.messages import (
     AddExport,
-    CheckLine,
     Client,
-    CopyLine,
-    CopyRequest,
-    DictionaryLine,
-    DictionaryReport,
-    DictionaryRequest,
-    DiffLine,
-    DiffRequest,
     Done,
     ExportList,
     ExportStatus,
     Health,
-    KeyList,
-    KeyRequest,
-    OptimizeLine,
-    OptimizeRequest,
-    Progress,
     Reloaded,
     RemoveExport,
-    ScrubRequest,
     Status,
-    VolumeInfo,
-    VolumeRequest,
 )
-from nbdvde.disk import Disk
-from nbdvde.engine.access import fresh, naming, placing
 from nbdvde.engine.image import Image
-from nbdvde.engine.keys import KeyArea
-from nbdvde.engine.optimize import options_of
-from nbdvde.engine.pace import check_rate
-from nbdvde.engine.report import CheckReport, ImageInfo, SpaceReport
 from nbdvde.engine.volumes import check_size
-from nbdvde.errors import NbdvdeError, RefusedError, UsageError
+from nbdvde.errors import UsageError
 from nbdvde.exports import Access, Export
 from nbdvde.hosting import ExportSpec, Host
-from nbdvde.replication.registry import refuse_if_replicated, replica_of
 from nbdvde.server import Connection, Server
-from nbdvde.transfer import copy_in, copy_out
 from nbdvde.version import VERSION
 
-PROGRESS_S = 0.1
-"""Seconds between two lines of progress."""
-PATHS = {
-    "/metrics": ("GET", "exposition"),
-    "/healthz": ("GET", "health"),
-    "/readyz": ("GET", "readiness"),
-    "/v1/openapi.json": ("GET", "openapi"),
-    "/v1/status": ("GET", "status"),
-    "/v1/metrics": ("GET", "metrics"),
-    "/v1/info": ("GET", "info"),
-    "/v1/df": ("POST", "df"),
-    "/v1/check": ("POST", "check"),
-    "/v1/scrub": ("POST", "scrub"),
-    "/v1/optimize": ("POST", "optimize"),
-    "/v1/import": ("POST", "import_"),
-    "/v1/export": ("POST", "export"),
-    "/v1/flush": ("POST", "flush"),
-    "/v1/stop": ("POST", "stop"),
-    "/v1/reload": ("POST", "reload"),
-    "/v1/exports": ("GET", "exports"),
-    "/v1/exports/add": ("POST", "add_export"),
-    "/v1/exports/remove": ("POST", "remove_export"),
-    "/v1/disks/create": ("POST", "create_disk"),
-    "/v1/disks/clone": ("POST", "clone_disk"),
-    "/v1/disks/resize": ("POST", "resize_disk"),
-    "/v1/disks/delete": ("POST", "delete_disk"),
-    "/v1/snapshots/create": ("POST", "create_snapshot"),
-    "/v1/snapshots/delete": ("POST", "delete_snapshot"),
-    "/v1/snapshots/rollback": ("POST", "roll_back"),
-    "/v1/snapshots/diff": ("POST", "diff"),
-    "/v1/dictionaries": ("GET", "dictionaries"),
-    "/v1/dictionaries/train": ("POST", "train_dictionaries"),
-    "/v1/dictionaries/replace": ("POST", "replace_dictionary"),
-    "/v1/dictionaries/remove": ("POST", "remove_dictionary"),
-    "/v1/keys": ("GET", "keys"),
-    "/v1/keys/add": ("POST", "add_key"),
-    "/v1/keys/remove": ("POST", "remove_key"),
-    "/v1/keys/change": ("POST", "change_key"),
-}
-"""Path to method and name of the handler in `Service`."""
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Serving(Protocol):
@@ -127,6 +59,21 @@ class Serving(Protocol):
 class Service:
     """Handlers of the control interface."""
 
+    PATHS: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "/metrics": ("GET", "exposition"),
+        "/healthz": ("GET", "health"),
+        "/readyz": ("GET", "readiness"),
+        "/v1/openapi.json": ("GET", "openapi"),
+        "/v1/status": ("GET", "status"),
+        "/v1/metrics": ("GET", "metrics"),
+        "/v1/stop": ("POST", "stop"),
+        "/v1/reload": ("POST", "reload"),
+        "/v1/exports": ("GET", "exports"),
+        "/v1/exports/add": ("POST", "add_export"),
+        "/v1/exports/remove": ("POST", "remove_export"),
+    }
+    """Path to method and name of the handler."""
+
     def __init__(
         self,
         server: Server,
@@ -136,7 +83,8 @@ class Service:
         serving: Serving,
     ) -> None:
         """`image` tells which one is spoken of, if any; `addresses` are the URIs of the default export."""
-        self._server, self._find_image, self._host, self._serving = server, image, host, serving
+        self._server, self._image, self._host, self._serving = server, image, host, serving
+        self._of_image = ImageService(image, host)
         self._addresses = list(addresses)
         self._started_s = trio.current_time()
         self._gauges = Gauges()
@@ -144,15 +92,15 @@ class Service:
     def routes(self) -> Routes:
         """Paths, methods and handlers."""
         calls = {f"/v1/{call.path}": (call.method, partial(self._answer, call)) for call in CALLS}
-        return {path: (method, getattr(self, name)) for path, (method, name) in PATHS.items()} | calls
+        rooms = (self, self._of_image)
+        return {
+            path: (method, getattr(room, name)) for room in rooms for path, (method, name) in room.PATHS.items()
+        } | calls
 
     async def _answer(self, call: Call[Any, Any] | Feed[Any, Any], body: bytes, emit: Emit) -> object:
-        image = self._the_image()
-        return await (answer(call, image, body) if isinstance(call, Call) else feed(call, image, body, emit))
-
-    @property
-    def _image(self) -> Image | None:
-        return self._find_image()
+        request = parse(body, call.request)
+        image = self._of_image.find(request.image if isinstance(request, OfImage) else None)
+        return await (answer(call, image, request) if isinstance(call, Call) else feed(call, image, request, emit))
 
     async def exposition(self, body: bytes, emit: Emit) -> Page:
         """Counters, latencies and gauges in the text format of Prometheus."""
@@ -177,7 +125,7 @@ class Service:
 
     async def status(self, body: bytes, emit: Emit) -> Status:
         """What is served, to whom, and since when."""
-        server, image = self._server, self._image
+        server, image = self._server, self._image()
         return Status(
             version=VERSION,
             pid=os.getpid(),
@@ -196,16 +144,6 @@ class Service:
         """Counters and latencies of the server, gauges of its images."""
         uptime_s = round(trio.current_time() - self._started_s, 3)
         return measures(self._server, self._host.exports, self._gauges.of(self._host.images), uptime_s)
-
-    async def info(self, body: bytes, emit: Emit) -> ImageInfo:
-        """The image, its disks and statistics."""
-        return self._the_image().info()
-
-    async def flush(self, body: bytes, emit: Emit) -> Done:
-        """Make every write accepted so far durable."""
-        if self._image:
-            await self._image.flush()
-        return Done()
 
     async def stop(self, body: bytes, emit: Emit) -> Done:
         """Begin a clean stop; once more, do not wait for clients any longer."""
@@ -246,157 +184,11 @@ class Service:
         await self._host.remove(asked.name, force=asked.force)
         return await self.exports(body, emit)
 
-    async def df(self, body: bytes, emit: Emit) -> SpaceReport:
-        """Where the bytes of the image went."""
-        return await self._the_image().space()
 
-    async def check(self, body: bytes, emit: Emit) -> CheckLine:
-        """Verify everything: lines of progress, then the report."""
-        return CheckLine(report=await check(self._the_image(), emit))
-
-    async def scrub(self, body: bytes, emit: Emit) -> CheckLine:
-        """Verify everything, at so many bytes a second at most: lines of progress, then the report."""
-        rate = check_rate(parse(body, ScrubRequest).rate)
-        return CheckLine(report=await check(self._the_image(), emit, rate))
-
-    async def optimize(self, body: bytes, emit: Emit) -> OptimizeLine:
-        """Make the image smaller, at so many bytes a second at most: lines of progress, then the report."""
-        asked, image = parse(body, OptimizeRequest), self._the_image()
-        options = options_of(asked.passes, asked.level, check_rate(asked.rate), asked.memory)
-        with naming(image.path):
-            return OptimizeLine(report=await _watched(emit, lambda meter: image.optimize(options, meter)))
-
-    async def import_(self, body: bytes, emit: Emit) -> CopyLine:
-        """Copy a raw file into a disk: lines of progress, then `done`."""
-        asked, disk = self._copying(body)
-        refuse_if_replicated(self._the_image(), "an import")
-        async with self._host.unused(disk, hint="disconnect them first"):
-            _log.info("%s: disk %s is overwritten with %s", self._the_image().path, disk.name, asked.file)
-            with placing(self._the_image().path):
-                copied = await _watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
-        return CopyLine(done=True, disk=disk.name, bytes=copied)
-
-    async def export(self, body: bytes, emit: Emit) -> CopyLine:
-        """Copy a disk out to a raw file: lines of progress, then `done`."""
-        asked, disk = self._copying(body)
-        with self._host.reading(disk), placing(self._the_image().path):
-            copied = await _watched(
-                emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite)
-            )
-        return CopyLine(done=True, disk=disk.name, bytes=copied)
-
-    def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
-        asked = parse(body, CopyRequest)
-        if not os.path.isabs(asked.file):
-            raise UsageError(f"file {asked.file}", "is not an absolute path")
-        return asked, self._the_image().disk(asked.disk)
-
-    async def create_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Make the empty disk `name` of `size` bytes."""
-        return await self._change_volumes("disks/create", body)
-
-    async def clone_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Make the disk `name`, which begins as the snapshot or disk `source` is now."""
-        return await self._change_volumes("disks/clone", body)
-
-    async def resize_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Give the disk `name` another `size`; `discard` cuts off data."""
-        return await self._change_volumes("disks/resize", body)
-
-    async def delete_disk(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Delete the disk `name`, which has no snapshots."""
-        return await self._change_volumes("disks/delete", body)
-
-    async def create_snapshot(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Keep what a disk holds now as `name`, `DISK@NAME`."""
-        return await self._change_volumes("snapshots/create", body)
-
-    async def delete_snapshot(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Delete the snapshot `name`, `DISK@NAME`."""
-        return await self._change_volumes("snapshots/delete", body)
-
-    async def roll_back(self, body: bytes, emit: Emit) -> VolumeInfo:
-        """Make a disk what it was when its snapshot `name`, `DISK@NAME`, was taken."""
-        return await self._change_volumes("snapshots/rollback", body)
-
-    async def diff(self, body: bytes, emit: Emit) -> DiffLine:
-        """Ranges in which a disk, or `until`, differs from its snapshot `since`: lines of `changes`, then `done`."""
-
-        async def tell(found: Ranges) -> None:
-            await emit(DiffLine(found))
-
-        cut = await difference(self._the_image(), parse(body, DiffRequest), tell, self._host.reading)
-        return DiffLine(cut=cut, done=True)
-
-    async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
-        image, request = self._the_image(), parse(body, VolumeRequest)
-        if replica := replica_of(image):
-            done = msgspec.json.decode(await replica.call(action, body), type=VolumeInfo)
-            _log.info("%s: %s %s on all nodes", image.path, action, done.name)
-            return done
-        with naming(image.path):
-            done = await volumechange.change(action, request, image, partial(self._host.unused, force=request.force))
-        _log.info("%s: %s %s%s", image.path, action, done.name, " by force" if request.force else "")
-        return done
-
-    async def dictionaries(self, body: bytes, emit: Emit) -> DictionaryReport:
-        """The compression dictionaries."""
-        return DictionaryReport(dictionarychange.listing(self._the_image().dictionaries.table))
-
-    async def train_dictionaries(self, body: bytes, emit: Emit) -> DictionaryLine:
-        """Train dictionaries from a disk, and keep what pays: lines of progress, then the report."""
-        return await self._change_dictionaries("train", body, emit)
-
-    async def replace_dictionary(self, body: bytes, emit: Emit) -> DictionaryLine:
-        """Train the dictionary `id` anew: lines of progress, then the report."""
-        return await self._change_dictionaries("replace", body, emit)
-
-    async def remove_dictionary(self, body: bytes, emit: Emit) -> DictionaryLine:
-        """Remove the dictionary `id`, which no data needs: lines of progress, then the report."""
-        return await self._change_dictionaries("remove", body, emit)
-
-    async def _change_dictionaries(self, action: dictionarychange.Action, body: bytes, emit: Emit) -> DictionaryLine:
-        image, request = self._the_image(), parse(body, DictionaryRequest)
-        with naming(image.path), ExitStack() as held:
-            if action != "remove":
-                held.enter_context(self._host.reading(image.disk(request.disk)))
-            work = partial(dictionarychange.change, action, request, image)
-            return DictionaryLine(report=await _watched(emit, work))
-
-    async def keys(self, body: bytes, emit: Emit) -> KeyList:
-        """The key slots in use."""
-        image = self._encrypted_image()
-        with naming(image.path):
-            return KeyList((await workers.run(_key_area, image)).slots())
-
-    async def add_key(self, body: bytes, emit: Emit) -> KeyList:
-        """Let `new_secret` open the image too."""
-        return await self._change_keys("add", body)
-
-    async def remove_key(self, body: bytes, emit: Emit) -> KeyList:
-        """Free a slot: the given one, or that of `secret`."""
-        return await self._change_keys("remove", body)
-
-    async def change_key(self, body: bytes, emit: Emit) -> KeyList:
-        """Replace the secret of a slot by `new_secret`."""
-        return await self._change_keys("change", body)
-
-    async def _change_keys(self, action: Action, body: bytes) -> KeyList:
-        image, request = self._encrypted_image(), parse(body, KeyRequest)
-        with naming(image.path):
-            await image.update_keys(lambda area: apply(action, request, area, fresh()))
-        return KeyList((await workers.run(_key_area, image)).slots())
-
-    def _the_image(self) -> Image:
-        if self._image is None:
-            raise RefusedError("disk in memory", "has no image to ask about")
-        return self._image
-
-    def _encrypted_image(self) -> Image:
-        image = self._the_image()
-        if not image.encrypted:
-            raise RefusedError("image", "is not encrypted, it has no key slots", "make a new one with a key")
-        return image
+def handlers() -> dict[str, tuple[str, Callable[..., Any]]]:
+    """Path to method and handler of all that is answered besides the calls."""
+    rooms = (Service, ImageService)
+    return {path: (how, getattr(room, name)) for room in rooms for path, (how, name) in room.PATHS.items()}
 
 
 @cache
@@ -421,60 +213,3 @@ def _export_status(export: Export, spec: ExportSpec) -> ExportStatus:
     info = export.info
     image = str(spec.image) if spec.image else None
     return ExportStatus(info.name, image, info.size, info.read_only, info.description, export.clients, export.disk.name)
-
-
-def _key_area(image: Image) -> KeyArea:
-    return image.key_area
-
-
-class _StoppedError(Exception):
-    """Raised in the thread of a check that nobody waits for any more."""
-
-
-class _Meter:
-    """The latest progress, set by the thread that checks."""
-
-    def __init__(self) -> None:
-        self.latest: Progress | None = None
-        self.stopped = False
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.stopped:
-            raise _StoppedError
-        self.latest = Progress(done, total)
-
-
-async def check(image: Image, emit: Emit, rate: int | None = None) -> CheckReport:
-    """Verify an image; a cancelled check ends at its next progress. Raises NbdvdeError."""
-    return await _watched(emit, lambda meter: image.check(meter, rate))
-
-
-async def _watched(emit: Emit, work: Callable[[_Meter], Awaitable[T]]) -> T:
-    """Do something that takes long, telling how far it has come. Raises NbdvdeError."""
-    meter = _Meter()
-    result: T | NbdvdeError
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell, meter, emit)
-        try:
-            result = await work(meter)
-        except NbdvdeError as error:
-            result = error
-        except _StoppedError:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            raise
-        nursery.cancel_scope.cancel()
-    if isinstance(result, NbdvdeError):
-        raise result
-    return result
-
-
-async def _tell(meter: _Meter, emit: Emit) -> None:
-    told = None
-    try:
-        while True:
-            await trio.sleep(PROGRESS_S)
-            if meter.latest != told:
-                told = meter.latest
-                await emit(CopyLine(progress=told))
-    finally:
-        meter.stopped = True

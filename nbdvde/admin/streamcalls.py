@@ -93,10 +93,11 @@ async def _stream(image: Image, disk: str | None) -> Stream:
     return await image.regions.get(Stream, image.disk(disk))
 
 
-def _info(stream: Stream) -> StreamInfo:
+def described(stream: Stream) -> StreamInfo:
+    """A stream as it is now."""
     ring = stream.ring
     return StreamInfo(
-        stream.disk, ring.policy.name.lower(), ring.capacity * BLOCK, ring.allocated * BLOCK,
+        stream.disk.name, ring.policy.name.lower(), ring.capacity * BLOCK, ring.allocated * BLOCK,
         round(ring.allocated / ring.capacity, 6), ring.increment * BLOCK, stream.head, stream.tail,
         stream.head - stream.tail,
     )  # fmt: skip
@@ -117,7 +118,7 @@ async def create(image: Image, request: CreateStream) -> StreamInfo:
         image.regions, image.disk(request.disk), _blocks("capacity", request.capacity), policy=StreamPolicy[name],
         increment=_blocks("increment", request.increment),
     )  # fmt: skip
-    return _info(stream)
+    return described(stream)
 
 
 async def append(image: Image, request: AppendEntries) -> Positions:
@@ -152,28 +153,28 @@ async def read(image: Image, request: ReadEntries) -> AsyncGenerator[Entry, None
 
 async def status(image: Image, request: StreamRequest) -> StreamInfo:
     """The state of a stream."""
-    return _info(await _stream(image, request.disk))
+    return described(await _stream(image, request.disk))
 
 
 async def advance(image: Image, request: AdvanceTail) -> StreamInfo:
     """Give up the entries before a position, and the space they take."""
     stream = await _stream(image, request.disk)
     await stream.advance_read_tail(request.position)
-    return _info(stream)
+    return described(stream)
 
 
 async def reset(image: Image, request: StreamRequest) -> StreamInfo:
     """Give up all entries of a stream; positions go on."""
     stream = await _stream(image, request.disk)
     await stream.reset()
-    return _info(stream)
+    return described(stream)
 
 
 async def delete(image: Image, request: StreamRequest) -> StreamInfo:
     """Give up a stream."""
     stream = await _stream(image, request.disk)
     await stream.delete()
-    return _info(stream)
+    return described(stream)
 
 
 CREATE = Call("stream/create", CreateStream, StreamInfo, create)

@@ -86,10 +86,11 @@ async def _worm(image: Image, disk: str | None) -> Worm:
     return await image.regions.get(Worm, image.disk(disk))
 
 
-def _info(worm: Worm) -> WormInfo:
+def described(worm: Worm) -> WormInfo:
+    """A WORM region as it is now."""
     header = worm.header
     return WormInfo(
-        worm.disk, header.capacity * BLOCK, header.mark * BLOCK, worm.appends, header.created_ns, worm.clock_ns,
+        worm.disk.name, header.capacity * BLOCK, header.mark * BLOCK, worm.appends, header.created_ns, worm.clock_ns,
         header.retention_ns, worm.left_ns,
     )  # fmt: skip
 
@@ -105,7 +106,7 @@ async def create(image: Image, request: CreateWorm) -> WormInfo:
     worm = await Worm.create(
         image.regions, image.disk(request.disk), request.capacity // BLOCK, request.retention_ns, now_ns()
     )
-    return _info(worm)
+    return described(worm)
 
 
 async def append(image: Image, request: AppendData) -> WormRecord:
@@ -132,25 +133,25 @@ async def verify(image: Image, request: WormRequest) -> WormInfo:
     """Verify the log and all data."""
     worm = await _worm(image, request.disk)
     await worm.verify()
-    return _info(worm)
+    return described(worm)
 
 
 async def retention(image: Image, request: WormRequest) -> WormInfo:
     """The state of a WORM region."""
-    return _info(await _worm(image, request.disk))
+    return described(await _worm(image, request.disk))
 
 
 async def extend(image: Image, request: ExtendRetention) -> WormInfo:
     """Retain it longer."""
     worm = await _worm(image, request.disk)
     await worm.extend(request.retention_ns)
-    return _info(worm)
+    return described(worm)
 
 
 async def delete(image: Image, request: WormRequest) -> WormInfo:
     """Give up a WORM region whose retention has ended."""
     worm = await _worm(image, request.disk)
-    info = _info(worm)
+    info = described(worm)
     await worm.delete()
     return info
 

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,22 +15,30 @@ import trio
 import trio.testing
 
 import nbdvde
-from nbdvde.admin import http, service
-from nbdvde.admin.calls import Feed, Nothing
+from nbdvde.admin import http, regioncalls, watching
+from nbdvde.admin.calls import Feed, OfImage
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.messages import AddExport, ErrorBody, KeyRequest, Reloaded, RemoveExport, SecretBody
-from nbdvde.admin.regioncalls import REGIONS, RegionInfo
+from nbdvde.admin.regioncalls import REGIONS, AnonState, RegionInfo, RegionList, VaultState
 from nbdvde.admin.service import Service
+from nbdvde.admin.streamcalls import StreamInfo
 from nbdvde.engine.access import fresh
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Cost, KeyFile, MasterKey, Passphrase
+from nbdvde.engine.managed.anon import AnonTable
+from nbdvde.engine.managed.metricslog import MetricsLog
+from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.vault import Vault
+from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.regions.form import Form
+from nbdvde.engine.regions.samples import Sample
 from nbdvde.engine.report import CheckReport
 from nbdvde.errors import DamageError, ImageError, KeyFailure, NbdvdeError, NetworkError, RefusedError, UsageError
 from nbdvde.exports import Exports
 from nbdvde.hosting import ExportSpec, Host
 from nbdvde.listeners import UnixAddress, open_listener
 from nbdvde.server import Server
+from tests.engine.regions.passports import KEY, PUBLIC, passport
 
 MASTER = MasterKey(bytes(range(32)))
 FIRST, SECOND = KeyFile(b"first key file, thirty-two bytes"), Passphrase("geheim ä".encode())
@@ -145,11 +153,66 @@ async def test_info_check_and_flush(image_path: Path) -> None:
 async def test_regions(image_path: Path) -> None:
     form = Form("TEST", 4, 16)
     async with served(image_path) as (control, image):
-        assert (await control.ask(control.client.call, REGIONS, Nothing())).regions == []
+        assert (await control.ask(control.client.call, REGIONS, OfImage())).regions == []
         area = await image.regions.area(image.disk())
         await area.create(form, 8, {0: form.block(b"text", 1)}, 1)
-        found = await control.ask(control.client.call, REGIONS, Nothing())
-    assert found.regions == [RegionInfo("disk", "TEST", 8 * 4096, 4096)]
+        found = await control.ask(control.client.call, REGIONS, OfImage())
+    assert found.regions == [RegionInfo(disk="disk", type="TEST", size=8 * 4096, metadata=4096)]
+
+
+async def test_states_of_regions(image_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nbdvde.open_image(image_path, key=MASTER) as image:
+        disk, area = image.disk(), await image.regions.area(image.disk())
+        await (await Stream.create(image.regions, disk, 32)).append(b"x")
+        await (await Worm.create(image.regions, disk, 8, 0, 5)).append(b"x")
+        for make in (Vault.create, AnonTable.create, MetricsLog.create):
+            await make(area)
+        for number, ends in enumerate(((0, 0), (0, 20), (50, 0))):
+            record = replace(passport(number + 1, expires_ns=ends[1]), issued_ns=ends[0]).signed_with(KEY)
+            await (await image.regions.get(Vault, disk)).add(record, PUBLIC, 100)
+        table = await image.regions.get(AnonTable, disk)
+        for number in range(3):
+            await table.map(b"%016d" % (number // 2), 0, b"%d" % number, 7, b"%016d" % (number + 1) * 3)
+        await table.erase(b"%016d" % 1, 8)
+        log = await image.regions.get(MetricsLog, disk)
+        await log.append([Sample(5000, 30, 1.0), Sample(5000, 10, 1.0)])
+    async with served(image_path) as (control, image):
+        monkeypatch.setattr("time.time_ns", lambda: 40)
+        found = (await control.ask(control.client.call, REGIONS, OfImage())).regions
+        monkeypatch.setattr(regioncalls, "_LOADED_MAX", 0)
+        again = (await control.ask(control.client.call, REGIONS, OfImage())).regions
+        assert [one for one in again if one.worm is None] == [one for one in found if one.worm is None], "are loaded"
+    states = {one.type: one for one in found}
+    assert [one.problem for one in found] == [""] * 5
+    assert states["STRE"].stream == StreamInfo("disk", "overwrite", 32 * 4096, 16 * 4096, 0.5, 16 * 4096, 1, 0, 1)
+    assert states["WORM"].worm is not None
+    assert (states["WORM"].worm.mark, states["WORM"].worm.left_ns) == (4096, None)
+    assert states["CMVT"].vault == VaultState(3, 1, 1, 1, 0)
+    assert states["ANON"].anonymisation == AnonState(3, 2, 1)
+    assert states["MTRK"].metrics is not None
+    log_state = states["MTRK"].metrics
+    assert (log_state.samples, log_state.first_ns, log_state.last_ns) == (2, 10, 30)
+
+
+async def test_a_damaged_region_hides_no_other(image_path: Path) -> None:
+    async with served(image_path) as (control, image):
+        await Stream.create(image.regions, image.disk(), 4)
+        area = await image.regions.area(image.disk())
+        await Vault.create(area)
+        await area.change(Vault.FORM, {0: b"x" * 4096})
+        stream, vault = (await control.ask(control.client.call, REGIONS, OfImage())).regions
+    assert stream.stream is not None
+    assert vault.vault is None
+    assert "a block fails its checksum" in vault.problem
+
+
+async def test_images_are_told_apart_by_their_paths(image_path: Path) -> None:
+    async with served(image_path) as (control, _image):
+        with pytest.raises(UsageError, match="is not served here"):
+            await control.ask(control.client.call, REGIONS, OfImage("other.vde"))
+        for query in ("images=x", "&".join(f"x{number}=1" for number in range(17))):
+            with pytest.raises(UsageError, match="request"):
+                await control.ask(control.client._call, "GET", f"/v1/regions?{query}", RegionList)
 
 
 async def _squares(_image: Image, asked: Upto) -> AsyncGenerator[Upto, None]:
@@ -315,7 +378,7 @@ class SlowImage:
 async def test_check_tells_of_progress_and_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int | None
 ) -> None:
-    monkeypatch.setattr(service, "PROGRESS_S", 0)
+    monkeypatch.setattr(watching, "PROGRESS_S", 0)
     image, seen = SlowImage(), []
 
     def enough(done: int, total: int) -> None:

@@ -132,7 +132,7 @@ async def test_changes_are_in_the_log(path: Path, caplog: pytest.LogCaptureFixtu
         await control.ask(change, "snapshots/rollback", VolumeRequest("disk@a", force=True))
         copied = CopyRequest(str(path.parent / "raw"), "disk")
         await control.ask(control.client.copy, "import", copied, lambda done, total: None)
-    assert [record.getMessage() for record in caplog.records if record.name == "nbdvde.admin.service"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "nbdvde.admin.imageservice"] == [
         f"{path}: snapshots/create disk@a",
         f"{path}: snapshots/rollback disk@a by force",
         f"{path}: disk disk is overwritten with {path.parent / 'raw'}",

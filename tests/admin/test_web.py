@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nbdvde.admin import web
 from nbdvde.admin.catalog import CALLS
 from nbdvde.admin.http import Asked, Page
-from nbdvde.admin.service import PATHS
+from nbdvde.admin.service import handlers
 from nbdvde.admin.web import StrangersPolicy
 from tests.admin.test_http import ROUTES, ask, post
 
@@ -22,17 +22,17 @@ JSON = {"content-type": "application/json"}
 
 def status(policy: StrangersPolicy, method: str, path: str, **headers: str) -> int:
     named = {"host": "localhost:9000", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    refusal = policy.refusal(Asked(method, path, named))
+    refusal = policy.refusal(Asked(method, path, b"{}", named))
     return 200 if refusal is None else refusal.status
 
 
 def test_every_path_is_for_everybody_or_for_changes_or_for_the_control_socket_only() -> None:
     own = {"/v1/keys", "/v1/keys/add", "/v1/keys/remove", "/v1/keys/change", "/v1/exports/add", "/v1/import"}
-    paths = {*PATHS, *(f"/v1/{call.path}" for call in CALLS)}
+    paths = {*handlers(), *(f"/v1/{call.path}" for call in CALLS)}
     assert not web.READABLE & web.CHANGES
     assert own <= paths - web.READABLE - web.CHANGES
-    assert {path for path in PATHS if PATHS[path][0] == "GET"} - web.READABLE == {"/v1/keys"}
-    assert web.CHANGES <= {path for path in PATHS if PATHS[path][0] == "POST"}
+    assert {path for path, (how, _) in handlers().items() if how == "GET"} - web.READABLE == {"/v1/keys"}
+    assert web.CHANGES <= {path for path, (how, _) in handlers().items() if how == "POST"}
     assert all(not call.changes for call in CALLS if f"/v1/{call.path}" in web.READABLE)
 
 
@@ -109,7 +109,7 @@ def test_what_is_shown_is_packaged() -> None:
 def test_any_header_gets_an_answer(host: str, site: str, origin: str) -> None:
     headers = {"host": host, "sec-fetch-site": site, "origin": origin}
     for policy in (READING, CHANGING):
-        refusal = policy.refusal(Asked("POST", "/v1/flush", headers))
+        refusal = policy.refusal(Asked("POST", "/v1/flush", b"{}", headers))
         assert refusal is not None
         assert refusal.status in (403, 415, 421)
 

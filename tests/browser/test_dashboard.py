@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 import nbdvde
 from tests.browser import chromium
@@ -114,7 +115,8 @@ def test_a_map_of_the_disk(browser: Chromium, tmp_path: Path) -> None:
     answer = f"new Response({json.dumps(MAP)!r})"
     paths = 'new Response(\'{"paths": {"/v1/map": {}}}\')'
     answers = f"{{'v1/map': () => {answer}, 'v1/openapi.json': () => {paths}}}"
-    script = f"const real = fetch, fakes = {answers}; window.fetch = async (url, how) => (fakes[url] ?? real)(url, how)"
+    fetch = "window.fetch = async (url, how) => (fakes[url.split('?')[0]] ?? real)(url, how)"
+    script = f"const real = fetch, fakes = {answers}; {fetch}"
     nbdvde.create_image(tmp_path / "image.vde", 1 << 30, secret=None)
     with watched("image.vde", cwd=tmp_path) as url, browser.prepared(script):
         browser.open(url)
@@ -127,6 +129,63 @@ def test_a_map_of_the_disk(browser: Chromium, tmp_path: Path) -> None:
         assert compressed == [0, 114, 178, 255]
         assert 100 < half_shared[3] < 200
         assert hole[3] == 0
+
+
+async def _furnish(path: Path) -> None:
+    """Two disks, one of them with a region of each kind and a snapshot."""
+    async with nbdvde.open_image(path) as image:
+        await image.volumes.create("second", 1 << 20)
+        await image.volumes.snapshot("second", "monday")
+        disk = image.disk("second")
+        await disk.write(0, memoryview(b"x" * 4096))
+        area = await image.regions.area(disk)
+        for make in (nbdvde.Vault.create, nbdvde.AnonTable.create, nbdvde.MetricsLog.create):
+            await make(area)
+        await (await nbdvde.Stream.create(image.regions, disk, 4)).append(b"x")
+        await (await nbdvde.Worm.create(image.regions, disk, 10, 3 * 86400 * 10**9, 0)).append(b"x")
+
+
+ROWS = "[...document.querySelectorAll('#regions tbody tr')]"
+CHOOSE = """(() => {
+    const list = document.querySelector("#disk");
+    list.value = [...list.options].find((option) => option.text === "second").value;
+    list.dispatchEvent(new Event("change"));
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, PHONE])
+def test_every_disk_of_every_image_can_be_looked_at(browser: Chromium, tmp_path: Path, width: int) -> None:
+    for name in ("one.vde", "two.vde"):
+        nbdvde.create_image(tmp_path / name, 1 << 30, secret=None)
+    trio.run(_furnish, tmp_path / "two.vde")
+    browser.size(width, 900, phone=width == PHONE)
+    with watched("one.vde", "two.vde", cwd=tmp_path) as url:
+        browser.open(url)
+        browser.until("!document.querySelector('#map-section').hidden")
+        assert browser.text("#map-title") == "Map of disk, 1.00 GiB"
+        assert browser.ask("[...document.querySelectorAll('#disk optgroup')].map((group) => group.label)") == [
+            "one.vde", "two.vde",
+        ]  # fmt: skip
+        assert browser.ask("document.querySelector('#regions-section').hidden") is True
+        browser.ask(CHOOSE)
+        browser.until("document.querySelector('#map-title').innerText === 'Map of second, 1.00 MiB'")
+        assert browser.text("#regions-title") == "Regions of two.vde"
+        rows = (
+            "[...document.querySelectorAll('#regions tbody tr')].map((row) => [...row.cells].map((c) => c.innerText))"
+        )
+        assert browser.ask(rows) == [
+            ["second · anonymisation", "0 mappings of 0 subjects, 0 erased", "0 %"],
+            ["second · compliance vault", "0 passports", "0 %"],
+            ["second · metrics log", "no samples yet", "0 %"],
+            ["second · stream", "1 entry of 4, the next is number 1; when full: overwrite", "25 %"],
+            ["second · write once", "1 append, 4.00 KiB; kept for another 2 days", "10 %"],
+        ]
+        assert browser.text("#snapshots-title") == "Snapshots of two.vde"
+        assert "second@monday" in browser.text("#snapshots")
+        assert browser.ask("document.documentElement.scrollWidth") == width
+        assert browser.ask(OVERFLOWING) == []
+        browser.call("Page.reload")  # what was chosen stands behind the #
+        browser.until("document.querySelector('#map-title')?.innerText === 'Map of second, 1.00 MiB'")
 
 
 BROKEN = """const real = fetch;

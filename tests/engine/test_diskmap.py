@@ -12,8 +12,7 @@ import trio.testing
 
 import nbdvde
 from nbdvde import MasterKey
-from nbdvde.admin.calls import Nothing
-from nbdvde.admin.mapcalls import CELLS_MAX, MapRequest, draw, latest
+from nbdvde.admin.mapcalls import CELLS_MAX, MapOf, MapRequest, draw, latest
 from nbdvde.disk import BLOCK
 from nbdvde.engine import diskmap
 from nbdvde.engine.diskmap import Drawing, Part
@@ -170,16 +169,16 @@ async def test_a_map_anybody_may_ask_for_is_not_drawn_all_the_time(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:  # fmt: skip
     async with nbdvde.open_image(path, key=KEY) as image:
-        first = await latest(image, Nothing())
+        first = await latest(image, MapOf())
         await write(image, 0, [like(1)])
-        assert await latest(image, Nothing()) is first
+        assert await latest(image, MapOf()) is first
         await trio.sleep(1000)
-        second = await latest(image, Nothing())
+        second = await latest(image, MapOf())
         assert second.bytes["compressed"] == BLOCK
         await trio.sleep(1000)
-        assert await latest(image, Nothing()) is second, "nothing has changed"
+        assert await latest(image, MapOf()) is second, "nothing has changed"
         await image.volumes.snapshot("disk", "then")
-        assert (await latest(image, Nothing())).bytes["shared"] == BLOCK
+        assert (await latest(image, MapOf())).bytes["shared"] == BLOCK
 
 
 async def test_what_is_written_while_a_map_is_drawn_is_in_the_next_one(
@@ -195,9 +194,9 @@ async def test_what_is_written_while_a_map_is_drawn_is_in_the_next_one(
 
         with monkeypatch.context() as patch:
             patch.setattr(image, "drawing", late)
-            assert (await latest(image, Nothing())).bytes["compressed"] == 0
+            assert (await latest(image, MapOf())).bytes["compressed"] == 0
         await trio.sleep(1000)
-        assert (await latest(image, Nothing())).bytes["compressed"] == BLOCK
+        assert (await latest(image, MapOf())).bytes["compressed"] == BLOCK
 
 
 async def test_what_cannot_be_drawn_is_told(path: Path) -> None:

@@ -1,11 +1,11 @@
 // The dashboard: asks the control interface every other second, and shows what has changed since.
 
+import { regionName, regionState, regionUse } from "./regions.js";
 import { Table, bytes, count, drawChart, drawMap, linear, logarithmic, make, plural, rounded, seconds, setText, span, sum } from "./widgets.js";
 
 const POLL_MS = 2000, RETRY_MS = 4000, PATIENCE_MS = 8000, SLOW_MS = 15000;
 const POINTS = 91, RECENT_S = 10, IMAGES = 4;
 const COMMANDS = ["read", "write", "flush", "trim", "write_zeroes", "block_status", "cache"];
-const REGIONS = { DICT: "dictionaries", STRE: "stream", WORM: "write once", CMVT: "compliance vault", MTRK: "metrics log", ANON: "anonymisation" };
 
 // What happened between two answers of /v1/metrics
 
@@ -76,13 +76,14 @@ const tables = {
     { title: "Taken", value: (row) => row.created_ns, text: (value) => `${span(Math.max(0, Date.now() / 1e3 - value / 1e9))} ago`, descending: true },
   ], { caption: "Snapshots", search: true, sorted: 2, rows: 10 }),
   regions: new Table($("regions"), [
-    { title: "Region", value: (row) => `${row.disk} · ${REGIONS[row.type] ?? row.type}`, kind: "name" },
-    { title: "Room", value: (row) => row.size, text: bytes, descending: true },
-    { title: "Header", value: (row) => row.metadata, text: bytes, descending: true, wide: true },
-  ], { caption: "Regions", rows: 10 }),
+    { title: "Region", value: regionName, kind: "name" },
+    { title: "State", value: (row) => regionState(row), kind: "words", bad: (row) => row.problem },
+    { title: "Used", value: regionUse, text: (value) => (value === null ? "–" : `${Math.round(100 * value)} %`), descending: true },
+  ], { caption: "Regions", search: true, rows: 10 }),
 };
 const charts = { read: [], written: [], reads: [], writes: [], flushes: [] };
 let samples = [], allImages = false, failures = 0, goneSince = null, slowDue = 0, timer = null, asking = false, paths = null;
+let chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1))), offered = "", turn = 0;
 
 function showTraffic(now, before, old) {
   const elapsed_s = before ? now.uptime_s - before.uptime_s : 0;
@@ -181,9 +182,38 @@ function imageItem(image) {
   return make("li", {}, title, bar, make("div", { className: "facts" }, ...facts));
 }
 
-function showMap(map, images) {
-  setText($("map-title"), `Map of ${map.disk}${images.length > 1 ? ` in ${images[0].path}` : ""}, ${bytes(map.size)}`);
-  drawMap($("map"), $("map-legend"), map);
+// The image and disk of which there is more to be seen: the first ones until somebody chooses, or when theirs are gone
+
+function chosenOf(images) {
+  const image = images.find(({ path }) => path === chosen.image) ?? images[0];
+  const disk = image?.disks.find(({ name }) => name === chosen.disk) ?? image?.disks[0];
+  return { image, disk };
+}
+
+function offer(images) {
+  const names = JSON.stringify(images.map((image) => [image.path, image.disks.map(({ name }) => name)])), { image, disk } = chosenOf(images);
+  const option = (path, { name }) => make("option", { textContent: name, value: JSON.stringify([path, name]) });
+  if (names !== offered) {
+    const groups = images.map(({ path, disks }) => make("optgroup", { label: path }, ...disks.map((one) => option(path, one))));
+    $("disk").replaceChildren(...(images.length === 1 ? groups[0].children : groups));
+    offered = names;
+  }
+  if (disk && document.activeElement !== $("disk")) $("disk").value = JSON.stringify([image.path, disk.name]);
+  $("disk-choice").hidden = !disk;
+  $("disk").disabled = $("disk").options.length < 2;
+}
+
+function choose() {
+  const [image, disk] = JSON.parse($("disk").value);
+  chosen = { image, disk };
+  history.replaceState(null, "", `#${new URLSearchParams(chosen)}`);
+  askSlowly(samples.at(-1)?.images ?? []).catch(() => { slowDue = 0; });
+}
+
+function showMap(map, message) {
+  $("map").hidden = !map;
+  if (map) drawMap($("map"), $("map-legend"), map);
+  else $("map-legend").replaceChildren(message);
 }
 
 function showAlerts(images) {
@@ -209,31 +239,34 @@ function showState(kind, text) {
 
 async function ask(path) {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
-  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer;
+  if (!answer.ok) throw new Error(await answer.json().then(({ error }) => `${error.message}${error.hint && ` (${error.hint})`}`, () => `${path}: ${answer.status}`));
+  return answer.json();
 }
 
-// What this server has and this image can tell, or null
-async function optional(path) {
-  paths ??= (await (await ask("v1/openapi.json")).json()).paths;
-  return `/${path}` in paths ? ask(path).catch(() => null) : null;
+// What this server has and an image can tell, or why it cannot
+async function optional(path, query) {
+  paths ??= (await ask("v1/openapi.json")).paths;
+  return `/${path}` in paths ? ask(`${path}?${new URLSearchParams(query)}`).catch((error) => ({ message: error.message })) : {};
 }
 
 async function askSlowly(images) {
+  const own = ++turn;
   slowDue = performance.now() + SLOW_MS;
-  const status = await (await ask("v1/status")).json();
+  const status = await ask("v1/status"), { image, disk } = chosenOf(images);
   setText($("about"), `${location.host} · version ${status.version} · process ${status.pid}`);
-  const [info, regions, map] = images.length ? await Promise.all(["v1/info", "v1/regions", "v1/map"].map(optional)) : [];
-  const snapshots = ((await info?.json())?.disks ?? []).flatMap((disk) => disk.snapshots.map((one) => ({ ...one, name: `${disk.name}@${one.name}` })));
+  const of = { image: image?.path };
+  const [info, regions, map] = disk ? await Promise.all([optional("v1/info", of), optional("v1/regions", of), optional("v1/map", { ...of, disk: disk.name })]) : [{}, {}, {}];
+  if (own !== turn) return; // another one was chosen meanwhile
+  const snapshots = (info.disks ?? []).flatMap((one) => one.snapshots.map((snapshot) => ({ ...snapshot, name: `${one.name}@${snapshot.name}` })));
   tables.snapshots.update(snapshots);
   $("snapshots-section").hidden = !snapshots.length;
-  const found = (await regions?.json())?.regions ?? [];
-  tables.regions.update(found);
-  $("regions-section").hidden = !found.length;
-  $("map-section").hidden = !map;
-  if (map) showMap(await map.json(), images);
+  tables.regions.update(regions.regions ?? []);
+  $("regions-section").hidden = !regions.regions?.length;
+  $("map-section").hidden = !disk;
+  showMap(map.counts ? map : null, map.message ?? "");
+  setText($("map-title"), disk ? `Map of ${disk.name}, ${bytes(disk.size)}` : "Map");
   for (const [name, title] of [["snapshots", "Snapshots"], ["regions", "Regions"]]) {
-    setText($(`${name}-title`), images.length > 1 ? `${title} of ${images[0].path}` : title);
+    setText($(`${name}-title`), images.length > 1 ? `${title} of ${image.path}` : title);
   }
 }
 
@@ -241,7 +274,7 @@ async function poll() {
   clearTimeout(timer);
   asking = true;
   try {
-    const now = await (await ask("v1/metrics")).json();
+    const now = await ask("v1/metrics");
     if (samples.length && now.uptime_s < samples.at(-1).uptime_s) samples = []; // it was started again
     show(now);
     if (goneSince || performance.now() >= slowDue) await askSlowly(now.images);
@@ -267,9 +300,11 @@ function show(now) {
   showExports(now, before, old);
   showClients(now, before);
   showImages(now.images);
+  offer(now.images);
   samples = [...samples.filter((sample) => now.uptime_s - sample.uptime_s < 2 * RECENT_S), now];
 }
 
+$("disk").onchange = choose;
 $("images-more").onclick = () => { allImages = !allImages; showImages(samples.at(-1)?.images ?? []); };
 addEventListener("resize", drawCharts);
 document.addEventListener("visibilitychange", () => { if (!document.hidden && !asking) poll(); });

@@ -45,7 +45,7 @@ export function span(value) {
   return `${Math.floor(value)} s`;
 }
 
-export const plural = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+export const plural = (number, what, several = `${what}s`) => `${number} ${String(number) === "1" ? what : several}`;
 
 // A table that can be searched, sorted and turned over
 
@@ -78,6 +78,7 @@ export class Table {
     const button = make("button", { type: "button", textContent: column.title, onclick: () => this.sort(index) });
     const cell = make("th", { scope: "col" }, button);
     cell.classList.toggle("wide", Boolean(column.wide));
+    cell.classList.toggle("words", column.kind === "words");
     return cell;
   }
 
@@ -121,7 +122,8 @@ export class Table {
       this.columns.forEach((column, number) => {
         const cell = line.cells[number], found = column.value(row), text = column.text?.(found, row) ?? String(found ?? "–");
         setText(cell, text);
-        cell.className = [column.wide ? "wide" : "", column.kind ?? (found ? "" : "zero"), column.bad && found ? "bad" : ""].join(" ");
+        const bad = typeof column.bad === "function" ? column.bad(row) : column.bad && found;
+        cell.className = [column.wide ? "wide" : "", column.kind ?? (found ? "" : "zero"), bad ? "bad" : ""].join(" ");
         if (column.kind === "name") cell.title = column.title_of?.(row) ?? text;
       });
     });

@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 import trio
 
+from nbdvde import workers
 from nbdvde.disk import BLOCK
 from nbdvde.engine.managed.area import Area
 from nbdvde.engine.regions import anon
@@ -45,7 +46,7 @@ class AnonTable:
     @classmethod
     async def load(cls, area: Area) -> Self:
         """Read it whole, and finish an erasure that a crash interrupted. Raises DamageError, NoSpaceError."""
-        table = cls(area, anon.load(*await area.whole(cls.FORM, CAPACITY_MAX)))
+        table = cls(area, await workers.run(anon.load, *await area.whole(cls.FORM, CAPACITY_MAX)))
         await table._finish()
         return table
 
@@ -55,6 +56,7 @@ class AnonTable:
         Raises RefusedError when the subject was erased, UsageError, NoSpaceError, PoisonedError, DamageError.
         """
         assert len(fresh) == 48 and any(fresh[:16]), "an id is not zero"
+        anon.hash_of(bytes(32), value)  # refuses before anything is made
         async with self._changing:
             self._refuse_erased(subject)
             room = self._area.get(self.FORM).blocks
@@ -67,7 +69,6 @@ class AnonTable:
                 raise NoSpaceError(
                     "anonymisation table", f"its {room * BLOCK} bytes are full", "create one for another disk"
                 )
-            anon.hash_of(bytes(32), value)  # refuses before a key is made
             with trio.CancelScope(shield=True):  # what is logged is in memory, too
                 key = key or await self._subjects.add(self._disk, subject)
                 record = Record(fresh[:16], subject, type_, anon.hash_of(key, value), fresh[16:48], now_ns)
@@ -159,6 +160,11 @@ class AnonTable:
         if found is None:
             raise UsageError("subject", "was not erased", "see nbdvde anon erase")
         return found
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """How many mappings there are, and of how many subjects."""
+        return self._table.mappings, self._table.subjects
 
     @property
     def proofs(self) -> list[Record]:

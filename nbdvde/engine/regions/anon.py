@@ -68,7 +68,7 @@ def record_bytes(body: bytes, at: int) -> int:
 def hash_of(key: bytes, value: bytes) -> bytes:
     """What a mapping keeps of a value. Raises UsageError."""
     if not 0 < len(value) <= VALUE_MAX:
-        raise UsageError("value", f"has {len(value)} bytes, not 1 to {VALUE_MAX}")
+        raise UsageError("value", f"is not 1 to {VALUE_MAX} bytes long", "give a part of it, or a digest")
     return hmac.digest(key, value, "sha256")
 
 
@@ -163,6 +163,11 @@ class Table:
         if at is None:
             raise UsageError("mapping", "there is none like this", "see nbdvde anon list")
         return self._records[at]
+
+    @property
+    def subjects(self) -> int:
+        """How many have mappings."""
+        return len(self._subjects)
 
     def by_subject(self, subject: bytes) -> list[Record]:
         """Its mappings, oldest first."""
