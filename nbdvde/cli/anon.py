@@ -7,13 +7,12 @@ from uuid import UUID
 
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.cli import output, regionreports
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, image_at
 from nbdvde.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.anoncalls import ErasureInfo, MappingInfo
-    from nbdvde.cli.images import ImageByPath
 
 anon_app = typer.Typer(help="Map personal data to tokens, and erase subjects for good.", rich_markup_mode=None)
 
@@ -40,7 +39,7 @@ def create(
     from nbdvde.admin.anoncalls import CREATE, CreateTable
     from nbdvde.config import parse_size
 
-    made = _image(image, key_file, control).call(CREATE, CreateTable(disk, parse_size(capacity)))
+    made = image_at(image, key_file, control).call(CREATE, CreateTable(disk, parse_size(capacity)))
     if json:
         output.json(made)
 
@@ -62,7 +61,7 @@ def map_(
     from nbdvde.admin.anoncalls import MAP, MapValue, type_code
 
     type_code(type_)
-    made = _image(image, key_file, control).call(MAP, MapValue(subject, type_, _value(value_file), disk))
+    made = image_at(image, key_file, control).call(MAP, MapValue(subject, type_, _value(value_file), disk))
     output.json(made) if json else output.line(made.token)
 
 
@@ -84,8 +83,8 @@ def lookup(
         raise UsageError("lookup", "takes one of --mapping, --token and --subject", "give one of the three")
     value = None if subject is None else _value(value_file)
     request = LookUp(None if mapping is None else _uuid(mapping), token, subject, value, disk)
-    found = _image(image, key_file, control).call(LOOK_UP, request)
-    output.json(found) if json else output.mappings(found.mappings)
+    found = image_at(image, key_file, control).call(LOOK_UP, request)
+    output.json(found) if json else regionreports.mappings(found.mappings)
 
 
 @anon_app.command("list")
@@ -97,8 +96,8 @@ def list_(
     from nbdvde.admin.anoncalls import LIST, ListMappings
 
     found: list[MappingInfo] = []
-    _image(image, key_file, control).feed(LIST, ListMappings(subject, disk), found.append)
-    output.json({"mappings": found}) if json else output.mappings(found)
+    image_at(image, key_file, control).feed(LIST, ListMappings(subject, disk), found.append)
+    output.json({"mappings": found}) if json else regionreports.mappings(found)
 
 
 @anon_app.command("erase")
@@ -114,7 +113,7 @@ def erase(
         if sys.stdin is None or not sys.stdin.isatty():
             raise UsageError("erase", "there is no terminal to ask on", "add --yes")
         typer.confirm(f"Erase {subject} for good?", abort=True, err=True)
-    return _told(_image(image, key_file, control).call(ERASE, OfSubject(subject, disk)), json=json)
+    return _told(image_at(image, key_file, control).call(ERASE, OfSubject(subject, disk)), json=json)
 
 
 @anon_app.command("proof")
@@ -125,11 +124,11 @@ def proof(
     """Show and verify the proof that a subject was erased; exit code 6 when it does not hold."""
     from nbdvde.admin.anoncalls import PROVE, OfSubject
 
-    return _told(_image(image, key_file, control).call(PROVE, OfSubject(subject, disk)), json=json)
+    return _told(image_at(image, key_file, control).call(PROVE, OfSubject(subject, disk)), json=json)
 
 
 def _told(found: "ErasureInfo", *, json: bool) -> int:
-    output.json(found) if json else output.erasure(found)
+    output.json(found) if json else regionreports.erasure(found)
     return ExitCode.DONE if found.holds else ExitCode.DAMAGE
 
 
@@ -149,9 +148,3 @@ def _uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise UsageError(f"mapping {text!r}", "is not a UUID", "nbdvde anon list shows them") from None
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)

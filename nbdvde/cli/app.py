@@ -1,6 +1,5 @@
 """Commands and their options. What they do is imported when they run: start-up time matters."""
 
-import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -8,14 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdvde.cli import output
+from nbdvde.cli import output, reports
 from nbdvde.cli.anon import anon_app
-from nbdvde.cli.arguments import Control, DiskName, FileArgument, Format, ImageArgument, Json, KeyFile, NewKeyFile, Slot
+from nbdvde.cli.arguments import (
+    Control,
+    DiskName,
+    FileArgument,
+    Format,
+    ImageArgument,
+    Json,
+    KeyFile,
+    image_at,
+)
 from nbdvde.cli.cluster import cluster_app
 from nbdvde.cli.ctl import ctl_app
 from nbdvde.cli.dictionaries import dict_app
+from nbdvde.cli.keys import key_app
 from nbdvde.cli.maps import map_
 from nbdvde.cli.metrics import metrics_app
+from nbdvde.cli.servecommand import serve
 from nbdvde.cli.streams import stream_app
 from nbdvde.cli.vault import vault_app
 from nbdvde.cli.volumes import clone, disk_app, resize, snapshot_app
@@ -24,8 +34,7 @@ from nbdvde.errors import ExitCode, RefusedError, UsageError
 from nbdvde.version import VERSION
 
 if TYPE_CHECKING:
-    from nbdvde.admin.messages import KeyList
-    from nbdvde.cli.images import Copied, ImageByPath
+    from nbdvde.cli.images import Copied
     from nbdvde.engine.report import CheckReport
 
 app = typer.Typer(
@@ -34,7 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-key_app = typer.Typer(help="List, add, remove and change the keys of an image.", rich_markup_mode=None)
 app.add_typer(disk_app, name="disk")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(key_app, name="key")
@@ -53,13 +61,6 @@ class Encryption(StrEnum):
 
     AES_256_GCM = "aes-256-gcm"
     NONE = "none"
-
-
-class LogFormat(StrEnum):
-    """Form of the log on standard error."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class Switch(StrEnum):
@@ -132,105 +133,21 @@ def create(
         output.json(read_info(image))
 
 
-@app.command()
-def serve(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGE", readable=False, help="Paths of images.", show_default=False),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")
-    ] = None,
-    key_file: KeyFile = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="unix:PATH, HOST:PORT, vsock:CID:PORT, systemd or stdio; repeatable. [default: localhost:10809]",
-        ),
-    ] = None,
-    export: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the export, or of several the default. [default: DISK]")
-    ] = None,
-    read_only: Annotated[bool | None, typer.Option("--read-only", help="Refuse every change.")] = None,
-    control: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Control socket, or none. [default: IMAGE.ctl]")
-    ] = None,
-    admin: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Dashboard, metrics and health over HTTP. [default: none]")
-    ] = None,
-    admin_allow: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHAT", help="remote: an address others can reach; changes, too; repeatable."),
-    ] = None,
-    admin_name: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Name of this machine in its URLs; repeatable.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", readable=False, help="Configuration file, TOML.")
-    ] = None,
-    pid_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", readable=False, help="Holds the process id while the server is ready."),
-    ] = None,
-    print_uri: Annotated[
-        bool | None, typer.Option("--print-uri", help="Print the URIs on standard output once they are served.")
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", readable=False, help="Certificate in PEM: demand TLS of clients.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", readable=False, help="Key of the certificate, in PEM.")
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", readable=False, help="Authority whose certificates clients must show."),
-    ] = None,
-    tls_psk: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", readable=False, help="Keys that clients share, lines NAME:HEX: demand TLS."),
-    ] = None,
-    dedup_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory for finding duplicates. [default: that of the image]")
-    ] = None,
-    metrics_interval: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Between samples in metrics logs, at least 0.1; 0: none. [default: 10]"),
-    ] = None,
-    log_format: Annotated[LogFormat | None, typer.Option(help="Form of the log. [default: text]")] = None,
-) -> None:
-    """Serve the disks of images until SIGTERM or SIGINT; SIGHUP reads the configuration again.
-
-    Several images are exported under the names of their files, without the ending.
-    """
-    from nbdvde.cli.plan import Plan
-    from nbdvde.cli.serve import serve
-    from nbdvde.config import load
-
-    given = {
-        "key_file": key_file and str(key_file), "listen": listen or None, "export": export, "read_only": read_only,
-        "control": control, "admin": admin, "admin_allow": admin_allow or None, "admin_names": admin_name or None,
-        "pid_file": pid_file and str(pid_file), "print_uri": print_uri,
-        "tls_cert": tls_cert and str(tls_cert), "tls_key": tls_key and str(tls_key),
-        "tls_client_ca": tls_client_ca and str(tls_client_ca), "tls_psk": tls_psk and str(tls_psk),
-        "log_format": log_format and log_format.value, "engine_dedup_memory": dedup_memory,
-        "metrics_interval": metrics_interval,
-    }  # fmt: skip
-    serve(Plan.make(images or (), memory, lambda: load(given, config, os.environ)))
+app.command()(serve)
 
 
 @app.command()
 def info(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
     """Tell what an image is and holds; the key file adds how full an encrypted one is."""
-    found = _image(image, key_file, control).info()
-    output.json(found) if json else output.info(found)
+    found = image_at(image, key_file, control).info()
+    output.json(found) if json else reports.info(found)
 
 
 @app.command()
 def df(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
     """Tell where the bytes of an image went: data, sharing, compression, garbage, overhead."""
-    found = _image(image, key_file, control).df()
-    output.json(found) if json else output.space(found)
+    found = image_at(image, key_file, control).df()
+    output.json(found) if json else reports.space(found)
 
 
 @app.command()
@@ -248,7 +165,7 @@ def check(
     json: Json = False,
 ) -> int:
     """Verify everything in an image; exit code 6 tells of damage, of that which is left after a repair."""
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     if salvage and repair:
         raise UsageError("--salvage", "does not go with --repair", "save the data first")
     if salvage:
@@ -267,7 +184,7 @@ def scrub(
     """Verify everything in an image without being in the way of its clients; exit code 6 tells of damage."""
     from nbdvde import config
 
-    return _told(image, _image(image, key_file, control).check(config.parse_rate(rate)), json=json)
+    return _told(image, image_at(image, key_file, control).check(config.parse_rate(rate)), json=json)
 
 
 @app.command()
@@ -296,12 +213,12 @@ def optimize(
     from nbdvde.engine.optimize import options_of
 
     limit, bytes_ = config.parse_rate(rate) if rate else None, config.parse_size(memory) if memory else None
-    report = _image(image, key_file, control).optimize(options_of(only or None, level, limit, bytes_))
-    output.json(report) if json else output.optimized(report)
+    report = image_at(image, key_file, control).optimize(options_of(only or None, level, limit, bytes_))
+    output.json(report) if json else reports.optimized(report)
 
 
 def _told(image: Path, report: "CheckReport", *, json: bool, new: Path | None = None) -> int:
-    output.json(report) if json else output.report(image, report, new)
+    output.json(report) if json else reports.report(image, report, new)
     return ExitCode.DONE if report.ok else ExitCode.DAMAGE
 
 
@@ -320,7 +237,7 @@ def import_(
 
     begun_s = time.monotonic()
     with output.unless_interrupted("what was on the disk may be overwritten in part: import again"):
-        copied = import_file(_image(image, key_file, control), file, disk, format_)
+        copied = import_file(image_at(image, key_file, control), file, disk, format_)
     if json:
         _print_copied(image, file, format_, copied, begun_s)
 
@@ -340,7 +257,7 @@ def export(
     from nbdvde.cli.copy import export_file
 
     begun_s = time.monotonic()
-    copied = export_file(_image(image, key_file, control), file, disk, format_, overwrite=force)
+    copied = export_file(image_at(image, key_file, control), file, disk, format_, overwrite=force)
     if json:
         _print_copied(image, file, format_, copied, begun_s)
 
@@ -355,57 +272,3 @@ def _print_copied(image: Path, file: Path, file_format: str, copied: "Copied", b
 app.command()(clone)
 app.command()(resize)
 app.command("map")(map_)
-
-
-@key_app.command("list")
-def key_list(image: ImageArgument, control: Control = None, json: Json = False) -> None:
-    """List the keys of an image. None is needed for that."""
-    _show(_image(image, None, control).keys(), json=json)
-
-
-@key_app.command("add")
-def key_add(
-    image: ImageArgument,
-    key_file: KeyFile = None,
-    new_key_file: NewKeyFile = None,
-    slot: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of the key slot. [default: the first free one]")
-    ] = None,
-    label: Annotated[str, typer.Option(metavar="TEXT", help="What the list shows of it, at most 64 bytes.")] = "",
-    control: Control = None,
-    json: Json = False,
-) -> None:
-    """Let a further key or passphrase open an image."""
-    target = _image(image, key_file, control)
-    _show(target.change_keys("add", new_key_file=new_key_file, slot=slot, label=label), json=json)
-
-
-@key_app.command("remove")
-def key_remove(
-    image: ImageArgument, key_file: KeyFile = None, slot: Slot = None, control: Control = None, json: Json = False
-) -> None:
-    """Make a key useless: that of a slot, or the given one."""
-    _show(_image(image, key_file, control).change_keys("remove", slot=slot), json=json)
-
-
-@key_app.command("change")
-def key_change(
-    image: ImageArgument,
-    key_file: KeyFile = None,
-    new_key_file: NewKeyFile = None,
-    slot: Slot = None,
-    control: Control = None,
-    json: Json = False,
-) -> None:
-    """Replace a key: that of a slot, or the given one."""
-    _show(_image(image, key_file, control).change_keys("change", new_key_file=new_key_file, slot=slot), json=json)
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)
-
-
-def _show(keys: "KeyList", *, json: bool) -> None:
-    output.json(keys) if json else output.slots(keys.slots)

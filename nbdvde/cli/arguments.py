@@ -1,9 +1,12 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and what they come to."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nbdvde.cli.images import ImageByPath
 
 # Our own errors tell what cannot be read and why, with the exit code that belongs to it: hence `readable=False`.
 ImageArgument = Annotated[
@@ -37,3 +40,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file i
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SLOT_HELP = "Number of the key slot. [default: the one that --key-file or the passphrase opens]"
 Slot = Annotated[int | None, typer.Option(metavar="N", help=SLOT_HELP)]
+
+
+def image_at(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
+    """The image that a command names, served or at rest."""
+    from nbdvde.cli.images import ImageByPath
+
+    return ImageByPath(path, key_file=key_file, control=control)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from PIL import Image, ImageDraw, ImageFont
 
 from nbdvde.admin.metricscalls import Point, SeriesPoints
+from nbdvde.cli.plot import newest
 from nbdvde.cli.quantities import amount, nice_ticks, time_text, time_ticks
 
 WIDTH, PANEL, TOP = 960, 220, 44
@@ -115,10 +116,7 @@ class _Panel:
         series = self._series
         unit = f" ({series.unit})" if series.unit else ""
         draw.text((16, self._upper - 24), f"{series.metric}{unit}", INK, font(14))
-        newest = "no samples in this time"
-        if series.points:
-            newest = f"newest {amount(series.points[-1].mean, series.unit)}"
-        draw.text((self._right, self._upper - 22), newest, FAINT, font(12), anchor="ra")
+        draw.text((self._right, self._upper - 22), newest(series), FAINT, font(12), anchor="ra")
         for tick in self._ticks:
             draw.text((self._left - 8, self._y(tick)), amount(tick, series.unit), FAINT, font(12), anchor="rm")
         for time_ns, name in self._times():

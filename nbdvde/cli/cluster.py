@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, image_at
 from nbdvde.errors import DamageError, RefusedError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
     from nbdvde.admin.clustercalls import Agreed, ClusterStatus, NodeRequest
-    from nbdvde.cli.images import ImageByPath
 
 cluster_app = typer.Typer(help="Replicate an image to several machines.", rich_markup_mode=None)
 
@@ -33,7 +32,7 @@ def init(
     from nbdvde.replication import membership
 
     place = place_of(address, name)
-    identity = _image(image, key_file, None).enter_cluster(lambda opened: membership.found(opened, place))
+    identity = image_at(image, key_file, None).enter_cluster(lambda opened: membership.found(opened, place))
     shown = {"cluster": identity.cluster.hex(), "node": identity.node}
     output.json(shown) if json else output.line(f"cluster {shown['cluster']}, node {identity.node}")
 
@@ -48,7 +47,7 @@ def invite(
 
     if ticket.exists():
         raise RefusedError(f"ticket {ticket}", "exists already", "choose another file")
-    made = _image(image, None, control).server().call(clustercalls.INVITE, clustercalls.Invitation(address, name))
+    made = image_at(image, None, control).server().call(clustercalls.INVITE, clustercalls.Invitation(address, name))
     made.save(ticket)
     output.json({"node": made.identity.node}) if json else output.line(f"node {made.identity.node}")
 
@@ -60,7 +59,7 @@ def join(image: ImageArgument, ticket: TicketFile, key_file: KeyFile = None, jso
     from nbdvde.replication.ticket import Ticket
 
     given = Ticket.load(ticket)
-    identity = _image(image, key_file, None).enter_cluster(lambda opened: membership.join(opened, given))
+    identity = image_at(image, key_file, None).enter_cluster(lambda opened: membership.join(opened, given))
     output.json({"node": identity.node}) if json else output.line(f"node {identity.node}")
 
 
@@ -86,7 +85,7 @@ def status(image: ImageArgument, key_file: KeyFile = None, control: Control = No
     from nbdvde.admin import clustercalls
     from nbdvde.admin.calls import Nothing
 
-    found = _image(image, key_file, control).call(clustercalls.STATUS, Nothing())
+    found = image_at(image, key_file, control).call(clustercalls.STATUS, Nothing())
     output.json(found) if json else _show(found)
 
 
@@ -101,7 +100,7 @@ def verify(
     from nbdvde.admin import clustercalls
 
     compared, left, nodes = dict[str, int](), 0, ""
-    for line in _image(image, None, control).server().feed(clustercalls.VERIFY, clustercalls.VerifyRequest(repair)):
+    for line in image_at(image, None, control).server().feed(clustercalls.VERIFY, clustercalls.VerifyRequest(repair)):
         compared[line.disk], nodes = line.done, ", ".join(map(str, line.nodes))
         left += sum(not difference.repaired for difference in line.differences)
         if json:
@@ -122,14 +121,8 @@ def _about(
 ) -> None:  # fmt: skip
     from nbdvde.admin.clustercalls import NodeRequest
 
-    done = _image(image, None, control).server().call(call, NodeRequest(node))
+    done = image_at(image, None, control).server().call(call, NodeRequest(node))
     output.json(done) if json else output.line(f"node {done.node}")
-
-
-def _image(image: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(image, key_file=key_file, control=control)
 
 
 def _show(found: "ClusterStatus") -> None:

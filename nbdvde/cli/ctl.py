@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdvde.cli import output
+from nbdvde.cli import output, reports
 from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def target(context: typer.Context, image: ImageArgument) -> None:
 def status(context: typer.Context, control: Control = None, json: Json = False) -> None:
     """Tell what is served to whom."""
     found = _server(context, control).status()
-    output.json(found) if json else output.status(found)
+    output.json(found) if json else reports.status(found)
 
 
 @ctl_app.command()
@@ -49,14 +49,14 @@ def stop(context: typer.Context, control: Control = None, json: Json = False) ->
 def reload_(context: typer.Context, control: Control = None, json: Json = False) -> None:
     """Read the configuration file again, as SIGHUP does: exports, limits and certificates."""
     done = _server(context, control).reload()
-    output.json(done) if json else output.reloaded(done)
+    output.json(done) if json else reports.reloaded(done)
 
 
 @ctl_app.command()
 def exports(context: typer.Context, control: Control = None, json: Json = False) -> None:
     """List the exports."""
     found = _server(context, control).exports()
-    output.json(found) if json else output.exports(found.exports)
+    output.json(found) if json else reports.exports(found.exports)
 
 
 @ctl_app.command("export-add")
@@ -93,7 +93,7 @@ def export_add(
         addresses=address or None, certificates=certificate or None, connections=connections,
     )  # fmt: skip
     found = server.add_export(request)
-    output.json(found) if json else output.exports(found.exports)
+    output.json(found) if json else reports.exports(found.exports)
 
 
 @ctl_app.command("export-remove")
@@ -108,7 +108,7 @@ def export_remove(
     from nbdvde.admin.messages import RemoveExport
 
     found = _server(context, control).remove_export(RemoveExport(name, force))
-    output.json(found) if json else output.exports(found.exports)
+    output.json(found) if json else reports.exports(found.exports)
 
 
 def _server(context: typer.Context, control: Path | None) -> "ControlClient":

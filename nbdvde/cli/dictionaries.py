@@ -1,12 +1,11 @@
 """The commands about compression dictionaries."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile
+from nbdvde.cli import output, reports
+from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile, image_at
 
 if TYPE_CHECKING:
     from nbdvde.admin.dictionarychange import Action
@@ -33,7 +32,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a dictionary for each class of data on a disk, and keep those that save 5 % of small writes or more."""
     _change(
-        _image(image, key_file, control), "train", json=json, disk=disk, size=_bytes(size), classes=classes or [],
+        image_at(image, key_file, control), "train", json=json, disk=disk, size=_bytes(size), classes=classes or [],
         dry_run=dry_run,
     )  # fmt: skip
 
@@ -41,8 +40,8 @@ def train(
 @dict_app.command("list")
 def list_(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
     """List the dictionaries of an image."""
-    found = _image(image, key_file, control).dictionaries()
-    output.json(found) if json else output.dictionaries(found.dictionaries)
+    found = image_at(image, key_file, control).dictionaries()
+    output.json(found) if json else reports.dictionaries(found.dictionaries)
 
 
 @dict_app.command("replace")
@@ -51,7 +50,7 @@ def replace(
     key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Train a dictionary anew from the data that it does best with. The old one stays as long as data needs it."""
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     _change(target, "replace", json=json, id=id_, disk=disk, size=_bytes(size), dry_run=dry_run)
 
 
@@ -60,7 +59,7 @@ def remove(
     image: ImageArgument, id_: Id, key_file: KeyFile = None, control: Control = None, json: Json = False
 ) -> None:
     """Remove a dictionary that no data needs."""
-    _change(_image(image, key_file, control), "remove", json=json, id=id_)
+    _change(image_at(image, key_file, control), "remove", json=json, id=id_)
 
 
 def _bytes(size: str) -> int:
@@ -76,10 +75,4 @@ def _change(image: "ImageByPath", action: "Action", *, json: bool, **options: An
     if json:
         output.json(done)
     elif action != "remove":
-        output.trained(done.classes)
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)
+        reports.trained(done.classes)

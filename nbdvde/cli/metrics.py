@@ -2,13 +2,12 @@
 
 import time
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile, Overwrite, PngFile
+from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile, Overwrite, PngFile, image_at
 
 if TYPE_CHECKING:
     from nbdvde.admin.metricscalls import MetricsInfo, SeriesPoints
@@ -59,7 +58,7 @@ def create(
     from nbdvde.config import parse_size
 
     request = CreateMetrics(disk, parse_size(capacity), threshold)
-    made = _image(image, key_file, control).call(CREATE, request)
+    made = image_at(image, key_file, control).call(CREATE, request)
     if json:
         output.json(made)
 
@@ -69,7 +68,7 @@ def list_(
     image: ImageArgument, disk: DiskName = None, key_file: KeyFile = None, control: Control = None, json: Json = False
 ) -> None:
     """List the metrics in a log, how many samples there are of each, and since when."""
-    found = _info(_image(image, key_file, control), disk)
+    found = _info(image_at(image, key_file, control), disk)
     if json:
         output.json(found)
         return
@@ -93,7 +92,7 @@ def show(
     """Show what was measured: of one metric each value, of several what they came to."""
     from nbdvde.engine.regions.query import WHOLE
 
-    asked = _Asked(_image(image, key_file, control), disk, metric, since, until)
+    asked = _Asked(image_at(image, key_file, control), disk, metric, since, until)
     one = metric is not None and len(metric) == 1
     sums = not (one or last or json or resolution)
     found = asked.read(resolution, last, WHOLE if sums else None)
@@ -112,7 +111,7 @@ def plot(
     control: Control = None,
 ) -> None:  # fmt: skip
     """Plot metrics in the terminal, or as a picture: bytes read and written and the latency of writes unless named."""
-    asked = _Asked(_image(image, key_file, control), disk, metric or list(_PLOTTED), since, until)
+    asked = _Asked(image_at(image, key_file, control), disk, metric or list(_PLOTTED), since, until)
     found = asked.read(None, None, max(1, asked.span_ns // (_POINTS if png else _COLUMNS)))
     if png:
         from nbdvde.cli.chart import chart, title_of
@@ -143,7 +142,7 @@ def export(
     """Write what was measured to standard output, for other programs; `prometheus` is the text of OpenMetrics."""
     from nbdvde.cli.exposition import csv_lines, csv_titles, openmetrics_lines
 
-    asked = _Asked(_image(image, key_file, control), disk, metric, since, until)
+    asked = _Asked(image_at(image, key_file, control), disk, metric, since, until)
     found = asked.read(resolution, None, None)
     if format_ is Format.JSON:
         output.json({"series": found})
@@ -165,7 +164,7 @@ def delete(
     """Give up the metrics log of a disk with all it has, to make another one or to record no more."""
     from nbdvde.admin.metricscalls import DELETE, MetricsRequest
 
-    had = _image(image, key_file, control).call(DELETE, MetricsRequest(disk))
+    had = image_at(image, key_file, control).call(DELETE, MetricsRequest(disk))
     if json:
         output.json(had)
 
@@ -234,9 +233,3 @@ def _info(image: "ImageByPath", disk: str | None) -> "MetricsInfo":
     from nbdvde.admin.metricscalls import LIST, MetricsRequest
 
     return image.call(LIST, MetricsRequest(disk))
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)

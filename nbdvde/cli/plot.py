@@ -19,7 +19,7 @@ def plot(
     kind = "" if series.aggregation == "raw" else f", {series.aggregation}"
     yield f"{series.metric}{kind}{unit}"[:width]
     if not series.points:
-        yield "  no samples in this time"
+        yield f"  {newest(series)}"
         return
     columns = width - LABEL
     means, tops = _columns(series.points, since_ns, until_ns, columns)
@@ -35,10 +35,13 @@ def plot(
         body = "".join(map(rows.cell, [row] * columns, means, tops)).rstrip()
         yield f"{label:>{LABEL - 2}} {side if label else plain}{body}".rstrip()
     yield from _axis(since_ns, until_ns, columns, f"{labels.get(0, ''):>{LABEL - 2}} {corner}", tick_mark, ascii_only)
-    yield f"{'':{LABEL}}{'#' if ascii_only else '█'} mean  {rows.dot} maximum   {_newest(series)}"[:width]
+    yield f"{'':{LABEL}}{'#' if ascii_only else '█'} mean  {rows.dot} maximum   {newest(series)}"[:width]
 
 
-def _newest(series: SeriesPoints) -> str:
+def newest(series: SeriesPoints) -> str:
+    """What is known last: a sample, or the mean of a window."""
+    if not series.points:
+        return "no samples in this time"
     point = series.points[-1]
     mean = amount(point.mean, series.unit)
     if point.length_ns:

@@ -10,8 +10,7 @@ import msgspec
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from nbdvde.admin import service
-from nbdvde.admin.openapi import docstrings
+from nbdvde.admin.openapi import docstrings, document
 from nbdvde.cli import INTERRUPTED
 from nbdvde.cli.app import app
 from nbdvde.cli.output import size
@@ -113,8 +112,9 @@ def _default(table: str, field: msgspec.structs.FieldInfo) -> str:
 
 def _control() -> str:
     rows = [
-        (f"`{method} {path}`", inspect.getdoc(getattr(service.Service, name)) or "")
-        for path, (method, name) in service.PATHS.items()
+        (f"`{method.upper()} {path}`", operation["summary"])
+        for path, methods in document()["paths"].items()
+        for method, operation in methods.items()
     ]
     return _table(("request", "does"), rows)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile
+from nbdvde.cli import output, regionreports
+from nbdvde.cli.arguments import Control, DiskName, ImageArgument, Json, KeyFile, image_at
 from nbdvde.disk import BLOCK
 from nbdvde.errors import UsageError
 
@@ -43,7 +43,7 @@ def create(
     from nbdvde.config import parse_size
 
     request = streamcalls.CreateStream(parse_size(capacity), disk, policy, parse_size(increment))
-    made = _image(image, key_file, control).call(streamcalls.CREATE, request)
+    made = image_at(image, key_file, control).call(streamcalls.CREATE, request)
     if json:
         output.json(made)
 
@@ -61,7 +61,7 @@ def append(
     from nbdvde.cli.files import opened
 
     positions: list[int] = []
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     wait = target.is_served  # nobody makes room in an image that this process has
     with opened(file) as read:
         requests = (streamcalls.AppendEntries(entries, disk, wait) for entries in _batches(read, lines=lines))
@@ -82,7 +82,7 @@ def read(
     """Print entries."""
     from nbdvde.admin.streamcalls import ReadEntries
 
-    _print(_image(image, key_file, control), ReadEntries(disk, start, count=count), raw=raw, json=json)
+    _print(image_at(image, key_file, control), ReadEntries(disk, start, count=count), raw=raw, json=json)
 
 
 @stream_app.command("tail")
@@ -95,7 +95,7 @@ def tail(
     """Print the newest entries."""
     from nbdvde.admin.streamcalls import ReadEntries
 
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     if follow:
         target.server()  # nobody appends to an image that this process has
     _print(target, ReadEntries(disk, last=count, follow=follow), raw=raw, json=json)
@@ -110,7 +110,7 @@ def advance(
     """Give up the entries before a position, and the space that they take."""
     from nbdvde.admin import streamcalls
 
-    done = _image(image, key_file, control).call(streamcalls.ADVANCE, streamcalls.AdvanceTail(position, disk))
+    done = image_at(image, key_file, control).call(streamcalls.ADVANCE, streamcalls.AdvanceTail(position, disk))
     if json:
         output.json(done)
 
@@ -123,7 +123,7 @@ def status(
     from nbdvde.admin import streamcalls
 
     found = _ask(image, streamcalls.STATUS, disk, key_file, control)
-    output.json(found) if json else output.stream(found)
+    output.json(found) if json else regionreports.stream(found)
 
 
 @stream_app.command("reset")
@@ -155,7 +155,7 @@ def _ask(
 ) -> "StreamInfo":
     from nbdvde.admin.streamcalls import StreamRequest
 
-    return _image(image, key_file, control).call(call, StreamRequest(disk))
+    return image_at(image, key_file, control).call(call, StreamRequest(disk))
 
 
 def _print(image: "ImageByPath", request: "ReadEntries", *, raw: bool, json: bool) -> None:
@@ -197,9 +197,3 @@ def _lines(data: bytes) -> list[bytes]:
 def _pieces(data: bytes) -> list[bytes]:
     """Whole blocks, and behind them what is left."""
     return [data[at : at + BLOCK] for at in range(0, len(data) // BLOCK * BLOCK + 1, BLOCK)]
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)

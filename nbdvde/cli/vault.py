@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 import msgspec
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, Overwrite
+from nbdvde.cli import output, regionreports
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, Overwrite, image_at
 from nbdvde.cli.times import parse_expiry, parse_time
 from nbdvde.errors import ExitCode, UsageError
 
@@ -56,7 +56,7 @@ def create(
     from nbdvde.admin.vaultcalls import CREATE, CreateVault
     from nbdvde.config import parse_size
 
-    made = _image(image, key_file, control).call(CREATE, CreateVault(disk, parse_size(capacity)))
+    made = image_at(image, key_file, control).call(CREATE, CreateVault(disk, parse_size(capacity)))
     if json:
         output.json(made)
 
@@ -159,8 +159,8 @@ def query(
     asked = QueryVault(
         disk, _uuid(object_) if object_ else None, framework, status, parse_time(valid_at) if valid_at else None
     )
-    _image(image, key_file, control).feed(QUERY, asked, found.append)
-    output.json({"passports": found}) if json else output.passports(found)
+    image_at(image, key_file, control).feed(QUERY, asked, found.append)
+    output.json({"passports": found}) if json else regionreports.passports(found)
 
 
 @vault_app.command("export")
@@ -253,11 +253,5 @@ def _tell(record: "Record", *, json: bool) -> None:
     output.json({"id": str(id_)}) if json else output.line(str(id_))
 
 
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)
-
-
 def _room(path: Path, disk: str | None, key_file: Path | None, control: Path | None) -> _Room:
-    return _Room(_image(path, key_file, control), disk)
+    return _Room(image_at(path, key_file, control), disk)

@@ -1,13 +1,12 @@
 """The commands about disks and snapshots in an image."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile
+from nbdvde.cli import output, reports
+from nbdvde.cli.arguments import Control, ImageArgument, Json, KeyFile, image_at
 
 if TYPE_CHECKING:
     from nbdvde.admin.volumechange import Action
@@ -45,14 +44,14 @@ def disk_create(
     from nbdvde.config import parse_disk_size
 
     options = {"size": parse_disk_size(size), "dedup_with": dedup_with}
-    _change(_image(image, key_file, control), "disks/create", name, json=json, **options)
+    _change(image_at(image, key_file, control), "disks/create", name, json=json, **options)
 
 
 @disk_app.command("list")
 def disk_list(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
     """List the disks of an image."""
-    found = _image(image, key_file, control).whole_info()
-    output.json({"disks": found.disks}) if json else output.disks(found)
+    found = image_at(image, key_file, control).whole_info()
+    output.json({"disks": found.disks}) if json else reports.disks(found)
 
 
 @disk_app.command("resize")
@@ -61,7 +60,7 @@ def disk_resize(
     key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Make a disk longer or shorter. Clients that connect afterwards see the new size."""
-    _resize(_image(image, key_file, control), disk, size, discard=discard, force=force, json=json)
+    _resize(image_at(image, key_file, control), disk, size, discard=discard, force=force, json=json)
 
 
 @disk_app.command("delete")
@@ -70,7 +69,7 @@ def disk_delete(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Delete a disk, which may have no snapshots any more."""
-    _change(_image(image, key_file, control), "disks/delete", disk, json=json, force=force)
+    _change(image_at(image, key_file, control), "disks/delete", disk, json=json, force=force)
 
 
 @snapshot_app.command("create")
@@ -78,7 +77,7 @@ def snapshot_create(
     image: ImageArgument, snapshot: Snapshot, key_file: KeyFile = None, control: Control = None, json: Json = False
 ) -> None:
     """Keep what a disk holds now, to read it, clone it or go back to it."""
-    _change(_image(image, key_file, control), "snapshots/create", snapshot, json=json)
+    _change(image_at(image, key_file, control), "snapshots/create", snapshot, json=json)
 
 
 @snapshot_app.command("list")
@@ -92,14 +91,14 @@ def snapshot_list(
     """List the snapshots, oldest first."""
     from nbdvde.errors import UsageError
 
-    disks = _image(image, key_file, control).whole_info().disks
+    disks = image_at(image, key_file, control).whole_info().disks
     if disk is not None and disk not in (found.name for found in disks):
         raise UsageError(f"disk {disk}", "does not exist in this image", "see nbdvde disk list")
     found = [(of.name, snapshot) for of in disks if disk in (None, of.name) for snapshot in of.snapshots]
     if json:
         output.json({"snapshots": [{"disk": name, **msgspec.structs.asdict(snapshot)} for name, snapshot in found]})
     else:
-        output.snapshots((f"{name}@{snapshot.name}", snapshot) for name, snapshot in found)
+        reports.snapshots((f"{name}@{snapshot.name}", snapshot) for name, snapshot in found)
 
 
 @snapshot_app.command("delete")
@@ -108,7 +107,7 @@ def snapshot_delete(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Delete a snapshot. The disk, and other snapshots, keep all they hold."""
-    _change(_image(image, key_file, control), "snapshots/delete", snapshot, json=json, force=force)
+    _change(image_at(image, key_file, control), "snapshots/delete", snapshot, json=json, force=force)
 
 
 @snapshot_app.command("rollback")
@@ -117,7 +116,7 @@ def snapshot_rollback(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Make a disk what it was when the snapshot was taken. What it holds now is lost."""
-    _change(_image(image, key_file, control), "snapshots/rollback", snapshot, json=json, force=force)
+    _change(image_at(image, key_file, control), "snapshots/rollback", snapshot, json=json, force=force)
 
 
 @snapshot_app.command("diff")
@@ -136,13 +135,13 @@ def snapshot_diff(
     from nbdvde.admin.messages import DiffRequest
 
     cut: list[tuple[int, int]] = []
-    found = _image(image, key_file, control).diff(DiffRequest(snapshot, until), cut.append)
+    found = image_at(image, key_file, control).diff(DiffRequest(snapshot, until), cut.append)
     if json:
         changes, beyond = ([{"offset": at, "length": length} for at, length in part] for part in (found, cut))
         output.json({"changes": changes, "cut": beyond[0]} if beyond else {"changes": changes})
     else:
-        output.ranges(found)
-        output.ranges(cut, " cut off")
+        reports.ranges(found)
+        reports.ranges(cut, " cut off")
 
 
 def clone(
@@ -153,7 +152,7 @@ def clone(
     name: NewDisk, key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Make a disk that begins as a snapshot or another disk is now, at once. Both share what neither changes."""
-    _change(_image(image, key_file, control), "disks/clone", name, json=json, source=source)
+    _change(image_at(image, key_file, control), "disks/clone", name, json=json, source=source)
 
 
 def resize(
@@ -161,7 +160,7 @@ def resize(
     key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """As `disk resize`, of the first disk unless another is named."""
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     _resize(target, disk or target.info().disks[0].name, size, discard=discard, force=force, json=json)
 
 
@@ -177,9 +176,3 @@ def _change(image: "ImageByPath", action: "Action", name: str, *, json: bool, **
     done = image.change_volume(action, VolumeRequest(name, **options))
     if json:
         output.json(done)
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)

@@ -1,38 +1,35 @@
 """The commands about WORM regions."""
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdvde.cli import output
-from nbdvde.cli.arguments import Control, DiskName, FileArgument, ImageArgument, Json, KeyFile, Overwrite
+from nbdvde.cli import output, regionreports
+from nbdvde.cli.arguments import Control, DiskName, FileArgument, ImageArgument, Json, KeyFile, Overwrite, image_at
 from nbdvde.cli.streams import FileOrInput
 from nbdvde.errors import UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
     from nbdvde.admin.wormcalls import WormInfo, WormRecord, WormRequest
-    from nbdvde.cli.images import ImageByPath
 
 worm_app = typer.Typer(
     help="Append what nobody can change, or remove before its retention ends.", rich_markup_mode=None
 )
 _PART = 1 << 20
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 _RETENTION = "How long nothing of it can be removed, like 30d or 7y (s, m, h, d, w, y); 0 is for ever."
 
 
 def parse_retention(text: str) -> int:
     """Nanoseconds. Raises UsageError."""
-    found = re.fullmatch(r"([0-9]{1,12})([smhdwy]?)", text)
-    if not found or (not found[2] and int(found[1])):
-        raise UsageError(f"retention {text}", "is not a time", "use a number and s, m, h, d, w or y, or 0 for ever")
-    if found[2] and not int(found[1]):
-        raise UsageError(f"retention {text}", "is no time at all", "use 0 if you mean for ever")
-    return int(found[1]) * _UNITS_S.get(found[2], 0) * 10**9
+    from nbdvde.cli.quantities import parse_duration
+
+    try:
+        return 0 if text == "0" else parse_duration(text)
+    except UsageError as error:
+        raise UsageError(f"retention {text!r}", error.why, "like 30d or 7y, or 0 for ever") from None
 
 
 @worm_app.command("create")
@@ -46,7 +43,7 @@ def create(
     from nbdvde.config import parse_size
 
     request = wormcalls.CreateWorm(parse_size(capacity), parse_retention(retention), disk)
-    made = _image(image, key_file, control).call(wormcalls.CREATE, request)
+    made = image_at(image, key_file, control).call(wormcalls.CREATE, request)
     if json:
         output.json(made)
 
@@ -66,7 +63,7 @@ def append(
 
     with opened(file) as read:
         requests = (wormcalls.AppendData(part, disk) for part in _parts(read))
-        _image(image, key_file, control).calls(wormcalls.APPEND, requests, show)
+        image_at(image, key_file, control).calls(wormcalls.APPEND, requests, show)
 
 
 @worm_app.command("list")
@@ -78,9 +75,9 @@ def list_(
 
     found: list[WormRecord] = []
     show = output.json if json else found.append
-    _image(image, key_file, control).feed(wormcalls.LIST, wormcalls.WormRequest(disk), show)
+    image_at(image, key_file, control).feed(wormcalls.LIST, wormcalls.WormRequest(disk), show)
     if not json:
-        output.worm_records(found)
+        regionreports.worm_records(found)
 
 
 @worm_app.command("export")
@@ -92,7 +89,7 @@ def export(
     from nbdvde.admin import wormcalls
     from nbdvde.cli.files import written
 
-    target = _image(image, key_file, control)
+    target = image_at(image, key_file, control)
     request = wormcalls.WormRequest(disk)
     if str(file) == "-":
         target.feed(wormcalls.EXPORT, request, lambda part: output.raw(part.data))
@@ -130,8 +127,8 @@ def retention(
         found = _ask(image, wormcalls.RETENTION, disk, key_file, control)
     else:
         request = wormcalls.ExtendRetention(parse_retention(extend), disk)
-        found = _image(image, key_file, control).call(wormcalls.EXTEND, request)
-    output.json(found) if json else output.worm(found)
+        found = image_at(image, key_file, control).call(wormcalls.EXTEND, request)
+    output.json(found) if json else regionreports.worm(found)
 
 
 @worm_app.command("delete")
@@ -163,10 +160,4 @@ def _ask(
 ) -> "WormInfo":
     from nbdvde.admin.wormcalls import WormRequest
 
-    return _image(image, key_file, control).call(call, WormRequest(disk))
-
-
-def _image(path: Path, key_file: Path | None, control: Path | None) -> "ImageByPath":
-    from nbdvde.cli.images import ImageByPath
-
-    return ImageByPath(path, key_file=key_file, control=control)
+    return image_at(image, key_file, control).call(call, WormRequest(disk))

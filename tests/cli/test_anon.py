@@ -86,8 +86,8 @@ MAP = ("map", "--subject", SUBJECT, "--type", "email")
 
 
 @pytest.mark.parametrize(("words", "given_bytes", "code", "why"), [
-    (MAP, b"\n", 2, "value: has 0 bytes, not 1 to 4096"),
-    (MAP, b"x" * 9999, 2, "bytes, not 1 to 4096"),
+    (MAP, b"\n", 2, "value: is not 1 to 4096 bytes long"),
+    (MAP, b"x" * 9999, 2, "value: is not 1 to 4096 bytes long"),
     ((*MAP, "--type", "hobby"), b"x", 2, "type hobby: is unknown (use name, email, phone"),
     ((*MAP, "--type", "65535"), b"x", 2, "type 65535: is unknown"),
     ((*MAP, "--value-file", "none"), b"", 3, "none: no such file"),

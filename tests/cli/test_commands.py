@@ -15,7 +15,7 @@ import trio
 
 import nbdvde
 from nbdvde import keysource
-from nbdvde.cli import output, reference
+from nbdvde.cli import output, reference, reports
 from nbdvde.cli.images import ImageByPath
 from nbdvde.engine import access
 from nbdvde.engine.access import EXTENT_BYTES
@@ -175,11 +175,11 @@ def test_info_tells_what_compression_did(
     capsys: pytest.CaptureFixture[str], plain_image: Path, taken: int, stored: int, text: str
 ) -> None:
     info = nbdvde.read_info(plain_image)
-    output.info(info)
+    reports.info(info)
     assert "written" not in capsys.readouterr().out
-    output.info(msgspec.structs.replace(info, statistics={"bytes_in": taken, "bytes_stored": stored}))
+    reports.info(msgspec.structs.replace(info, statistics={"bytes_in": taken, "bytes_stored": stored}))
     assert f"written      {text}" in capsys.readouterr().out.splitlines()
-    output.info(msgspec.structs.replace(info, statistics={"blocks_shared": 768}))
+    reports.info(msgspec.structs.replace(info, statistics={"blocks_shared": 768}))
     assert "duplicates   3M stored as references" in capsys.readouterr().out.splitlines()
 
 

@@ -11,7 +11,7 @@ import trio
 import nbdvde
 from nbdvde.disk import BLOCK
 from tests.cli.conftest import SIZE, Command, Result, serving
-from tests.engine.trained import text
+from tests.engine.trained import dictionary, text
 
 SMALL = ("--size", "8K")
 
@@ -133,3 +133,20 @@ async def _write_small(image: Path) -> None:
         for block in (3, 5, 7):
             await opened.disk().write(block * BLOCK, memoryview(text(1, random.Random(block))))
             await opened.flush()
+
+
+def test_of_256_dictionaries_each_has_its_place(command: Command, plain_image: Path) -> None:
+    chance = random.Random(1)
+    Path("data").write_bytes(b"".join(text(1, chance) for _ in range(120)).ljust(SIZE, b"\0"))
+    assert command("import", plain_image, "data") == Result(0, "", "")
+    trio.run(_register_all, plain_image)
+    assert len(ok(command, "list", plain_image)["dictionaries"]) == 256
+    command("dict", "train", plain_image, *SMALL).fails(9, "all 256 are there (remove one with nbdvde dict remove)")
+    assert command("dict", "remove", plain_image, 7).code == 0
+    assert ok(command, "train", plain_image, *SMALL)["classes"][0]["id"] == 7
+
+
+async def _register_all(image: Path) -> None:
+    async with nbdvde.open_image(image) as opened:
+        for _ in range(256):
+            await opened.register_dictionary(dictionary(2), 1)

@@ -812,10 +812,45 @@ MUTANTS += [
     ),
     mutant(
         "a disk goes with what it retains",
-        "managed.retention:refuse_if_retained",
-        "(await regions.get(Worm, disk)).refuse_if_retained()",
+        "managed.retention:giving_up",
+        "worm.refuse_if_retained()",
         "pass",
         "worm retention",
+    ),
+    mutant(
+        "a region is made for a disk that is gone",
+        "volumes:Volumes.region",
+        "owner and owner not in self._catalogue.members",
+        "False",
+        "disks and regions",
+    ),
+    mutant(
+        "a region of a disk that is gone is tended",
+        "managed.retention:giving_up",
+        "regions.forget_deleted()",
+        "pass",
+        "worm gone",
+    ),
+    mutant(
+        "a region that cannot note the time keeps others from it",
+        "managed.regions:Regions.tend",
+        "failures.append(error)",
+        "raise",
+        "worm clocks",
+    ),
+    mutant(
+        "what may be retained is given up with a directory that cannot be read",
+        "regions.remains:is_retained",
+        "if directory is None:",
+        "if directory is None:\n        return False\n    if directory is None:",
+        "worm salvage",
+    ),
+    mutant(
+        "a full vault has no room for revocations",
+        "managed.vault:Vault._refuse_beyond",
+        "blocks_needed(pages, reserved) > room",
+        "False",
+        "full vault",
     ),
 ]
 

@@ -44,6 +44,7 @@ from tests.engine.regions import (
     test_stream,
     test_tiers,
     test_vault,
+    test_vault_image,
     test_worm,
 )
 from tests.engine.regions.passports import NOW
@@ -138,6 +139,21 @@ def with_image(test: Callable[[Path], Awaitable[None]]) -> Callable[[], None]:
     return detector
 
 
+def worm_salvage() -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        clock = test_worm.clocked(patch)
+        try:
+            trio.run(test_worm.test_nothing_is_salvaged_that_may_be_retained, Path(folder), clock, 30)
+        except pytest.fail.Exception as failed:  # not an `Exception`
+            raise AssertionError from failed
+
+
+def full_vault() -> None:
+    with TemporaryDirectory() as folder:
+        path = test_vault_image.new(Path(folder))
+        trio.run(test_vault_image.test_a_full_one_says_so_and_still_takes_all_revocations, path, 1, 1)
+
+
 def no_room() -> None:
     """A checkpoint fails for lack of space, and the next one writes what both had to."""
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +206,7 @@ def streams() -> None:
         run_seed(seed, Effort(subsets=16, torn=4, sessions=2), tally, "streams")
 
 
-def with_worm(test: Callable[..., Awaitable[None]], *more: str) -> Callable[[], None]:
+def with_worm(test: Callable[..., Awaitable[None]], *more: object) -> Callable[[], None]:
     """A test of WORM regions, with an image, a clock, and what else it takes."""
 
     def detector() -> None:
@@ -282,6 +298,11 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "worm put back": with_worm(test_worm.test_an_older_copy_put_back_is_found),
     "worm clock": with_worm(test_worm.test_a_clock_that_went_back_is_found),
     "worm retention": with_worm(test_worm.test_nothing_goes_while_it_is_retained),
+    "disks and regions": with_worm(test_worm.test_what_is_made_while_its_disk_is_deleted_is_refused_or_keeps_it, 0),
+    "worm gone": with_worm(test_worm.test_a_disk_goes_when_the_time_is_over),
+    "worm clocks": with_worm(test_worm.test_one_that_cannot_note_the_time_keeps_no_other_from_it),
+    "worm salvage": worm_salvage,
+    "full vault": full_vault,
     "worm disk": with_worm(test_worm.test_just_below_the_mark_is_below_it),
     "rings": test_stream.test_entries_that_are_there_have_places_of_their_own,
     "streams": streams,
