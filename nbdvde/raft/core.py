@@ -178,7 +178,6 @@ class Core(Voter):
         """A follower could not take over the state: it is asked again what it has."""
         if self.office and (progress := self.office.followers.get(node)):
             progress.installing = None
-            progress.probe()
 
     def unreachable(self, node: NodeId) -> None:
         """Messages to a member were lost."""

@@ -88,7 +88,6 @@ class Leader:
         return (
             0 < self._settings.quiet <= self._idle
             and self.commit == last
-            and not self._reads.is_due
             and all(progress.kept == last and progress.active for progress in self.followers.values())
         )
 
@@ -105,7 +104,6 @@ class Leader:
     def appended(self, entries: Sequence[Entry]) -> None:
         """Entries were put into the log: send them, also to those who have just become members."""
         self.uncommitted_bytes += sum(entry.size for entry in entries)
-        self.stir()
         others = [node for node in self._log.members if node != self._node]
         self.followers = of_members(others, self.followers, entries[0].index)
         for node, progress in self.followers.items():
@@ -154,12 +152,10 @@ class Leader:
             following, _ = self._log.agreement(body.hint, body.hint_term)
             if progress.refused(body.index, following + 1):
                 self._send_entries(node, progress)
-        elif progress.acknowledged(body.index) or again:
-            self.stir()
-            self.advance()
-            self._send_entries(node, progress)
-            self.hand_over()
         else:
+            if progress.acknowledged(body.index) or again:
+                self.advance()
+                self.hand_over()
             self._send_entries(node, progress)
 
     def on_beat_reply(self, node: NodeId, body: BeatReply) -> None:
@@ -235,7 +231,7 @@ class Leader:
 
     def resign(self) -> None:
         """It leads no more: reads of this node have to be asked again."""
-        for asked in self._reads.take_all() + self._early:
+        for asked in self._reads.unsettled() + self._early:
             if asked.reader == self._node:
                 self._settle_own(asked.key, -1)
 

@@ -65,7 +65,6 @@ class Progress:
         news = index > self.match
         self.match = max(self.match, index)
         self.next = max(self.next, index + 1)
-        self.waiting = False
         if self.installing and self.match >= self.installing.index:
             self.installing = None
         if not self.installing:

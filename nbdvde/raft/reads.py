@@ -49,9 +49,6 @@ class Reads:
             settled += self._asking.popleft()[1]
         return settled
 
-    def take_all(self) -> list[Asked]:
-        """Give up; answers what was waiting."""
-        waiting = [asked for _, reads in self._asking for _, asked in reads] + [asked for _, asked in self._next]
-        self._asking.clear()
-        self._next = []
-        return waiting
+    def unsettled(self) -> list[Asked]:
+        """Those that wait."""
+        return [asked for _, reads in self._asking for _, asked in reads] + [asked for _, asked in self._next]

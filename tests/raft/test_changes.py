@@ -208,6 +208,7 @@ def test_a_leader_that_is_removed_counts_for_nothing_and_hands_over_when_it_is()
     party.away = set()
     party.tick()
     assert not core.is_leader
+    assert core.leader != 1
     leaders = [node for node in (2, 3) if party.cores[node].is_leader]
     assert leaders
     (leader,) = leaders

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbdvde.raft.core import Role
+from nbdvde.raft.core import Core, Role
 from nbdvde.raft.messages import Append, AppendReply, Beat, BeatReply, Message, Vote, VoteReply
 from tests.raft.party import SETTINGS, Member, Party, entry, members
 
@@ -13,7 +13,7 @@ def test_who_waits_longest_in_vain_is_elected_by_a_majority() -> None:
     party = Party(members({1, 2, 3, 4, 5}))
     party.away = {4, 5}
     core = party.elect(3)
-    assert (core.term, core.leader) == (1, 3)
+    assert (core.term, core.leader, core.elections) == (1, 3, 1)
     assert [party.cores[node].leader for node in (1, 2)] == [3, 3]
     assert party.log(1) == [(1, 1)], "it begins with an entry of its term (6.4)"
 
@@ -38,6 +38,38 @@ def test_a_silence_is_what_elections_begin_with() -> None:
     assert not member.say()
     member.core.tick()
     assert member.say() == [Vote(1, 0, 0, pre=True)] * 2
+
+
+def test_an_election_in_vain_is_followed_by_another_silence() -> None:
+    member = Member(THREE)
+    member.core.campaign()
+    assert member.say()
+    for _ in range(2 * SETTINGS.election - 2):
+        member.core.tick()
+    assert not member.say()
+    member.core.tick()
+    assert member.say() == [Vote(1, 0, 0, pre=True)] * 2
+
+
+def test_how_long_is_waited_is_drawn_each_time() -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def draw(low: int, high: int) -> int:
+        drawn.append((low, high))
+        return low
+
+    member = Member(THREE)
+    member.core = Core(1, member.store, member.store.hard, SETTINGS, draw)
+    member.core.campaign()
+    assert drawn == [(SETTINGS.election, 2 * SETTINGS.election - 1)] * 2
+
+
+def test_who_asks_for_votes_knows_of_no_leader() -> None:
+    member = Member(THREE)
+    member.hear(2, Beat(1, 0, 1))
+    assert member.core.leader == 2
+    member.core.campaign()
+    assert not member.core.leader
 
 
 def test_a_vote_is_durable_before_it_is_given() -> None:
@@ -102,6 +134,24 @@ def test_a_vote_stays_given_when_one_asks_whether_one_would_win() -> None:
     member = Member(THREE, term=3, vote=2)
     member.core.campaign()
     assert member.hear(3, Vote(3, 0, 0)).of(VoteReply) == [VoteReply(3, False)]
+
+
+def test_who_follows_a_leader_gives_nobody_else_a_vote_of_its_term() -> None:
+    member = Member(THREE)
+    member.hear(2, Beat(1, 0, 1))
+    assert member.hear(3, Vote(1, 0, 0)).of(VoteReply) == [VoteReply(1, False)]
+    assert member.core.leader == 2
+
+
+def test_a_vote_of_an_older_term_that_becomes_durable_elects_nobody() -> None:
+    member = Member(members({1}), term=1)
+    member.core.step(Message(2, 1, Beat(2, 0, 1)))
+    ready = member.begin()
+    member.core.campaign()
+    member.finish(ready)
+    assert not member.core.is_leader
+    member.say()
+    assert member.core.is_leader
 
 
 def test_who_has_voted_for_itself_votes_for_nobody_else() -> None:
@@ -227,6 +277,7 @@ def test_a_leader_that_hears_no_majority_leads_no_more() -> None:
     party.away = {2, 3}
     party.tick(1, times=2 * SETTINGS.election)
     assert not party.cores[1].is_leader
+    assert not party.cores[1].leader
 
 
 def test_a_leader_that_hears_a_majority_stays() -> None:
@@ -235,6 +286,15 @@ def test_a_leader_that_hears_a_majority_stays() -> None:
     party.away = {3}
     party.tick(1, times=10 * SETTINGS.election)
     assert party.cores[1].is_leader
+
+
+def test_acknowledgements_are_signs_of_life_too() -> None:
+    member = Member(THREE)
+    member.lead()
+    for _ in range(3 * SETTINGS.election):
+        member.core.tick()
+        member.hear(2, AppendReply(1, True, 1))
+    assert member.core.is_leader
 
 
 def test_learners_are_no_majority() -> None:

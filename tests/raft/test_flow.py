@@ -53,6 +53,36 @@ def test_who_does_not_answer_is_asked_one_question_at_a_time() -> None:
     assert not member.say().of(Append)
 
 
+def test_signs_of_life_do_not_open_a_full_window() -> None:
+    member = _leader()
+    member.core.propose([DATA] * 20)
+    member.say()
+    assert _sent(member.hear(2, BeatReply(1, 0)).of(Append)) == []
+
+
+def test_who_cannot_be_reached_is_not_asked_again_for_each_proposal() -> None:
+    member = _leader()
+    member.core.unreachable(2)
+    member.core.propose([DATA])
+    assert _sent(member.say().of(Append)) == [2]
+    member.core.unreachable(2)
+    member.core.propose([DATA])
+    assert not member.say().of(Append)
+
+
+def test_who_follows_takes_all_news_of_connections_and_logs_as_well() -> None:
+    member = Member(members({1, 2}), term=1)
+    member.core.unreachable(2)
+    member.core.install_failed(2)
+    member.core.loaded()
+    assert not member.say()
+
+
+def test_answers_of_who_does_not_belong_are_nothing() -> None:
+    member = _leader()
+    assert not member.hear(9, AppendReply(1, True, 1), BeatReply(1, 1), AppendReply(1, False, 1))
+
+
 def test_after_a_loss_everything_from_there_on_is_sent_again() -> None:
     member = _leader()
     member.core.propose([DATA] * 4)
@@ -81,7 +111,15 @@ def test_too_much_that_is_not_committed_is_refused() -> None:
         member.core.propose([b""])
     member.say()
     member.hear(2, AppendReply(1, True, 2))
-    member.core.propose([b""])
+    member.core.propose([bytes(300)])
+    member.core.propose([bytes(400)])
+    with pytest.raises(RefusedError, match="too much that is not committed"):
+        member.core.propose([bytes(400)])
+    member.say()
+    member.hear(2, AppendReply(1, True, 3))
+    with pytest.raises(RefusedError, match="too much that is not committed"):
+        member.core.propose([bytes(700)])
+    member.core.propose([bytes(400)])
 
 
 def test_entries_are_handed_out_a_part_at_a_time() -> None:

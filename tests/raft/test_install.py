@@ -1,6 +1,8 @@
 """Members that lack what the log of the leader has forgotten (5)."""
 
-from nbdvde.raft.messages import Append, AppendReply, BeatReply, Install, Message, Snapshot
+from nbdvde.raft.core import Core
+from nbdvde.raft.messages import Append, AppendReply, BeatReply, HardState, Install, Message, Snapshot, Vote
+from nbdvde.raft.settings import Settings
 from tests.raft.party import SETTINGS, Member, Party, entry, members
 
 THREE = members({1, 2, 3})
@@ -68,6 +70,29 @@ def _ticked(member: Member) -> list[object]:
     return list(member.say())
 
 
+def test_who_streamed_is_told_as_well() -> None:
+    """It was slow, and the log has forgotten what it was to get next."""
+    member = Member(THREE, settings=Settings(message_bytes=100, window_bytes=100))
+    member.lead()
+    for sender in (2, 3):
+        member.hear(sender, AppendReply(1, True, 1))
+    member.core.propose([bytes(200)] * 3)
+    member.hear(2, AppendReply(1, True, 4))
+    member.store.compact_to(Snapshot(4, 1, THREE))
+    member.core.compacted()
+    assert member.hear(3, AppendReply(1, True, 2)) == [Install(1, STATE)]
+    member.core.propose([b"a"])
+    assert [append.previous for append in member.say().of(Append)] == [4], "to node 2"
+
+
+def test_a_new_leader_sends_what_it_had_applied_before() -> None:
+    member = Member(THREE, [entry(1, index) for index in range(1, 5)], term=1)
+    member.store.compact_to(Snapshot(2, 1, THREE))
+    member.core = Core(1, member.store, HardState(1, 0, 3), SETTINGS, lambda low, high: high, applied=3)
+    member.lead()
+    assert member.hear(3, AppendReply(2, False, 4, 0, 0)) == [Install(2, Snapshot(3, 1, THREE))]
+
+
 def test_nobody_is_told_who_does_not_answer() -> None:
     member = _leader()
     for _ in range(SETTINGS.election):
@@ -128,3 +153,14 @@ def test_members_of_a_state_count() -> None:
     member.store.reset(state)
     member.core.installed(state)
     assert member.core.members == state.members
+
+
+def test_who_has_taken_over_a_state_tells_its_leader_if_it_knows_one() -> None:
+    member = Member(THREE, term=1)
+    member.core.step(Message(2, 1, Install(1, STATE)))
+    member.finish(member.begin())
+    member.core.step(Message(3, 1, Vote(2, 9, 2, forced=True)))
+    member.say()
+    member.store.reset(STATE)
+    member.core.installed(STATE)
+    assert not member.say()

@@ -60,6 +60,14 @@ def test_targets_that_are_refused(target: Members) -> None:
         membership.towards(_members({1, 2}), target)
 
 
+def test_steps_that_are_not_safe_are_refused() -> None:
+    with pytest.raises(RefusedError, match="more than one voter changes"):
+        membership.simple(_members({1, 2}), _members({1, 3}))
+    assert membership.simple(_members({1, 2}), _members({1, 2, 3})) == _members({1, 2, 3})
+    with pytest.raises(RefusedError, match="no voters who could agree"):
+        membership.enter_joint(_members(set()), _members({1, 2}), auto_leave=True)
+
+
 def test_one_change_at_a_time() -> None:
     joint = membership.towards(_members({1}), _members({2, 3}))
     for change in (membership.simple, membership.towards):

@@ -12,7 +12,9 @@ from tests.raft import (
     test_election,
     test_flow,
     test_install,
+    test_log,
     test_membership,
+    test_progress,
     test_quiet,
     test_reads,
     test_replication,
@@ -30,6 +32,8 @@ DIRECTED = (
     test_transfer,
     test_install,
     test_quiet,
+    test_log,
+    test_progress,
 )
 
 

@@ -11,7 +11,7 @@ from nbdvde.raft.settings import Settings
 from tests.raft.party import Member, Party, members
 
 THREE = members({1, 2, 3})
-QUIET = Settings(heartbeat=1, election=10, quiet=12)
+QUIET = Settings(heartbeat=3, election=10, quiet=12)
 
 
 def _asleep() -> Party:
@@ -36,7 +36,7 @@ def test_a_proposal_wakes_it() -> None:
     party = _asleep()
     party.propose(1, b"b")
     assert not any(core.quiet for core in party.cores.values())
-    party.tick()
+    party.tick(times=QUIET.heartbeat)
     assert party.data(3) == [b"a", b"b"]
 
 
@@ -102,6 +102,37 @@ def test_an_old_sign_of_life_silences_nobody() -> None:
     assert not member.core.quiet
     member.hear(2, Beat(1, 0, 5, quiet=True))
     assert member.core.quiet
+
+
+def test_a_leader_that_cannot_reach_somebody_wakes() -> None:
+    party = _asleep()
+    party.cores[1].unreachable(3)
+    assert not party.cores[1].quiet
+
+
+def test_who_is_alone_sleeps_when_all_is_stored() -> None:
+    member = Member(members({1}), settings=QUIET)
+    member.core.campaign()
+    member.say()
+    member.core.propose([b"a"])
+    ready = member.begin()
+    for _ in range(3 * QUIET.quiet):
+        member.core.tick()
+    assert not member.core.quiet
+    member.finish(ready)
+    for _ in range(QUIET.heartbeat):
+        member.core.tick()
+    assert member.core.quiet
+
+
+def test_signs_of_life_come_as_often_as_is_chosen() -> None:
+    member = Member(THREE, settings=QUIET)
+    member.lead()
+    beats = []
+    for _ in range(9):
+        member.core.tick()
+        beats.append(len(member.say().of(Beat)))
+    assert beats == [0, 0, 2] * 3
 
 
 def test_without_that_choice_nobody_falls_silent() -> None:

@@ -93,6 +93,22 @@ def test_reads_that_wait_for_a_first_entry_are_given_back_too() -> None:
     assert member.begin().reads == [(7, -1)]
 
 
+def test_reads_of_others_are_not_given_back_by_who_led() -> None:
+    member = _leader()
+    member.hear(3, AskRead(1, 7))
+    member.core.step(Message(3, 1, Beat(2, 0, 1)))
+    assert not member.begin().reads
+
+
+def test_without_a_lease_every_read_asks() -> None:
+    member = _leader()
+    member.core.tick()
+    (beat, _) = member.say().of(Beat)
+    member.hear(2, BeatReply(1, beat.round))
+    member.core.read(7)
+    assert not member.begin().reads
+
+
 def test_a_follower_asks_its_leader() -> None:
     party = Party(THREE)
     party.elect(1)
@@ -104,9 +120,11 @@ def test_a_follower_asks_its_leader() -> None:
 
 def test_without_a_leader_nobody_can_be_asked() -> None:
     member = Member(THREE)
-    with pytest.raises(NotLeaderError):
+    with pytest.raises(NotLeaderError, match="wait for an election"):
         member.core.read(7)
     member.hear(2, Beat(1, 0, 1))
+    with pytest.raises(NotLeaderError, match="ask node 2"):
+        member.core.propose([b"a"])
     member.core.read(7)
     assert member.say() == [AskRead(1, 7)]
     member.core.step(Message(2, 1, ReadReply(1, 7, 4)))
@@ -172,7 +190,16 @@ def test_no_lease_after_somebody_was_told_to_take_over() -> None:
 def test_a_lease_outlives_a_follower_that_is_started_again() -> None:
     member = Member(THREE, term=1, settings=LEASE)
     assert not member.hear(3, Vote(2, 0, 0, pre=True))
+    for _ in range(LEASE.election - 1):
+        member.core.tick()
     assert not member.hear(3, Vote(2, 0, 0))
+    member.core.tick()
+    assert member.hear(3, Vote(2, 0, 0)) == [VoteReply(2, True)]
+
+
+def test_only_the_start_keeps_from_voting() -> None:
+    member = Member(THREE, term=1, settings=LEASE)
     for _ in range(LEASE.election):
         member.core.tick()
-    assert member.hear(3, Vote(2, 0, 0)) == [VoteReply(2, True)]
+    member.core.campaign()
+    assert member.hear(3, Vote(2, 0, 0)).of(VoteReply) == [VoteReply(2, True)]
