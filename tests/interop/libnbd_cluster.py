@@ -125,5 +125,33 @@ def verify(result: str, *uris: str) -> None:
             handle.shutdown()
 
 
+def take_over(first: str, second: str) -> None:
+    """Connections to one node use the disk together, until somebody does through another node."""
+    one, two = connected(first), connected(first)
+    one.pwrite(b"1" * BLOCK, 0)
+    two.pwrite(b"2" * BLOCK, BLOCK)
+    assert one.can_multi_conn()
+    assert one.pread(BLOCK, BLOCK) == b"2" * BLOCK
+    other = connected(second)
+    assert other.pread(2 * BLOCK, 0) == b"1" * BLOCK + b"2" * BLOCK
+    for fenced in (one, two):
+        try:
+            fenced.pwrite(b"x" * BLOCK, 0)
+        except nbd.Error:
+            assert fenced.aio_is_dead() or fenced.aio_is_closed()
+        else:
+            raise AssertionError("a client that was fenced wrote")
+    assert other.pread(BLOCK, 0) == b"1" * BLOCK
+    other.pwrite(b"3" * BLOCK, 0)
+    assert connected(first).pread(BLOCK, 0) == b"3" * BLOCK
+
+
+def connected(uri: str) -> nbd.NBD:
+    """A client of a node."""
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    return handle
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -70,6 +70,14 @@ def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
         assert [snapshot["name"] for snapshot in found["snapshots"]] == ["first"]
 
 
+def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) -> None:
+    first, second, third = (member.uri for member in cluster.members)
+    libnbd("take_over", first, second, module="libnbd_cluster")
+    libnbd("take_over", third, first, module="libnbd_cluster")
+    blank = b"\0" * (2 * 4096)
+    run("qemu-io", "-f", "raw", "-c", f"write -z 0 {len(blank)}", cluster.leader().uri)
+
+
 def test_the_leader_ends(cluster: Cluster, tmp_path: Path) -> None:
     leader = cluster.leader()
     with client(cluster, tmp_path, first=leader.number - 1) as end:
