@@ -37,10 +37,10 @@ class Member:
         assert self.process
         return self.process.uri
 
-    def start(self) -> None:
-        """Serve; returns when clients are let in."""
+    def start(self, listen: str | None = None) -> None:
+        """Serve, at a Unix socket unless elsewhere; returns when clients are let in."""
         what: Sequence[str | Path] = [self.image, "--key-file", self.key_file, "--config", self.folder / "node.toml"]
-        self.process = Process(self.folder, what)
+        self.process = Process(self.folder, what, listen)
 
     def stop(self) -> None:
         """SIGTERM; it must end with 0 and have met no bug."""

@@ -1,11 +1,13 @@
 """Linux as client: Debian's kernel in a virtual machine, its disks from our server."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from nbdvde import KeyFile, check_image
+from tests.interop.cluster import Cluster
 from tests.interop.conftest import SIZE, Serve
 from tests.interop.guest import MEMORY_MIB, Guest, booted
 from tests.interop.harness import NBDVDE, ROOT, Process, Served, need, run, serve_image
@@ -169,6 +171,36 @@ def test_a_disk_that_grows(machine: Attached) -> None:
     guest.run("cd /mnt/tree && sha256sum -c -s sums && cd / && umount /mnt")
     machine.detach()
     run(NBDVDE, "disk", "delete", image, "growing", "--force")
+
+
+def test_the_leader_of_a_cluster_changes(machine: Attached, tmp_path: Path) -> None:
+    """The kernel notices nothing but a pause: no error, and no other connection."""
+    guest = machine.guest
+    with closing(Cluster(tmp_path, 32 << 20)) as cluster:
+        first = cluster.members[0]
+        first.stop()
+        cluster.leader()
+        first.start("127.0.0.1:0")
+        port = first.uri.strip("/").rsplit(":", 1)[1]
+        guest.run(f"dmesg -c > /dev/null; nbd-client -N disk -b 4096 {HOST} {port} /dev/nbd0")
+        guest.wait_for("nbd-client -c /dev/nbd0")
+        guest.run("/sbin/mke2fs -F -q -t ext4 /dev/nbd0 && mount /dev/nbd0 /mnt && rm -f /tmp/*")
+        guest.run(
+            "(until [ -e /tmp/enough ]; do dd if=/dev/urandom of=/mnt/file bs=4k count=50 conv=fsync 2> /dev/null "
+            "|| touch /tmp/failed; touch /tmp/$((rounds += 1)).done; done; touch /tmp/ended) > /tmp/log 2>&1 &"
+        )
+        guest.wait_for("[ -e /tmp/1.done ]")
+        for _ in range(3):
+            before = cluster.leader()
+            run(NBDVDE, "cluster", "transfer", before.image)
+            assert cluster.leader() is not before
+        guest.run("touch /tmp/enough")
+        guest.wait_for("[ -e /tmp/ended ]")
+        assert not guest.run("cat /tmp/log; ls /tmp | grep failed; dmesg | grep -i -e error -e fail -e shut -e 'timed out'; true")
+        guest.run("umount /mnt")
+        machine.detach()
+        for member in cluster.members:
+            member.stop()
 
 
 def test_list(machine: Attached) -> None:
