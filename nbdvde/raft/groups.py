@@ -188,9 +188,9 @@ class Group:
     def step(self, message: Message) -> None:
         """A message came. More entries than anybody may send without an answer are dropped."""
         if isinstance(message.body, Append):
-            self._backlog += sum(entry.size for entry in message.body.entries)
             if self._backlog > 4 * self.core.settings.window_bytes:
                 return
+            self._backlog += sum(entry.size for entry in message.body.entries)
         self.core.step(message)
 
     def lost(self, node: NodeId) -> None:

@@ -166,6 +166,8 @@ class Leader:
         progress.active = True
         progress.round = max(progress.round, body.round)
         progress.waiting = False
+        if not body.round:  # it is mute, and will say what it has when it is asked
+            progress.promises(False, progress.match)
         if progress.kept < self._log.last_index:
             self._send_entries(node, progress, anyway=True)
         answered = self._majority(self._reads.round, lambda progress: progress.round)

@@ -90,12 +90,14 @@ class Link:
 
     async def send_when_room(self, frame: Frame) -> None:
         """As `send` and `flush`, waiting while too much waits. Raises NetworkError when it is over."""
-        while not self.send(frame):
-            if self._is_over:
-                raise NetworkError("connection of a node", "ended")
+        while not self._is_over:
+            if self.send(frame):
+                self.flush()
+                await trio.lowlevel.checkpoint()  # the kernel may take all that somebody has to say, for ever
+                return
             self.flush()
             await self._room.wait()
-        self.flush()
+        raise NetworkError("connection of a node", "ended")
 
     def tick(self, patience: int) -> None:
         """A unit of time has passed: give a sign of life; end when none came for so many units."""

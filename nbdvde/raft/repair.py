@@ -44,13 +44,14 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
     term: int
     last_term: int
     last_index: int
+    first_index: int
     members: Members
     sure: bool
 
 
 def ending(core: Core, store: LogStore) -> Ending:
     """Of this node."""
-    return Ending(core.term, core.log.last_term, core.log.last_index, core.members, not store.unsure)
+    return Ending(core.term, core.log.last_term, core.log.last_index, store.first_index, core.members, not store.unsure)
 
 
 class Repair:
@@ -74,24 +75,23 @@ class Repair:
 
     async def _mend(self, gap: range) -> None:
         question = msgspec.msgpack.encode(Wanted(self._group, gap.start, gap.stop))
-        missing = set(self._others())
-        for node in self._others():
+        unheard = self._others()
+        for node in sorted(unheard):
             try:
                 answer = await self._ask(node, ENTRIES, question)
                 self._store.mend(msgspec.msgpack.decode(answer, type=Sequence[Entry]))
             except (NetworkError, msgspec.MsgspecError):
                 continue
-            if found := await self._ending(node):
-                missing -= {node} if found.sure else set()
-        if self._others() and not missing and any(gap.start in left for left in self._store.damaged):
+            found = await self._ending(node)
+            if found and found.sure and found.first_index <= gap.start:  # or it had it, and has it in its state
+                unheard -= {node}
+        if self._others() and not unheard and any(gap.start in left for left in self._store.damaged):
             self._core.forget(gap.start)
 
     async def _settle(self) -> None:
-        for node in self._others():
-            if node not in self._endings:
-                found = await self._ending(node)
-                if not found or not found.sure:
-                    return
+        for node in sorted(self._others() - set(self._endings)):
+            found = await self._ending(node)
+            if found and found.sure:
                 self._endings[node] = found
         if self._is_level():
             self._promise()
@@ -103,15 +103,15 @@ class Repair:
         except (NetworkError, msgspec.MsgspecError):
             return None
 
-    def _others(self) -> Sequence[NodeId]:
+    def _others(self) -> set[NodeId]:
         """The other voters, of all members that anybody knows."""
         known = [self._core.members, *(found.members for found in self._endings.values())]
         voters = {node for members in known for node in members.voters | members.outgoing}
-        return sorted(voters - {self._core.node})
+        return voters - {self._core.node}
 
     def _is_level(self) -> bool:
         core, endings = self._core, self._endings
-        if not endings or set(self._others()) - set(endings):
+        if not endings or self._others() - set(endings):
             return False
         furthest = max((found.last_term, found.last_index) for found in endings.values())
         here = core.log.term(core.log.persisted) or 0, core.log.persisted

@@ -63,6 +63,7 @@ COMMITS = [
     mutant("a mute node acknowledges", "core:Core._acknowledge", "counts=not self.mute", "counts=True"),
     mutant("what a mute node has counts", "leader:Leader.advance", "progress.kept", "progress.match"),
     mutant("a mute node vouches for a leader", "core:Core._on_leader", "0 if self.mute else body.round", "body.round"),
+    mutant("a mute node still has what it had", "leader:Leader.on_beat_reply", "if not body.round:", "if False:"),
     mutant("what a mute node has never counts", "progress:Progress.promises", "return again", "return False"),
     mutant("what a mute node lost is counted", "progress:Progress.promises", "min(self.match, index)", "self.match"),
     mutant(

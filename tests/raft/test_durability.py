@@ -89,10 +89,10 @@ async def test_a_vote_is_given_when_it_is_on_disk(autojump_clock: MockClock) -> 
         others = [node.number for node in cluster.others(leader)]
         cluster.hold(others)
         cluster.crash(leader.number)
-        await trio.sleep(60)
+        await trio.sleep(20)
         assert not any(cluster.nodes[number].groups["default"].is_leader for number in others)
         cluster.go_on(others[0])
-        await trio.sleep(60)
+        await trio.sleep(20)
         assert not any(cluster.nodes[number].groups["default"].is_leader for number in others)
         cluster.go_on(others[1])
         assert (await cluster.leader()).number in others

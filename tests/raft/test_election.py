@@ -337,3 +337,14 @@ def test_who_has_holes_in_its_log_gets_entries_and_counts_for_nothing() -> None:
     assert [append.entries for append in member.hear(3, BeatReply(1, 0)).of(Append)] == [()], "it is asked again"
     member.hear(3, AppendReply(1, True, 3))
     assert member.core.commit == 3, "what it had counts when it says so"
+
+
+def test_who_has_forgotten_what_it_had_is_asked_without_anything_new() -> None:
+    member = Member(THREE)
+    member.lead()
+    for node in (2, 3):
+        member.hear(node, AppendReply(1, True, 1))
+    assert not member.hear(2, BeatReply(1, 1)).of(Append), "it has everything"
+    assert [append.previous for append in member.hear(3, BeatReply(1, 0)).of(Append)] == [1]
+    again = member.hear(3, AppendReply(1, False, 1, 0, 0, counts=False)).of(Append)
+    assert [found.index for found in again[0].entries] == [1]

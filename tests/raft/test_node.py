@@ -1,5 +1,6 @@
 """Three nodes in one event loop: writing, reading, and losing each other."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,13 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nbdvde.errors import NetworkError, RefusedError, UsageError
+from nbdvde.raft.applier import Applier
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
-from nbdvde.raft.messages import Append, Entry, Members
+from nbdvde.raft.messages import Append, Entry, Members, Snapshot
 from nbdvde.raft.node import Options
 from nbdvde.raft.waiting import LeadershipLost
-from tests.raft.world import SETTINGS, Cluster, running
+from tests.raft.world import SETTINGS, Cluster, State, Sums, running
 
 SMALL = Options(compact_bytes=2000)
 
@@ -49,13 +51,18 @@ async def test_proposals_of_many_tasks_are_one_batch(autojump_clock: MockClock) 
 
 
 async def test_more_than_may_be_uncommitted_waits(autojump_clock: MockClock) -> None:
-    async with running(Cluster(settings=replace(SETTINGS, uncommitted_bytes=200))) as cluster:
+    async with running(Cluster(settings=replace(SETTINGS, uncommitted_bytes=50))) as cluster:
         leader = await cluster.leader()
         results: list[object] = []
         async with trio.open_nursery() as nursery:
+            cluster.world.cut(leader.number)
+            nursery.start_soon(propose, leader.groups["default"], 1, results)
+            await wait_all_tasks_blocked()
             for _ in range(100):
                 nursery.start_soon(propose, leader.groups["default"], 1, results)
-        assert sorted(results) == list(range(1, 101))  # type: ignore[type-var]
+            await wait_all_tasks_blocked()
+            cluster.world.mend()
+        assert sorted(results) == list(range(1, 102))  # type: ignore[type-var]
 
 
 async def test_who_does_not_wait_any_more_proposes_nothing(autojump_clock: MockClock) -> None:
@@ -157,6 +164,30 @@ async def test_who_is_cut_off_reads_nothing_until_it_is_back(autojump_clock: Moc
         cluster.world.mend()
         await read.wait()
         assert cluster.states["default"][leader.number].value == 2
+
+
+async def test_who_asks_a_leader_that_is_gone_asks_the_next_one(autojump_clock: MockClock) -> None:
+    async with running(Cluster(settings=replace(SETTINGS, quiet=20))) as cluster:
+        leader = await cluster.leader()
+        await leader.groups["default"].propose(b"1")
+        await trio.sleep(5)
+        asking = cluster.others(leader)[0]
+        cluster.world.stop(leader.number)
+        await asking.groups["default"].read_barrier()
+        assert asking.groups["default"].leader != leader.number
+        assert cluster.states["default"][asking.number].value == 1
+
+
+async def test_entries_that_a_state_contains_are_left_out() -> None:
+    state = State(Snapshot(3, 1))
+    applied: list[Sequence[object]] = []
+    applier = Applier(Sums(state), lambda entries, results: applied.append(results), lambda snapshot: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(applier.run)
+        applier.hand([Entry(1, index, 0, b"1") for index in range(2, 6)])
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert applied == [(None, None, 1, 2)]
 
 
 async def test_handing_over_loses_no_proposal(autojump_clock: MockClock) -> None:
@@ -320,7 +351,7 @@ async def test_a_flood_of_entries_is_dropped_and_asked_for_again(autojump_clock:
         for index in range(last, last + 20):
             entry = Entry(leader.groups["default"].core.term, index + 1, 0, b"0".rjust(900))
             node.on_message(leader.number, "default", Append(entry.term, index, entry.term, (entry,), 0))
-        assert node.groups["default"].core.log.last_index <= last + 4
+        assert node.groups["default"].core.log.last_index <= last + 5
 
 
 async def test_a_status(autojump_clock: MockClock) -> None:

@@ -16,6 +16,7 @@ from nbdvde.raft.transport import Identity, Mesh, Timing
 from nbdvde.raft.wire import Answer, Ask, Beats, Hello, Piece, Says
 from tests.raft.world import World
 
+PATIENCE_S = 300.0
 ECHO, FAIL, BUG, SLOW, COUNT, ENDLESS = range(6)
 
 
@@ -78,7 +79,7 @@ async def pair(world: World | None = None, **other: object) -> AsyncIterator[tup
     world = world or World()
     one, two = Side(world, 1), Side(world, 2, **other)  # type: ignore[arg-type]
     one.mesh.refresh()
-    with trio.fail_after(300):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(two.mesh.run)
             await nursery.start(one.mesh.run)
@@ -227,7 +228,7 @@ async def test_a_node_that_floods_another_does_not_hold_up_a_third(autojump_cloc
     """Three nodes; the first sends without end, the third asks the second."""
     world = World()
     sides = [Side(world, number) for number in (1, 2, 3)]
-    with trio.fail_after(300):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for side in sides:
                 side.mesh.refresh()
@@ -275,7 +276,7 @@ async def test_who_is_somebody_else_is_refused_by_both(
             return await hello(link, Hello(9, mine.cluster, 2, 0) if mine.node == 2 else mine)
 
         monkeypatch.setattr(Link, "hello", other)
-    with trio.fail_after(100):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(two.mesh.run)
             await nursery.start(one.mesh.run)
@@ -296,18 +297,28 @@ async def greeted(world: World, hello: Hello) -> Link:
 async def test_strangers_are_refused(autojump_clock: MockClock) -> None:
     world = World()
     async with pair(world) as (_, two):
+        before = two.mesh.peers[1]._link
         for hello in (
             Hello(1, "test", 9, 0), Hello(1, "test", 2, 0), Hello(1, "other", 1, 0), Hello(2, "test", 1, 0),
         ):  # fmt: skip
-            link = await greeted(world, hello)
-            assert "ended" in str(await link.run(lambda frames: None))
+            await is_refused(world, hello)
         world.shown[1] = "mallory"
-        link = await greeted(world, Hello(1, "test", 1, 0))
-        assert "ended" in str(await link.run(lambda frames: None))
-        assert two.mesh.peers[1].connected, "the connection that was there still is"
+        await is_refused(world, Hello(1, "test", 1, 0))
+        assert two.mesh.peers[1]._link is before, "the connection that was there still is"
+
+
+async def is_refused(world: World, hello: Hello) -> None:
+    link, came = await greeted(world, hello), list[wire.Frame]()
+    assert "ended" in str(await link.run(came.extend))
+    assert [type(frame) for frame in came] == [wire.Failed], "it is told why"
+
+
+async def test_who_says_nothing_is_not_waited_for(autojump_clock: MockClock) -> None:
+    world = World()
+    async with pair(world):
         silent = Link(world.connect(1, 2))
         begun = trio.current_time()
-        assert "ended" in str(await silent.run(lambda frames: None)), "who says nothing is not waited for"
+        assert "ended" in str(await silent.run(lambda frames: None))
         assert trio.current_time() - begun == Timing().greeting_s
 
 

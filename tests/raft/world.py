@@ -18,6 +18,8 @@ from nbdvde.raft.transport import Identity
 
 Welcome = Callable[[Wire, frozenset[str]], Awaitable[None]]
 SETTINGS = Settings()
+PATIENCE_S = 600.0
+"""Of virtual time: a test that takes longer has failed."""
 
 
 class MemoryWire:
@@ -282,7 +284,7 @@ AnyCluster = TypeVar("AnyCluster", bound=Cluster)
 
 @asynccontextmanager
 async def running(cluster: AnyCluster) -> AsyncIterator[AnyCluster]:
-    with trio.fail_after(600):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             cluster.nursery = nursery
             await cluster.up()
