@@ -39,6 +39,7 @@ from nbdvde.raft.store import LogStore
 from nbdvde.raft.voter import Role, Voter
 
 __all__ = ["Core", "NotLeaderError", "Ready", "Role"]
+_SIGNS_OF_LIFE = (Beat, BeatReply)
 
 
 class Core(Voter):
@@ -221,7 +222,7 @@ class Core(Voter):
     def step(self, message: Message) -> None:
         """A message came. It may be old, doubled, or of one who belongs to the group no more."""
         body, sender = message.body, message.sender
-        if sender in self.members and not isinstance(body, Beat | BeatReply):
+        if not isinstance(body, _SIGNS_OF_LIFE) and sender in self.members:
             self.wake()
         if isinstance(body, Vote):
             self._on_vote(sender, body)
@@ -343,17 +344,18 @@ class Core(Voter):
 
         It tells of what is durable already: a crash may leave it, and in place of the entries those that they replace.
         """
-        saved, commit = self._saved, min(self.commit, self.log.persisted)
+        saved = self._saved
         promised = self.term != saved.term or self.vote != saved.vote
-        if promised or (entries and commit != saved.commit):
-            return HardState(self.term, self.vote, commit)
-        return None
+        if not (promised or entries):
+            return None
+        commit = min(self.commit, self.log.persisted)
+        return HardState(self.term, self.vote, commit) if promised or commit != saved.commit else None
 
     def _to_apply(self) -> Sequence[Entry]:
-        stop = min(self.commit, self.log.persisted) + 1
-        if stop <= self._handed + 1 or self._handed > self.applied:
+        durable = min(self.commit, self.log.persisted)
+        if durable <= self._handed or self._handed > self.applied:
             return ()  # one lot at a time
-        entries = self.log.slice(self._handed + 1, stop, self.settings.apply_bytes)
+        entries = self.log.slice(self._handed + 1, durable + 1, self.settings.apply_bytes)
         self._handed += len(entries)
         if self.office:
             self.office.committed(sum(entry.size for entry in entries))

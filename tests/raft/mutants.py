@@ -223,7 +223,7 @@ MEMBERS = [
 SILENCE = [
     mutant("silence is not ended", "core:Core.wake", "self.quiet, self._ticks = False, 0", "self._ticks = 0"),
     mutant("a leader does not wake", "core:Core.wake", "self.office.stir()", "pass"),
-    mutant("who was removed keeps others awake", "core:Core.step", "sender in self.members and ", ""),
+    mutant("who was removed keeps others awake", "core:Core.step", " and sender in self.members", ""),
     mutant("an old sign of life silences", "core:Core._on_leader", " and body.round >= self._round", ""),
 ]  # fmt: skip
 
