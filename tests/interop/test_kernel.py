@@ -196,7 +196,8 @@ def test_the_leader_of_a_cluster_changes(machine: Attached, tmp_path: Path) -> N
             assert cluster.leader() is not before
         guest.run("touch /tmp/enough")
         guest.wait_for("[ -e /tmp/ended ]")
-        assert not guest.run("cat /tmp/log; ls /tmp | grep failed; dmesg | grep -i -e error -e fail -e shut -e 'timed out'; true")
+        signs = "dmesg | grep -i -e error -e fail -e shut -e 'timed out'"
+        assert not guest.run(f"cat /tmp/log; ls /tmp | grep failed; {signs}; true")
         guest.run("umount /mnt")
         machine.detach()
         for member in cluster.members:
