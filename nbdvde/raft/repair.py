@@ -18,7 +18,7 @@ import msgspec
 
 from nbdvde.errors import NetworkError
 from nbdvde.raft.core import Core
-from nbdvde.raft.messages import Entry, HardState, Members, NodeId
+from nbdvde.raft.messages import Entry, HardState, Members, NodeId, Snapshot
 from nbdvde.raft.store import LogStore
 
 STATE, ENTRIES = 1 << 16, (1 << 16) + 1
@@ -44,14 +44,15 @@ class Ending(msgspec.Struct, frozen=True, array_like=True):
     term: int
     last_term: int
     last_index: int
-    first_index: int
+    snapshot: Snapshot
+    """What the state has, and the log not any more."""
     members: Members
     sure: bool
 
 
 def ending(core: Core, store: LogStore) -> Ending:
     """Of this node."""
-    return Ending(core.term, core.log.last_term, core.log.last_index, store.first_index, core.members, not store.unsure)
+    return Ending(core.term, core.log.last_term, core.log.last_index, store.snapshot, core.members, not store.unsure)
 
 
 class Repair:
@@ -60,6 +61,8 @@ class Repair:
     def __init__(self, group: str, core: Core, store: LogStore, ask: Ask) -> None:
         self._group, self._core, self._store, self._ask = group, core, store, ask
         self._endings: dict[NodeId, Ending] = {}
+        self.state: tuple[NodeId, Snapshot] | None = None
+        """Who has in its state what is damaged here, and not in its log any more."""
 
     @property
     def is_done(self) -> bool:
@@ -68,6 +71,7 @@ class Repair:
 
     async def step(self) -> None:
         """Do what can be done now."""
+        self.state = None
         for gap in self._store.damaged:
             await self._mend(gap)
         if self._store.unsure:
@@ -83,7 +87,9 @@ class Repair:
             except (NetworkError, msgspec.MsgspecError):
                 continue
             found = await self._ending(node)
-            if found and found.sure and found.first_index <= gap.start:  # or it had it, and has it in its state
+            if found and found.snapshot.index >= gap.start:
+                self.state = node, found.snapshot
+            elif found and found.sure:
                 unheard -= {node}
         if self._others() and not unheard and any(gap.start in left for left in self._store.damaged):
             self._core.forget(gap.start)

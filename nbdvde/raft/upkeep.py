@@ -99,10 +99,12 @@ class Upkeep:
     async def _mend(self) -> None:
         """Have others bring back what the log lost; until then the node is mute."""
         _log.warning("raft group %s: the log is damaged; this node is mute until others have mended it", self._group)
-        await self._compact()  # what is in the state need not be mended
         repair = Repair(self._group, self._core, self._store, self._helper.ask)
         while not repair.is_done:
+            await self._compact()  # what is in the state need not be mended
             await repair.step()
+            if repair.state:
+                self._applier.install(*repair.state)
             if not repair.is_done:
                 await trio.sleep(_REPAIR_S)
         durable = trio.Event()

@@ -160,7 +160,8 @@ FAULTS = [
         test_repair.test_two_who_have_forgotten_leave_the_decision_to_a_person,
     ),
     _fault(
-        "what a node has in its state is nothing", "repair:Repair._mend", " and found.first_index <= gap.start", "",
+        "what a node has in its state is nothing", "repair:Repair._mend",
+        "if found and found.snapshot.index >= gap.start:", "if False:",
         test_repair.test_what_a_node_has_in_its_state_was_committed,
     ),
     _fault(

@@ -247,6 +247,25 @@ async def test_what_a_node_has_in_its_state_was_committed(autojump_clock: MockCl
         assert all(cluster.stores[number].last_index >= last for number in cluster.stores)
 
 
+async def test_what_others_have_in_their_state_alone_is_taken_over_with_it(autojump_clock: MockClock) -> None:
+    async with running(Holes()) as cluster:
+        leader = await cluster.leader()
+        await cluster.write(leader, 10)
+        await cluster.agree()
+        damaged = cluster.others(leader)[0].number
+        cluster.crash(damaged)
+        cluster.stores[damaged].spoil(9)
+        cluster.restart(damaged)
+        for node in cluster.nodes.values():
+            await node.groups["default"].upkeep._compact()
+            assert cluster.stores[node.number].first_index > 9
+        await cluster.up(damaged)
+        await until(lambda: not cluster.nodes[damaged].groups["default"].core.mute)
+        assert cluster.states["default"][damaged].installs == 1
+        await leader.groups["default"].propose(b"1")
+        assert (await cluster.agree()).value == 11
+
+
 class Forgetful:
     """A member that asks two others, who are in term 2 and have two entries of term 1."""
 
@@ -264,7 +283,7 @@ class Forgetful:
         self.asked.append(node)
         if len(self.asked) < 3:
             raise NetworkError(f"node {node}", "is not connected")
-        return msgspec.msgpack.encode(Ending(2, 1, 2, 1, self.members, sure=True))
+        return msgspec.msgpack.encode(Ending(2, 1, 2, Snapshot(), self.members, sure=True))
 
     async def hear(self, term: int, *entries: Entry) -> bool:
         """A leader of a term has entries; whether that was all."""
