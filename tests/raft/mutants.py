@@ -111,6 +111,8 @@ COMMITS = [
         "[entry for entry in body.entries if entry.index > self.commit]", "body.entries",
     ),
     mutant("more is handed out before it is applied", "core:Core._to_apply", " or self._handed > self.applied", ""),
+    mutant("what is committed is forgotten", "core:Core.forget", " or index <= self.commit", ""),
+    mutant("entries are forgotten beside a leader", "core:Core.forget", "self.leader or ", ""),
     mutant("what is applied is applied again", "core:Core._to_apply", "self._handed += len(entries)", "pass"),
     mutant("the commit index goes back", "core:Core._commit_to", "max(self.commit, index)", "index"),
     mutant(

@@ -49,7 +49,7 @@ def test_who_does_not_answer_is_asked_one_question_at_a_time() -> None:
     member.core.propose([DATA])
     member.core.propose([DATA])
     assert not member.say().of(Append)
-    assert _sent(member.hear(2, BeatReply(1, 0)).of(Append)) == [1, 2], "it lives: what it was asked may be lost"
+    assert _sent(member.hear(2, BeatReply(1, 1)).of(Append)) == [1, 2], "it lives: what it was asked may be lost"
     assert not member.say().of(Append)
 
 
@@ -57,7 +57,7 @@ def test_signs_of_life_do_not_open_a_full_window() -> None:
     member = _leader()
     member.core.propose([DATA] * 20)
     member.say()
-    assert _sent(member.hear(2, BeatReply(1, 0)).of(Append)) == []
+    assert _sent(member.hear(2, BeatReply(1, 1)).of(Append)) == []
 
 
 def test_who_cannot_be_reached_is_not_asked_again_for_each_proposal() -> None:
@@ -89,7 +89,7 @@ def test_after_a_loss_everything_from_there_on_is_sent_again() -> None:
     assert _sent(member.say().of(Append)) == [2, 3, 4, 5]
     member.core.unreachable(2)
     assert not member.say().of(Append)
-    assert _sent(member.hear(2, BeatReply(1, 0)).of(Append)) == [2, 3], "a question first"
+    assert _sent(member.hear(2, BeatReply(1, 1)).of(Append)) == [2, 3], "a question first"
     assert _sent(member.hear(2, AppendReply(1, True, 3)).of(Append)) == [4, 5]
 
 

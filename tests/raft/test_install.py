@@ -49,7 +49,7 @@ def test_nothing_else_is_sent_meanwhile() -> None:
     assert install == Install(2, Snapshot(5, 2, THREE))
     member.core.propose([b"a"])
     member.say()
-    assert not member.hear(3, BeatReply(2, 0))
+    assert not member.hear(3, BeatReply(2, 1))
     assert [append.previous for append in member.hear(3, AppendReply(2, True, 5)).of(Append)] == [5]
 
 
@@ -57,11 +57,11 @@ def test_it_is_told_again_as_long_as_it_answers() -> None:
     member = _leader()
     member.hear(3, AppendReply(2, False, 4, 0, 0))
     for _ in range(2):
-        member.hear(3, BeatReply(2, 0))
-        member.hear(2, BeatReply(2, 0))
+        member.hear(3, BeatReply(2, 1))
+        member.hear(2, BeatReply(2, 1))
         said = [body for _ in range(SETTINGS.election) for body in _ticked(member)]
         assert said.count(Install(2, Snapshot(5, 2, THREE))) == 1
-    member.hear(2, BeatReply(2, 0))
+    member.hear(2, BeatReply(2, 1))
     assert Install not in {type(body) for _ in range(SETTINGS.election) for body in _ticked(member)}
 
 
@@ -96,7 +96,7 @@ def test_a_new_leader_sends_what_it_had_applied_before() -> None:
 def test_nobody_is_told_who_does_not_answer() -> None:
     member = _leader()
     for _ in range(SETTINGS.election):
-        member.hear(2, BeatReply(2, 0))
+        member.hear(2, BeatReply(2, 1))
         member.core.tick()
     member.say()
     member.core.propose([b"a"])
@@ -107,7 +107,7 @@ def test_who_could_not_take_it_over_is_asked_what_it_has() -> None:
     member = _leader()
     member.hear(3, AppendReply(2, False, 4, 0, 0))
     member.core.install_failed(3)
-    assert member.hear(3, BeatReply(2, 0)).of(Install), "still nothing"
+    assert member.hear(3, BeatReply(2, 1)).of(Install), "still nothing"
 
 
 def test_a_state_that_is_older_than_the_log_is_not_wanted() -> None:

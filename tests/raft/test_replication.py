@@ -3,7 +3,7 @@
 import pytest
 
 from nbdvde.raft.core import Core
-from nbdvde.raft.messages import Append, AppendReply, Beat, BeatReply, Message, Snapshot
+from nbdvde.raft.messages import Append, AppendReply, Beat, BeatReply, HardState, Message, Snapshot, Vote
 from tests.raft.party import SETTINGS, Member, Party, entry, members
 
 THREE = members({1, 2, 3})
@@ -134,6 +134,37 @@ def test_the_commit_index_that_is_kept_tells_of_what_is_durable() -> None:
     assert ready.hard
     assert ready.hard.commit == 1
     assert member.core.commit == 2
+
+
+def test_hard_state_is_stored_again_when_there_is_news() -> None:
+    member = Member(THREE, term=1)
+    member.core.step(Message(2, 1, Append(1, 0, 0, (entry(1, 1),), 0)))
+    ready = member.begin()
+    assert ready.hard is None, "only the log is news"
+    member.finish(ready)
+    member.core.step(Message(2, 1, Beat(1, 1, 1)))
+    ready = member.begin()
+    assert [found.index for found in ready.committed] == [1]
+    assert ready.hard is None, "what is committed goes along with the next entries"
+    member.finish(ready)
+    member.core.step(Message(2, 1, Append(1, 1, 1, (entry(1, 2),), 1)))
+    assert member.begin().hard == HardState(1, 0, 1)
+
+
+def test_an_entry_that_nobody_has_is_forgotten_while_nobody_leads() -> None:
+    member = Member(THREE, [entry(1, index) for index in range(1, 5)], term=1)
+    member.hear(2, Beat(1, 2, 1))
+    assert not member.core.forget(4), "a leader decides that"
+    for _ in range(2 * SETTINGS.election):
+        member.core.tick()
+    member.say()
+    assert not member.core.forget(2), "it is committed"
+    member.core.step(Message(3, 1, Vote(2, 4, 1)))
+    ready = member.begin()
+    assert not member.core.forget(3), "while something is being made durable"
+    member.finish(ready)
+    assert member.core.forget(3)
+    assert (member.core.log.last_index, member.store.last_index) == (2, 2)
 
 
 def test_a_replaced_entry_was_never_stored() -> None:
