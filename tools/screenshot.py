@@ -23,16 +23,24 @@ LOADS = (
     ("web", ["--rw=randread", "--bs=64k", "--rate=9m"]),
 )
 SECONDS = 140
-WIDTH, HEIGHT = 1180, 1232
+WIDTH, HEIGHT = 1180, 1790
 
 
 def prepare(folder: Path) -> None:
-    """An image with disks, snapshots and a region."""
+    """An image with disks, snapshots and regions."""
+    (folder / "value").write_text("somebody@example.org")
     for words in (
         "create disk.vde 2G --disk mail --capacity 6G --encryption none",
         "disk create disk.vde web 4G",
         "disk create disk.vde backup 16G",
         "stream create disk.vde --capacity 64M",
+        "worm create disk.vde --disk backup --capacity 256M --retention 7y",
+        "metrics create disk.vde",
+        "anon create disk.vde --disk web",
+        "vault create disk.vde --disk web",
+        "anon map disk.vde --disk web --subject somebody --type email --value-file value",
+        "worm append disk.vde value --disk backup",
+        "stream append disk.vde value",
     ):
         subprocess.run([*NBDVDE, *words.split()], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 

@@ -162,30 +162,30 @@ def test_every_disk_of_every_image_can_be_looked_at(browser: Chromium, tmp_path:
     with watched("one.vde", "two.vde", cwd=tmp_path) as url:
         browser.open(url)
         browser.until("!document.querySelector('#map-section').hidden")
-        assert browser.text("#map-title") == "Map of disk, 1.00 GiB"
+        assert browser.text("#map-title") == "Map of disk in one.vde, 1.00 GiB"
         assert browser.ask("[...document.querySelectorAll('#disk optgroup')].map((group) => group.label)") == [
             "one.vde", "two.vde",
         ]  # fmt: skip
         assert browser.ask("document.querySelector('#regions-section').hidden") is True
         browser.ask(CHOOSE)
-        browser.until("document.querySelector('#map-title').innerText === 'Map of second, 1.00 MiB'")
+        browser.until("document.querySelector('#map-title').innerText === 'Map of second in two.vde, 1.00 MiB'")
         assert browser.text("#regions-title") == "Regions of two.vde"
         rows = (
             "[...document.querySelectorAll('#regions tbody tr')].map((row) => [...row.cells].map((c) => c.innerText))"
         )
         assert browser.ask(rows) == [
-            ["second · anonymisation", "0 mappings of 0 subjects, 0 erased", "0 %"],
-            ["second · compliance vault", "0 passports", "0 %"],
-            ["second · metrics log", "no samples yet", "0 %"],
-            ["second · stream", "1 entry of 4, the next is number 1; when full: overwrite", "25 %"],
-            ["second · write once", "1 append, 4.00 KiB; kept for another 2 days", "10 %"],
+            ["anonymisation of second", "0 mappings of 0 subjects, 0 erased", "0 %"],
+            ["compliance vault of second", "0 passports", "0 %"],
+            ["metrics log of second", "no samples yet", "0 %"],
+            ["stream of second", "1 entry of 4, the next is number 1; when full: overwrite", "25 %"],
+            ["write once of second", "1 append, 4.00 KiB; kept for another 3 days", "10 %"],
         ]
         assert browser.text("#snapshots-title") == "Snapshots of two.vde"
         assert "second@monday" in browser.text("#snapshots")
         assert browser.ask("document.documentElement.scrollWidth") == width
         assert browser.ask(OVERFLOWING) == []
         browser.call("Page.reload")  # what was chosen stands behind the #
-        browser.until("document.querySelector('#map-title')?.innerText === 'Map of second, 1.00 MiB'")
+        browser.until("document.querySelector('#map-title')?.innerText === 'Map of second in two.vde, 1.00 MiB'")
 
 
 BROKEN = """const real = fetch;

@@ -17,7 +17,8 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine import diskmap
 from nbdvde.engine.diskmap import Drawing, Part
 from nbdvde.engine.image import Image
-from nbdvde.errors import UsageError
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import InUseError, UsageError
 
 KEY = MasterKey(bytes(range(32)))
 TEXT = (b"all work and no play makes Jack a dull boy. " * 100)[:BLOCK]
@@ -179,6 +180,33 @@ async def test_a_map_anybody_may_ask_for_is_not_drawn_all_the_time(
         assert await latest(image, MapOf()) is second, "nothing has changed"
         await image.volumes.snapshot("disk", "then")
         assert (await latest(image, MapOf())).bytes["shared"] == BLOCK
+
+
+async def test_maps_of_many_disks_take_no_more_of_the_time(
+    path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    async with nbdvde.open_image(path, key=KEY) as image:
+        for number in range(3):
+            await image.volumes.create(f"d{number}", 1 << 20)
+        drawing, drawn = image.drawing, list[str]()
+
+        async def slowly(disk: Volume, *more: Any) -> Drawing:
+            drawn.append(disk.name)
+            await trio.sleep(0.4)
+            return await drawing(disk, *more)
+
+        monkeypatch.setattr(image, "drawing", slowly)
+        first = await latest(image, MapOf(disk="d0"))
+        await latest(image, MapOf(disk="d1"))  # 16 s of rest are owed then
+        await write(image, 0, [like(1)])
+        with pytest.raises(InUseError, match=r"map of d2: others were drawn just now \(ask again in [56] s\)"):
+            await latest(image, MapOf(disk="d2"))
+        await trio.sleep(7)
+        await latest(image, MapOf(disk="d2"))
+        assert await latest(image, MapOf(disk="d0")) is first, "it is old, and better than none"
+        await trio.sleep(1000)
+        assert await latest(image, MapOf(disk="d0")) is not first
+        assert drawn == ["d0", "d1", "d2", "d0"]
 
 
 async def test_what_is_written_while_a_map_is_drawn_is_in_the_next_one(

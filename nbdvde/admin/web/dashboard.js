@@ -76,7 +76,7 @@ const tables = {
     { title: "Taken", value: (row) => row.created_ns, text: (value) => `${span(Math.max(0, Date.now() / 1e3 - value / 1e9))} ago`, descending: true },
   ], { caption: "Snapshots", search: true, sorted: 2, rows: 10 }),
   regions: new Table($("regions"), [
-    { title: "Region", value: regionName, kind: "name" },
+    { title: "Region", value: (row) => `${row.disk} ${regionName(row)}`, text: (_, row) => regionName(row), kind: "name" },
     { title: "State", value: (row) => regionState(row), kind: "words", bad: (row) => row.problem },
     { title: "Used", value: regionUse, text: (value) => (value === null ? "–" : `${Math.round(100 * value)} %`), descending: true },
   ], { caption: "Regions", search: true, rows: 10 }),
@@ -264,7 +264,7 @@ async function askSlowly(images) {
   $("regions-section").hidden = !regions.regions?.length;
   $("map-section").hidden = !disk;
   showMap(map.counts ? map : null, map.message ?? "");
-  setText($("map-title"), disk ? `Map of ${disk.name}, ${bytes(disk.size)}` : "Map");
+  setText($("map-title"), disk ? `Map of ${disk.name}${images.length > 1 ? ` in ${image.path}` : ""}, ${bytes(disk.size)}` : "Map");
   for (const [name, title] of [["snapshots", "Snapshots"], ["regions", "Regions"]]) {
     setText($(`${name}-title`), images.length > 1 ? `${title} of ${image.path}` : title);
   }

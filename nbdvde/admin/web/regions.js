@@ -1,20 +1,26 @@
 // The management regions of disks in people's words.
 
-import { bytes, count, plural, span } from "./widgets.js";
+import { bytes, count, plural } from "./widgets.js";
 
 const NAMES = {
   RDIR: "directory of regions", STRE: "stream", WORM: "write once", CMVT: "compliance vault", MTRK: "metrics log", ANON: "anonymisation",
 };
 const day = (time_ns) => new Date(time_ns / 1e6).toISOString().slice(0, 10);
 
-export const regionName = (row) => `${row.disk} · ${NAMES[row.type] ?? row.type}`;
+export const regionName = (row) => `${NAMES[row.type] ?? row.type} of ${row.disk}`;
+
+// How long something lasts: rounded up, as the commands do
+function lasting(left_s) {
+  const [size, unit] = [[86400, "days"], [3600, "hours"], [60, "minutes"]].find(([length]) => left_s >= 2 * length) ?? [1, "s"];
+  return `${Math.ceil(left_s / size)} ${unit}`;
+}
 
 function stream({ policy, entries, capacity, head }) {
   return `${plural(count(entries), "entry", "entries")} of ${count(capacity / 4096)}, the next is number ${head}; when full: ${policy}`;
 }
 
 function worm({ records, mark, left_ns }) {
-  const left = left_ns === null ? "kept for ever" : left_ns ? `kept for another ${span(left_ns / 1e9)}` : "its retention has ended";
+  const left = left_ns === null ? "kept for ever" : left_ns ? `kept for another ${lasting(left_ns / 1e9)}` : "its retention has ended";
   return `${plural(count(records), "append")}, ${bytes(mark)}; ${left}`;
 }
 
