@@ -55,10 +55,16 @@ class Area:
         self._refuse_deleted()
         slot = self.find(form)
         if slot is None:
+            self._refuse_snapshot()
             kind = kind_of(form.tag)
             hint = kind.command and f"make one with {kind.command}"
             raise UsageError(f"disk {self.disk.name}", f"has no {kind.name}", hint)
         return slot
+
+    def _refuse_snapshot(self) -> None:
+        member = self._volumes.find(self.disk.name)
+        if member is not None and member.parent:
+            raise UsageError(f"snapshot {self.disk.name}", "has no regions", "name the disk itself")
 
     def _refuse_deleted(self) -> None:
         if self._volumes.existing_region(DIRECTORY, self.disk.number) is not self._volume:
@@ -78,9 +84,7 @@ class Area:
         Raises RefusedError, UsageError for a snapshot, NoSpaceError, PoisonedError.
         """
         assert used <= blocks <= WINDOW, "it fits into its window"
-        member = self._volumes.find(self.disk.name)
-        if member is not None and member.parent:
-            raise UsageError(f"snapshot {self.disk.name}", "has no regions", "name the disk itself")
+        self._refuse_snapshot()
         self.refuse_another(form)
         if self._volume is None:
             await self._enable()

@@ -30,7 +30,8 @@ CAPACITY_MAX = (1 << 32) - 1 - RULES_MAX
 """Blocks: each append takes one at least, and the header counts them in 32 bits."""
 FOREVER = 0
 """As retention."""
-YEAR_NS = 366 * 24 * 3600 * 10**9
+_DAY_NS = 24 * 3600 * 10**9
+YEAR_NS = 366 * _DAY_NS
 _RETENTION_MAX = 500 * YEAR_NS
 
 
@@ -93,7 +94,9 @@ class Header:
 def check_retention(retention_ns: int) -> None:
     """Raise UsageError unless it can be one."""
     if not 0 <= retention_ns <= _RETENTION_MAX:
-        raise UsageError(f"retention of {retention_ns} ns", "is not between 0 and 500 years", "use 0 for ever")
+        raise UsageError(
+            f"retention of {retention_ns / _DAY_NS:g} days", "is not between 0 and 500 years", "use 0 for ever"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,13 @@ async def test_of_an_image_that_is_only_read_they_can_be_looked_at(path: Path) -
             await make(image, form=OTHER)
 
 
+async def test_a_snapshot_is_told_from_a_disk_that_has_none(path: Path) -> None:
+    async with nbdvde.open_image(path, key=KEY) as image:
+        await image.volumes.snapshot("disk", "s")
+        with pytest.raises(UsageError, match=r"snapshot disk@s: has no regions \(name the disk itself\)"):
+            await image.regions.get(Toy, image.disk("disk@s"))
+
+
 async def test_a_snapshot_has_none(path: Path) -> None:
     async with nbdvde.open_image(path, key=KEY) as image:
         await image.volumes.snapshot("disk", "s")
