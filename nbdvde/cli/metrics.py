@@ -175,13 +175,13 @@ class _Asked:
     def __init__(
         self, image: "ImageByPath", disk: str | None, metrics: list[str] | None, since: str, until: str | None
     ) -> None:
-        from nbdvde.cli.quantities import parse_time
+        from nbdvde.cli.times import parse_past
         from nbdvde.errors import UsageError
 
         now_ns = time.time_ns()
         self._image, self._disk, self._metrics = image, disk, metrics or []
-        self.since_ns = parse_time(since, now_ns)
-        self.until_ns = parse_time(until, now_ns) if until else now_ns
+        self.since_ns = parse_past(since, now_ns)
+        self.until_ns = parse_past(until, now_ns) if until else now_ns
         self.span_ns = self.until_ns - self.since_ns
         if self.span_ns <= 0:
             raise UsageError(f"--since {since}", "does not lie before the end of the range", "like --since 24h")
@@ -194,7 +194,7 @@ class _Asked:
     def read(self, resolution: str | None, last: int | None, window_ns: int | None) -> list["SeriesPoints"]:
         """What there is, in windows of the length that was asked for, or this one, or samples as they came."""
         from nbdvde.admin.metricscalls import READ, ReadMetrics
-        from nbdvde.cli.quantities import parse_duration
+        from nbdvde.cli.times import parse_duration
 
         length_ns = parse_duration(resolution) if resolution else window_ns or 0
         found: list[SeriesPoints] = []

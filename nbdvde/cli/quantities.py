@@ -1,14 +1,9 @@
-"""Numbers, times and durations as people write and read them."""
+"""Numbers and times as people read them."""
 
 import math
-import re
 from datetime import UTC, datetime, timedelta
 
-from nbdvde.errors import UsageError
-
 SECOND_NS = 10**9
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhdwy])", re.ASCII)
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _HUGE = 1e300
 """Beyond it differences are not finite any more; who plots that sees no more of it."""
@@ -17,29 +12,6 @@ _TICKS_S = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800,
     1209600, 2592000, 5184000, 7776000, 15552000, 31536000,
 )  # fmt: skip
-
-
-def parse_duration(text: str) -> int:
-    """Nanoseconds of a duration such as 90s, 5m, 24h, 7d, 2w or 1y. Raises UsageError."""
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise UsageError(f"duration {text!r}", "is not a number with one of s, m, h, d, w, y", "like 24h")
-    if not int(match[1]):
-        raise UsageError(f"duration {text!r}", "must be more than 0", "like 24h")
-    return int(match[1]) * _UNITS_S[match[2]] * SECOND_NS
-
-
-def parse_time(text: str, now_ns: int) -> int:
-    """Nanoseconds since 1970 of a time (ISO 8601, UTC unless it says otherwise), or so long ago. Raises UsageError."""
-    if _DURATION.fullmatch(text):
-        return max(0, now_ns - parse_duration(text))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        hint = "like 24h for so long ago, or 2026-01-31T12:00"
-        raise UsageError(f"time {text!r}", "is neither a duration nor a time", hint) from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0, (moment - _EPOCH) // timedelta(microseconds=1) * 1000)
 
 
 def moment(time_ns: int) -> datetime:

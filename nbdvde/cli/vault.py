@@ -73,7 +73,7 @@ def issue(
     object_: Annotated[
         str | None, typer.Option("--object", metavar="UUID", help="About whatever has this UUID.")
     ] = None,
-    expires: Annotated[str, typer.Option(metavar="TIME", help="2027-01-01, 365d or never.")] = "never",
+    expires: Annotated[str, typer.Option(metavar="TIME", help="2027-01-01, 365d, 1y or never.")] = "never",
     notes: Notes = "", key_file: KeyFile = None, control: Control = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Issue a passport: sign what is known of a disk, a snapshot or another object. Prints its id."""

@@ -9,7 +9,6 @@ import typer
 from nbdvde.cli import output, regionreports
 from nbdvde.cli.arguments import Control, DiskName, FileArgument, ImageArgument, Json, KeyFile, Overwrite, image_at
 from nbdvde.cli.streams import FileOrInput
-from nbdvde.errors import UsageError
 
 if TYPE_CHECKING:
     from nbdvde.admin.calls import Call
@@ -22,16 +21,6 @@ _PART = 1 << 20
 _RETENTION = "How long nothing of it can be removed, like 30d or 7y (s, m, h, d, w, y); 0 is for ever."
 
 
-def parse_retention(text: str) -> int:
-    """Nanoseconds. Raises UsageError."""
-    from nbdvde.cli.quantities import parse_duration
-
-    try:
-        return 0 if text == "0" else parse_duration(text)
-    except UsageError as error:
-        raise UsageError(f"retention {text!r}", error.why, "like 30d or 7y, or 0 for ever") from None
-
-
 @worm_app.command("create")
 def create(
     image: ImageArgument, capacity: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes that it takes.")],
@@ -40,6 +29,7 @@ def create(
 ) -> None:  # fmt: skip
     """Make the WORM region of a disk. Until its retention ends, the disk cannot be deleted, shrunk or rolled back."""
     from nbdvde.admin import wormcalls
+    from nbdvde.cli.times import parse_retention
     from nbdvde.config import parse_size
 
     request = wormcalls.CreateWorm(parse_size(capacity), parse_retention(retention), disk)
@@ -122,6 +112,7 @@ def retention(
 ) -> None:  # fmt: skip
     """Tell how long a WORM region is retained, or extend that."""
     from nbdvde.admin import wormcalls
+    from nbdvde.cli.times import parse_retention
 
     if extend is None:
         found = _ask(image, wormcalls.RETENTION, disk, key_file, control)

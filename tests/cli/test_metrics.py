@@ -15,7 +15,8 @@ import nbdvde
 from nbdvde import MetricsLog, Sample
 from nbdvde.admin.metricscalls import Point, SeriesPoints
 from nbdvde.cli.plot import plot
-from nbdvde.cli.quantities import amount, nice_ticks, parse_duration, parse_time, time_ticks
+from nbdvde.cli.quantities import amount, nice_ticks, time_ticks
+from nbdvde.cli.times import parse_duration, parse_past
 from nbdvde.engine.regions.metriclist import number_of
 from nbdvde.errors import UsageError
 from tests.cli.conftest import Command, serving
@@ -153,7 +154,7 @@ def test_the_same_is_shown_of_a_served_image(command: Command, log: Path, tmp_pa
         (("export",), 2, "has no metrics log"),
         (("create", "--capacity", "1K"), 2, "capacity 1024: is not a multiple of 4096 from 256 KiB to 1 GiB"),
         (("create", "--threshold", "1"), 2, "threshold 1.0: is not between 0.25 and 0.95"),
-        (("show", "--since", "yesterday"), 2, "time 'yesterday': is neither a duration nor a time"),
+        (("show", "--since", "yesterday"), 2, "time 'yesterday': is no day and no moment (like 24h for so long ago"),
         (("show", "--since", "1h", "--until", "2h"), 2, "--since 1h: does not lie before the end of the range"),
         (("show", "--resolution", "0s"), 2, "duration '0s': must be more than 0"),
         (("export", "--format", "xml"), 2, "xml"),
@@ -243,12 +244,12 @@ def test_ticks_are_round() -> None:
 def test_times_and_durations() -> None:
     now = 1_700_000_000 * SECOND_NS
     assert parse_duration("90s") == 90 * SECOND_NS
-    assert parse_time("24h", now) == now - DAY_S * SECOND_NS
-    assert parse_time("99y", now) == 0
-    assert parse_time("2023-11-14T22:13:20", now) == now == parse_time("2023-11-14T23:13:20+01:00", 0)
+    assert parse_past("24h", now) == now - DAY_S * SECOND_NS
+    assert parse_past("99y", now) == 0
+    assert parse_past("2023-11-14T22:13:20", now) == now == parse_past("2023-11-14T23:13:20+01:00", 0)
     for text in ("", "5", "h", "-1h", "1.5h", "12 Uhr"):
         with pytest.raises(UsageError):
-            parse_time(text, now)
+            parse_past(text, now)
 
 
 def test_what_is_exported_is_json_whatever_was_added(command: Command, plain_image: Path) -> None:

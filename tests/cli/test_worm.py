@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nbdvde.cli.worm import parse_retention
+from nbdvde.cli.times import parse_retention
 from nbdvde.errors import UsageError
 from tests.cli.conftest import Command, Result, serving
 

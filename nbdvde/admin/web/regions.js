@@ -35,7 +35,9 @@ function anonymisation({ mappings, subjects, erased }) {
 }
 
 function metrics({ samples, first_ns, last_ns }) {
-  return samples ? `${plural(count(samples), "sample")} from ${day(first_ns)} to ${day(last_ns)}` : "no samples yet";
+  if (!samples) return "no samples yet";
+  const [first, last] = [first_ns, last_ns].map(day);
+  return `${plural(count(samples), "sample")} ${first === last ? `of ${first}` : `from ${first} to ${last}`}`;
 }
 
 const STATES = { stream, worm, vault, anonymisation, metrics };
