@@ -63,6 +63,26 @@ def join(image: ImageArgument, ticket: TicketFile, key_file: KeyFile = None, jso
     output.json({"node": identity.node}) if json else output.line(f"node {identity.node}")
 
 
+@cluster_app.command("recover")
+def recover(
+    image: ImageArgument,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where its replication log is. [default: IMAGE.raft]")
+    ] = None,
+    key_file: KeyFile = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Make a new cluster of the one node that is left when a majority is lost for good; the others cannot come back.
+
+    Take the node that has most (`cluster status` at rest): what it lacks is lost.
+    """
+    from nbdvde.replication import membership
+
+    log = directory or image.with_name(f"{image.name}.raft")
+    identity = image_at(image, key_file, None).enter_cluster(lambda opened: membership.recover(opened, log))
+    shown = {"cluster": identity.cluster.hex(), "node": identity.node}
+    output.json(shown) if json else output.line(f"cluster {shown['cluster']}, node {identity.node}")
+
+
 @cluster_app.command("leave")
 def leave(image: ImageArgument, node: NodeNumber = None, control: Control = None, json: Json = False) -> None:
     """Have a node, or the one that serves this image, belong to its cluster no more."""

@@ -1,10 +1,16 @@
 """Making an image part of a cluster: the first of a new one, or one more."""
 
 import os
+from pathlib import Path
 
+import msgspec
+
+from nbdvde import workers
 from nbdvde.engine.image import Image
 from nbdvde.errors import RefusedError
-from nbdvde.raft.messages import Members, Snapshot
+from nbdvde.raft.directory import DiskDirectory
+from nbdvde.raft.filelog import FileLog
+from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, NodeId, Snapshot
 from nbdvde.replication.notes import Identity, Note, Notes, Place
 from nbdvde.replication.replica import GROUP
 from nbdvde.replication.sealing import KEY_BYTES
@@ -26,6 +32,41 @@ async def join(image: Image, ticket: Ticket) -> Identity:
         raise RefusedError(image.path, "holds data, which would be replaced", "make a new image for the cluster")
     await _belong(image, ticket.identity, Note(GROUP, Snapshot(), {}, ticket.nodes))
     return ticket.identity
+
+
+async def recover(image: Image, directory: Path) -> Identity:
+    """Make a cluster of one node of what is left when a majority is lost for good; `directory` has its log.
+
+    Everything in the log counts as committed. It is another cluster then: the others can never come back to it.
+    Raises RefusedError, DamageError, NbdvdeError.
+    """
+    notes = await Notes.load(image)
+    if notes is None:
+        raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init")
+    node = notes.identity.node
+    if not await workers.run(_alone, directory, node):
+        raise RefusedError(str(directory), "is no complete log of this node", "recover another node of the cluster")
+    identity = msgspec.structs.replace(notes.identity, cluster=os.urandom(16))
+    await notes.rename(identity)
+    await image.flush()
+    return identity
+
+
+def _alone(directory: Path, node: NodeId) -> bool:
+    """Have the log of a node say that it is the only member, and everything committed; whether it can."""
+    log = FileLog(DiskDirectory(directory))
+    try:
+        store = log.group(GROUP)
+        if store is None or store.damaged or store.unsure:
+            return False
+        term, index = max(store.hard.term, store.last_term) + 1, store.last_index + 1
+        store.append([Entry(term, index, EntryKind.MEMBERS, Members(frozenset({node})).pack())])
+        store.save(HardState(term, 0, index))
+        while work := log.take():
+            work()
+        return True
+    finally:
+        log.close()
 
 
 async def refuse_if_member(image: Image) -> None:

@@ -79,14 +79,18 @@ class Notes:
             raise RefusedError(image.path, "belongs to a cluster already", "see nbdvde cluster status")
         await image.enable_regions()
         volume = await image.volumes.region(FORM, _SIZE)
-        raw = _IDENTITY.pack(identity.cluster, _VERSION, identity.node, 0, identity.key)
-        await volume.write_together({0: FORM.block(raw, 0)})
+        await volume.write_together({0: _packed(identity)})
         await image.flush()
 
     @classmethod
     async def load(cls, image: Image) -> "Notes | None":
         """Those of an image that belongs to a cluster. Raises DamageError."""
         return await _read(image)
+
+    async def rename(self, identity: Identity) -> None:
+        """Have the image belong to another cluster; not durable yet. Raises NoSpaceError, PoisonedError."""
+        await self._volume.write_together({0: _packed(identity)})
+        self.identity = identity
 
     def block_of(self, note: Note) -> Mapping[int, bytes]:
         """Where a note is to be written, and the blocks."""
@@ -112,6 +116,10 @@ class Notes:
     async def put(self, note: Note) -> None:
         """The same, waiting for room; not durable yet. Raises NoSpaceError, PoisonedError."""
         await self._volume.write_together(self.block_of(note))
+
+
+def _packed(identity: Identity) -> bytes:
+    return FORM.block(_IDENTITY.pack(identity.cluster, _VERSION, identity.node, 0, identity.key), 0)
 
 
 async def _read(image: Image) -> Notes | None:

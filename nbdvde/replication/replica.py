@@ -109,10 +109,17 @@ class Replica:
         async with self._attaching.setdefault(disk, trio.Lock()):
             attachment = self._attachments.get(disk)
             if attachment is None or not attachment.open:
-                epoch = cast(int, await self.propose(Attach(disk, self.node.number)))
-                attachment = self._attachments[disk] = Attachment(epoch)
+                attachment = self._attachments[disk] = Attachment(await self._epoch(disk))
             attachment.join(abort)
             return attachment
+
+    async def _epoch(self, disk: str) -> int:
+        """Have a disk used by clients of this node from now on, and by nobody else."""
+        while True:
+            try:
+                return cast(int, await self.propose(Attach(disk, self.node.number)))
+            except DetachedError:  # it may be done twice
+                await trio.sleep(_PAUSE_S)
 
     def attached(self, disk: str, epoch: int, node: NodeId) -> None:
         attachment = self._attachments.get(disk)

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import trio
 
 from nbdvde import workers
 from nbdvde.engine.image import Image
-from nbdvde.errors import DamageError, RefusedError
+from nbdvde.errors import DamageError, NoSpaceError, PoisonedError, RefusedError
 from nbdvde.listeners import TcpAddress, open_listener, parse_listen
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
@@ -85,6 +85,8 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
         finally:
             with trio.CancelScope(shield=True):
                 await node.stop(_STOP_S)
+                with suppress(NoSpaceError, PoisonedError):  # or more of the log is applied again
+                    await machine.durable()
             machine.close()
             nursery.cancel_scope.cancel()
 

@@ -171,6 +171,26 @@ def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     assert told["writes"] > 100
 
 
+def test_a_lost_majority(tmp_path: Path) -> None:
+    """One node of three is left: it becomes a cluster of its own, and another one joins that."""
+    with closing(Cluster(tmp_path, SIZE)) as cluster:
+        first, second, third = cluster.members
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", second.uri)
+        first.kill()
+        second.kill()
+        third.stop()
+        old = run_json(NBDVDE, "cluster", "status", third.image, "--key-file", third.key_file, "--json")
+        new = run_json(NBDVDE, "cluster", "recover", third.image, "--key-file", third.key_file, "--json")
+        assert (new["node"], new["cluster"] != old["cluster"]) == (3, True)
+        third.start()
+        assert cluster.leader() is third
+        run("qemu-io", "-f", "raw", "-c", "read -P 7 0 1M", "-c", "write -P 8 0 4k", third.uri)
+        first.start()
+        assert not first.status().leader
+        first.kill()
+        third.stop()
+
+
 def disturb(member: Member, chance: random.Random) -> None:
     kind = chance.choice(("kill", "freeze", "stop"))
     if kind == "freeze":
