@@ -57,7 +57,6 @@ async def change(action: Action, request: VolumeRequest, image: Image, unused: U
             info = _info(volumes, name)
             async with unused(disk_gone, ending=True):
                 await volumes.delete(name)
-            await image.forget_subjects()
             return info
     return _info(volumes, name)
 

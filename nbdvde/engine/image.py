@@ -414,10 +414,6 @@ class Image:
         """What is called when a commit begins, of an image that is open for writing (`Writer.before_commit`)."""
         return self._writable().before_commit
 
-    async def forget_subjects(self) -> None:
-        """Destroy the keys of data subjects of disks that are gone; durable. Raises PoisonedError, DamageError."""
-        await self._subjects.forget_disks()
-
     async def _finish_erasure(self, number: int) -> None:
         """Have the anonymisation table of a disk hold the record of its last erasure."""
         for disk in self.volumes.disks:

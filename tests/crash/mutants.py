@@ -827,7 +827,7 @@ MUTANTS += [
     mutant(
         "a region of a disk that is gone is tended",
         "managed.retention:giving_up",
-        "regions.forget_deleted()",
+        "await regions.forget_deleted()",
         "pass",
         "worm gone",
     ),

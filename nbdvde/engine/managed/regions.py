@@ -102,8 +102,11 @@ class Regions:
         """The region of a disk was given up."""
         self._forget(disk.number, kind.FORM)
 
-    def forget_deleted(self) -> None:
-        """End the regions of disks that are no more."""
+    async def forget_deleted(self) -> None:
+        """End the regions of disks that are no more, and destroy the keys of their subjects; durable.
+
+        Raises PoisonedError, DamageError.
+        """
         left = {disk.number for disk in self._volumes.disks}
         self._areas = {disk: area for disk, area in self._areas.items() if disk in left}
         for disk, tag in list(self._loaded):
@@ -111,6 +114,8 @@ class Regions:
                 region = self._loaded.pop((disk, tag))
                 if isinstance(region, Awaited):
                     region.end()
+        with trio.CancelScope(shield=True):
+            await self._subjects.forget_disks()
 
     def _forget(self, disk: int, form: Form) -> None:
         self._loaded.pop((disk, form.tag), None)

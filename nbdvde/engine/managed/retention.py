@@ -12,7 +12,7 @@ from nbdvde.errors import DamageError, RefusedError
 
 @asynccontextmanager
 async def giving_up(regions: Regions, disk: Volume) -> AsyncIterator[None]:
-    """Around whatever gives up something of a disk: no region of it is made or gets longer meanwhile.
+    """Around whatever gives up something of a disk, and what follows: no region of it is made or gets longer meanwhile.
 
     Raises RefusedError while it has a WORM region that must not go, or that cannot be read.
     """
@@ -23,7 +23,7 @@ async def giving_up(regions: Regions, disk: Volume) -> AsyncIterator[None]:
         if worm is not None and not worm.gone:
             worm.refuse_if_retained()
         yield
-    regions.forget_deleted()
+    await regions.forget_deleted()
 
 
 async def _found(regions: Regions, disk: Volume) -> tuple[Area, Worm | None]:

@@ -9,8 +9,6 @@ import trio
 
 import nbdvde
 from nbdvde import MasterKey
-from nbdvde.admin.messages import VolumeRequest
-from nbdvde.admin.volumechange import at_rest, change
 from nbdvde.engine.access import open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.layout import SUBJECT_KEYS
@@ -129,7 +127,7 @@ async def test_keys_of_a_deleted_disk_go_with_it(path: Path) -> None:
         await table.map(ONE, 1, b"value", NOW, fresh(1))
         await other.map(TWO, 1, b"value", NOW, fresh(2))
         uuid = image.superblock.uuid
-        await change("disks/delete", VolumeRequest("other"), image, at_rest)
+        await image.volumes.delete("other")
         assert {entry.subject for entry in entries(await trio.Path(path).read_bytes(), KEY.data, uuid)} == {ONE}
         assert len(await table.look_up(ONE, b"value")) == 1
     assert nbdvde.check_image(path, key=KEY).ok
