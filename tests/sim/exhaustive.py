@@ -2,7 +2,11 @@
 
 The network is the set of all messages that were ever sent, and any of them may come at any time: one that never comes
 is lost, one that comes twice is doubled. A node reacts the same to the same, so what it does is worked out once for
-each of its states; a state of the group is then a few numbers. States that differ by the names of two nodes are one.
+each of its states; a state of the group is then a few numbers.
+
+Left out is what another state covers. States that differ by the names of two nodes are one. Of two that differ only by
+messages, the one that has all of them can do whatever the other can. A message that leaves its receiver as it is may
+as well come at once, for the answer. One that can never make a difference any more is forgotten.
 """
 
 from collections.abc import Iterator, Sequence
@@ -212,6 +216,8 @@ class Search:
         self._bounds, self._nodes = bounds, Nodes()
         self._mirrors: dict[int, int] = {}
         self._bit_mirrors: dict[int, int] = {}
+        self._seen: dict[Any, list[int]] = {}
+        """By everything else about a state: the messages that were sent."""
         self._steps = 0
 
     def run(self, most: int = 1 << 62) -> Found:
@@ -220,23 +226,29 @@ class Search:
         for node in NODES:
             self._mirrors[first[node - 1]] = first[_MIRROR[node] - 1]
         start = World((first[0], first[1], first[2]), 0, (0,) * (self._bounds.terms + 1), (), 0, 0)
-        begun = [self._after(start, 0, (Act.TIMEOUT, 0), crash) for crash in (False, True)]
-        stack = [world for world in begun if world]
-        seen = {self._key(world) for world in stack}
-        while stack and len(seen) < most:
+        begun = [self._after(start, 0, (Act.TIMEOUT, 0), crash) for crash in (False, self._bounds.crashes > 0)]
+        stack = [world for world in begun if world and self._is_new(world)]
+        looked = 0
+        while stack and looked < most:
             world = stack.pop()
-            for following in self._following(world):
-                key = self._key(following)
-                if key not in seen:
-                    seen.add(key)
-                    stack.append(following)
+            looked += 1
+            stack += [following for following in self._following(world) if self._is_new(following)]
         nodes = self._nodes
-        return Found(len(seen), self._steps, len(nodes.states), len(nodes.messages), not stack)
+        return Found(looked, self._steps, len(nodes.states), len(nodes.messages), not stack)
+
+    def _is_new(self, world: World) -> bool:
+        """Whether no state that was seen covers this one."""
+        key, sent = self._key(world)
+        known = self._seen.setdefault(key, [])
+        if any(sent | other == other for other in known):
+            return False
+        self._seen[key] = [other for other in known if sent | other != sent] + [sent]
+        return True
 
     def _following(self, world: World) -> Iterator[World]:
         for at, what in self._inputs(world):
             for crash in (False, True):
-                if crash and (world.crashes == self._bounds.crashes or what == (Act.CRASH, 0)):
+                if crash and (world.crashes >= self._bounds.crashes or what == (Act.CRASH, 0)):
                     continue
                 following = self._after(world, at, what, crash)
                 if following and following != world:
@@ -278,19 +290,25 @@ class Search:
             leaders = tuple(at + 1 if term == local.core.term else node for term, node in enumerate(leaders))
         if local.committed != committed[: len(local.committed)]:
             committed = self._check_committed(at + 1, local, nodes, committed)
-        sent = self._alive(sent, [self._nodes.states[state].core for state in nodes])
+        sent = self._settled(sent, nodes)
         return World((nodes[0], nodes[1], nodes[2]), sent, leaders, committed, proposed, world.crashes + crashed)
 
-    def _alive(self, sent: int, cores: Sequence[Core]) -> int:
-        """Without the messages that can never make a difference any more."""
-        left = sent
+    def _settled(self, sent: int, nodes: Sequence[int]) -> int:
+        """With the answers that cost nothing, and without what makes no difference any more."""
+        cores = [self._nodes.states[state].core for state in nodes]
+        left, alive = sent, 0
         while left:
             low = left & -left
             left ^= low
             message = self._nodes.messages[low.bit_length() - 1]
-            if _is_dead(message, cores[message.receiver - 1], cores[message.sender - 1]):
-                sent ^= low
-        return sent
+            at = message.receiver - 1
+            if _is_dead(message, cores[at], cores[message.sender - 1]):
+                continue
+            alive |= low
+            step = self._nodes.step(nodes[at], message)
+            if step and step.state == nodes[at]:
+                left |= step.sent & ~alive
+        return alive
 
     # What must hold
 
@@ -301,7 +319,7 @@ class Search:
         if leaders[term]:
             raise Violation(f"nodes {leaders[term]} and {node} both lead in term {term}")
         for index, (of, _) in enumerate(committed, 1):
-            if local.core.log.term(index) != of:
+            if of < term and local.core.log.term(index) != of:
                 raise Violation(f"leader {node} of term {term} lacks entry {index}, which is committed")
 
     def _check_committed(
@@ -317,12 +335,13 @@ class Search:
 
     # The same under other names
 
-    def _key(self, world: World) -> int:
-        """Of a state, the same as of its mirror."""
+    def _key(self, world: World) -> tuple[Any, int]:
+        """(what a state is but for messages, messages), the same of a state and of its mirror."""
         one, two, three = (self._mirrors[state] for state in world.nodes)
-        plain = world.nodes, world.sent, world.leaders
-        mirrored = (one, three, two), self._mirrored(world.sent), tuple(_MIRROR[node] for node in world.leaders)
-        return hash((min(plain, mirrored), world.committed, world.proposed, world.crashes))
+        plain = world.nodes, world.leaders, world.sent
+        mirrored = (one, three, two), tuple(_MIRROR[node] for node in world.leaders), self._mirrored(world.sent)
+        nodes, leaders, sent = min(plain, mirrored)
+        return (nodes, leaders, world.committed, world.proposed, world.crashes), sent
 
     def _note_mirror(self, state: int, step: Step, what: Input, crash: bool) -> None:
         """What the other node would have done in place of this one."""

@@ -69,10 +69,10 @@ class History:
             before = entry.term
 
     def sent(self, message: Message, durable: HoledStore) -> None:
-        """A message leaves: what it promises has to be durable."""
+        """A message leaves: what it promises has to be durable, or that a newer term has ended the promise."""
         body = message.body
         if type(body) is AppendReply:
-            if body.ok and body.index > durable.last_index:
+            if body.ok and body.counts and body.index > durable.last_index and body.term >= durable.hard.term:
                 raise Violation(f"node {message.sender} acknowledges entry {body.index}, which is not durable")
         elif type(body) is VoteReply and body.granted and not body.pre:
             hard = durable.hard
