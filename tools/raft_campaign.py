@@ -4,9 +4,11 @@
     python tools/raft_campaign.py --state FILE          the same, going on where an earlier run ended
     python tools/raft_campaign.py --seed 17             one seed again, with its failure
     python tools/raft_campaign.py --exhaustive          everything that can happen to three nodes, within bounds
+    python tools/raft_campaign.py --mutants --seeds 250 the first seed that notices each deliberate fault
 
 One JSON object a line goes to standard output: a line for each failure, a line of counts now and then, and one
-at the end. Ctrl-C ends it after the seed it is in. Exit code 0: nothing found, 1: failures.
+at the end; of deliberate faults rows of a table. Ctrl-C ends it after the seed it is in. Exit code 0: nothing found,
+1: failures.
 """
 
 import argparse
@@ -22,10 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nbdvde.errors import RefusedError
+from tests.crash.mutants import Mutant
+from tests.raft.mutants import MUTANTS
 from tests.sim.campaign import run_seed
 from tests.sim.exhaustive import Bounds, Search
 
 REPORT_S = 10.0
+HANG_S = 8
 
 
 class Campaign:
@@ -84,6 +89,33 @@ def exhaustive(bounds: Bounds, most: int) -> None:
     print(json.dumps(asdict(bounds) | asdict(found) | {"cpu_seconds": round(time.process_time() - begun, 1)}))
 
 
+def first_seed(mutant: Mutant, seeds: int) -> int | None:
+    """The first seed that fails with a deliberate fault."""
+    with mutant.applied():
+        for seed in range(seeds):
+            signal.alarm(HANG_S)
+            try:
+                run_seed(seed)
+            except Exception:  # noqa: BLE001 - the changed core may fail in any way
+                return seed
+            finally:
+                signal.alarm(0)
+    return None
+
+
+def hang(signum: int, frame: FrameType | None) -> None:
+    """A changed core may go on for ever."""
+    raise TimeoutError
+
+
+def mutants(seeds: int) -> None:
+    """A row for each fault: the first seed that notices it, of so many."""
+    signal.signal(signal.SIGALRM, hang)
+    for mutant in MUTANTS:
+        seed = first_seed(mutant, seeds)
+        print(f"| {mutant.name} | {'' if seed is None else seed} |", flush=True)
+
+
 def main() -> int:
     """Run the command; answers its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,7 +129,11 @@ def main() -> int:
     parser.add_argument("--beats", type=int, default=Bounds.beats)
     parser.add_argument("--crashes", type=int, default=Bounds.crashes)
     parser.add_argument("--most", type=int, default=1 << 62, help="states to look at")
+    parser.add_argument("--mutants", action="store_true", help="deliberate faults, each until a seed notices it")
     options = parser.parse_args()
+    if options.mutants:
+        mutants(options.seeds)
+        return 0
     if options.exhaustive:
         exhaustive(Bounds(options.terms, options.entries, options.beats, options.crashes), options.most)
         return 0
