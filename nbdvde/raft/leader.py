@@ -78,7 +78,9 @@ class Leader:
         return quorum.agree(self._log.members.quorums, heard)
 
     def stir(self) -> None:
-        """Something happens: signs of life go on."""
+        """Something happens: signs of life go on. The clock stood still while there were none, so no lease counts."""
+        if self.quiet:
+            self._lease_until, self._begun = 0, {}
         self._idle, self.quiet = 0, False
 
     @property
@@ -95,7 +97,8 @@ class Leader:
         """Give a sign of life, and ask whether there is another leader."""
         self._beaten = 0
         round_, self.quiet = self._reads.begin(), self._is_idle
-        self._begun[round_] = self._clock
+        if self._settings.lease and not self._decides_alone:
+            self._begun[round_] = self._clock
         for node, progress in self.followers.items():
             self._send(node, Beat(self._term, min(progress.match, self.commit), round_, self.quiet))
 
@@ -218,7 +221,7 @@ class Leader:
 
     @property
     def _has_lease(self) -> bool:
-        return self._settings.lease and not self._invited and self._clock < self._lease_until
+        return self._clock < self._lease_until and not self._invited and not self.quiet
 
     def ask_round(self) -> None:
         """Begin a round of questions if reads wait for one."""

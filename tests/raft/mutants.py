@@ -177,6 +177,14 @@ READS = [
     ),
     mutant("a lease outlives an invitation", "leader:Leader._invite", "self._invited = True", "pass"),
     mutant(
+        "a lease outlasts silence", "leader:Leader.stir",
+        "self._lease_until, self._begun = 0, {}", "self._begun = {}",
+    ),
+    mutant(
+        "an answer from before silence gives a lease", "leader:Leader.stir",
+        "self._lease_until, self._begun = 0, {}", "self._lease_until = 0",
+    ),
+    mutant(
         "a lease does not outlive a start", "voter:Voter._hears_a_leader",
         "self.leader or self._bound", "self.leader",
     ),

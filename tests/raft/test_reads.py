@@ -9,6 +9,7 @@ from tests.raft.party import SETTINGS, Member, Party, entry, members
 
 THREE = members({1, 2, 3})
 LEASE = Settings(heartbeat=1, election=10, lease=True)
+QUIET_LEASE = Settings(heartbeat=1, election=10, lease=True, quiet=12)
 
 
 def _leader(settings: Settings = SETTINGS) -> Member:
@@ -203,3 +204,58 @@ def test_only_the_start_keeps_from_voting() -> None:
         member.core.tick()
     member.core.campaign()
     assert member.hear(3, Vote(2, 0, 0)).of(VoteReply) == [VoteReply(2, True)]
+
+
+def test_a_lease_does_not_outlast_silence() -> None:
+    """The clock of a quiet leader stands still, and others may have elected another one meanwhile."""
+    party = Party(THREE, QUIET_LEASE)
+    party.elect(1)
+    party.tick(times=30)
+    assert party.cores[1].quiet
+    party.away = {1}
+    for node in (2, 3):
+        party.cores[node].wake()
+    party.elect(2)
+    party.propose(2, b"news")
+    party.cores[1].step(Message(9, 1, AskRead(1, 8)))
+    party.cores[1].read(7)
+    party.cores[1].step(Message(2, 1, BeatReply(1, 30)))
+    party.cores[1].read(9)
+    ready = party.cores[1].ready()
+    assert ready
+    assert not ready.reads
+    assert {message.receiver for message in ready.now} == {2, 3}, "who does not belong gets no answer either"
+
+
+def test_an_answer_from_before_silence_gives_no_lease() -> None:
+    member = Member(THREE, settings=QUIET_LEASE)
+    member.lead()
+    member.hear(3, AppendReply(1, True, 1))
+    member.hear(2, AppendReply(1, True, 1))
+    for round_ in range(1, 2 * QUIET_LEASE.quiet):
+        member.core.tick()
+        if member.core.quiet:
+            break
+        for sender in (2, 3):
+            member.hear(sender, BeatReply(1, round_))
+    assert member.core.quiet
+    member.say()
+    member.core.wake()
+    member.hear(2, BeatReply(1, round_))
+    member.core.read(7)
+    assert not member.begin().reads
+
+
+def test_rounds_that_are_answered_or_need_no_answer_are_not_remembered() -> None:
+    member = _leader(LEASE)
+    alone = Member(members({1}, {2}), settings=LEASE)
+    alone.core.campaign()
+    alone.say()
+    for round_ in range(1, 50):
+        member.core.tick()
+        alone.core.tick()
+        member.hear(2, BeatReply(1, round_))
+    assert member.core.office
+    assert alone.core.office
+    assert not member.core.office._begun
+    assert not alone.core.office._begun
