@@ -471,6 +471,13 @@ class Image:
         return self.statistics["commits"], buffered, self.volumes.version
 
     @property
+    def spare_bytes(self) -> int:
+        """Bytes of the file that writes may still take before anything is cleaned, as far as the host has them."""
+        host, space = os.statvfs(self.path), self.segments.space
+        buffered = self._writer.buffered if self._writer else 0
+        return min(space.room - space.kept, host.f_bavail * host.f_frsize) - buffered
+
+    @property
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
         return self._closed

@@ -25,12 +25,13 @@ from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
-from nbdvde.replication.operations import Attach, Call, Change, Dismiss, Enrol, Operation, pack
+from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, pack
+from nbdvde.replication.room import Room
 from nbdvde.replication.sealing import Sealer
 
 _log = logging.getLogger(__name__)
 GROUP = "default"
-PROPOSE, CATCH_UP, CONTROL = 1, 2, 3
+PROPOSE, CATCH_UP, CONTROL, ROOM = 1, 2, 3, 4
 """Kinds of questions between nodes."""
 _PAUSE_S = 0.05
 """Between two looks for a leader."""
@@ -58,7 +59,8 @@ class Replica:
         """Tasks run in `nursery`."""
         self.image, self.identity, self.node = image, identity, node
         self._sealer, self._nursery = sealer, nursery
-        self._batches = Batches(nursery, self._propose_changes)
+        self._batches = Batches(nursery, self._propose_changes), Batches(nursery, self._propose_changes)
+        """Of what takes space, and of what may free some: that must go on when there is none."""
         self._attachments: dict[str, Attachment] = {}
         self._attaching: dict[str, trio.Lock] = {}
         self._disks: dict[str, ReplicatedDisk] = {}
@@ -71,6 +73,7 @@ class Replica:
     async def start(self, machine: ImageMachine, group: Group) -> None:
         """Begin to serve others, and clients."""
         self.machine, self.group = machine, group
+        self._room = Room(self.image, self.node, group, ROOM)
         giver = Giver(self.image, self.identity.key, lambda group: machine.note, self._compared_here)
 
         async def give(node: NodeId, question: bytes) -> bytes:
@@ -79,6 +82,8 @@ class Replica:
         self.node.mesh.handle(PROPOSE, self._on_propose)
         self.node.mesh.handle(CATCH_UP, give)
         self.node.mesh.handle(CONTROL, self._on_control)
+        self.node.mesh.handle(ROOM, self._room.answer)
+        self._nursery.start_soon(self._room.watch)
         self._nursery.start_soon(self._promote)
 
     # Disks
@@ -91,10 +96,11 @@ class Replica:
         return self._disks[name]
 
     async def put(self, change: Change) -> None:
-        await self._batches.put(change)
+        await self._batches[change.action == Action.TRIM].put(change)
 
     async def _propose_changes(self, changes: Sequence[Change]) -> Sequence[NbdvdeError | None]:
-        return cast(Sequence[NbdvdeError | None], await self.propose(changes))
+        growing = any(change.action != Action.TRIM for change in changes)
+        return cast(Sequence[NbdvdeError | None], await self.propose(changes, growing=growing))
 
     async def barrier(self) -> None:
         while True:
@@ -133,17 +139,24 @@ class Replica:
         operation = Call(path, request, moment.now_ns(), moment.draw(32))
         return cast(bytes, await self.propose(operation))
 
-    async def propose(self, operation: Operation) -> object:
+    async def propose(self, operation: Operation, *, growing: bool = False) -> object:
         """Have an operation done on every node; its result. Waits while there is no leader.
 
-        Raises DetachedError when nobody knows what became of it, and what it was refused with.
+        Raises DetachedError when nobody knows what became of it, NoSpaceError for one that is `growing` when most nodes
+        have no room for it, and what it was refused with.
         """
         data = self._sealer.seal(GROUP, pack(operation))
 
         async def ask(leader: NodeId) -> object:
-            return self._result(await self.node.peer(leader).request(PROPOSE, data))
+            question = (b"\1" if growing else b"\0") + data
+            return self._result(await self.node.peer(leader).request(PROPOSE, question))
 
-        return await self._at_leader(lambda: self.group.propose(data), ask)
+        return await self._at_leader(lambda: self._propose_here(data, growing=growing), ask)
+
+    async def _propose_here(self, data: bytes, *, growing: bool) -> object:
+        if growing:
+            await self._room.admit(len(data))
+        return await self.group.propose(data)
 
     def is_connected(self, node: NodeId) -> bool:
         """Whether another node can be reached."""
@@ -187,7 +200,7 @@ class Replica:
     async def _on_propose(self, node: NodeId, data: bytes) -> bytes:
         """Another node has a client who wants something done."""
         try:
-            return results.pack(await self.group.propose(data))
+            return results.pack(await self._propose_here(data[1:], growing=data[:1] == b"\1"))
         except (NotLeaderError, LeadershipLost):
             raise
         except NbdvdeError as error:

@@ -76,8 +76,16 @@ class Cluster:
     """Nodes 1 to N, of which the first made the cluster and invited the others."""
 
     def __init__(
-        self, folder: Path, size: int, nodes: int = 3, *, election_s: float = 1.0, log_size: str = "64M"
+        self,
+        folder: Path,
+        size: int,
+        nodes: int = 3,
+        *,
+        election_s: float = 1.0,
+        log_size: str = "64M",
+        create: Sequence[str] = (),
     ) -> None:
+        """`create` are further options of `nbdvde create`."""
         self.members = [
             Member(folder / f"node{number}", number, port) for number, port in enumerate(_free_ports(nodes), 1)
         ]
@@ -90,7 +98,7 @@ class Cluster:
             }  # fmt: skip
             lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
             (member.folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")
-            run(NBDVDE, "create", member.image, str(size), "--key-file", member.key_file)
+            run(NBDVDE, "create", member.image, str(size), "--key-file", member.key_file, *create)
         first, *others = self.members
         where = ("--address", first.address, "--name", "node-1")
         run(NBDVDE, "cluster", "init", first.image, *where, "--key-file", first.key_file)

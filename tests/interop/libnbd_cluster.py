@@ -5,6 +5,7 @@ newer number is; one whose acknowledgement was lost may be read or not, and is w
 """
 
 import json
+import random
 import signal
 import struct
 import sys
@@ -144,6 +145,38 @@ def take_over(first: str, second: str) -> None:
     assert other.pread(BLOCK, 0) == b"1" * BLOCK
     other.pwrite(b"3" * BLOCK, 0)
     assert connected(first).pread(BLOCK, 0) == b"3" * BLOCK
+
+
+def fill(*uris: str) -> None:
+    """Write until it is refused, read everything, trim, and write again."""
+    length, client, offset = 1 << 20, connected(uris[0]), 0
+    while True:
+        try:
+            client.pwrite(random.Random(offset).randbytes(length), offset)
+        except nbd.Error as error:
+            expect_full(error)
+            break
+        offset += length
+    assert 24 << 20 < offset < 64 << 20, offset
+    other = connected(uris[1])
+    for at in range(0, offset, length):
+        assert other.pread(length, at) == random.Random(at).randbytes(length), at
+    other.trim(offset // 2 // length * length, 0)
+    deadline = time.monotonic() + _CONNECT_S
+    while True:
+        try:
+            other.pwrite(b"again" * 1000, 0)
+        except nbd.Error as error:
+            expect_full(error)
+            time.sleep(0.2)
+        else:
+            break
+        assert time.monotonic() < deadline
+
+
+def expect_full(error: nbd.Error) -> None:
+    """Nothing else may be wrong."""
+    assert error.errno == "ENOSPC", error
 
 
 def connected(uri: str) -> nbd.NBD:

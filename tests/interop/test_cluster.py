@@ -191,6 +191,19 @@ def test_a_lost_majority(tmp_path: Path) -> None:
         third.stop()
 
 
+def test_full_images(tmp_path: Path) -> None:
+    """Clients are told in time, nothing that was acknowledged is lost, and trims make room again."""
+    with closing(Cluster(tmp_path, 256 << 20, create=("--capacity", "64M"))) as cluster:
+        libnbd("fill", *(member.uri for member in cluster.members), module="libnbd_cluster")
+        index = cluster.leader().status().committed
+        for member in cluster.members:
+            cluster.wait(partial(has_applied, member.number, index))
+        assert "differs" not in run(NBDVDE, "cluster", "verify", cluster.members[0].image)
+        for member in cluster.members:
+            assert not member.status().problem
+            member.stop()
+
+
 def disturb(member: Member, chance: random.Random) -> None:
     kind = chance.choice(("kill", "freeze", "stop"))
     if kind == "freeze":
