@@ -19,7 +19,7 @@ from nbdvde.raft.messages import Append, Entry, Members, Message, NodeId, Snapsh
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore, write
 from nbdvde.raft.upkeep import Helper, Upkeep
-from nbdvde.raft.waiting import Barriers, Proposals, Wait
+from nbdvde.raft.waiting import Barriers, LeadershipLost, Proposals, Wait
 
 
 class Host(Helper, Protocol):
@@ -115,10 +115,16 @@ class Group:
         await self._waited(Wait(), self._barriers.add)
 
     async def change_members(self, members: Members) -> None:
-        """Have other members; return when that is committed. Raises NotLeaderError, RefusedError, LeadershipLost."""
-        wait = self._proposals.watch(self.core.change_members(members))
+        """Have other members; return when that is over. Raises NotLeaderError, RefusedError.
+
+        Raises LeadershipLost when the next leader has to bring it to its end, if it was begun.
+        """
+        core = self.core
+        wait = self._proposals.watch(core.change_members(members))
         await self._waited(wait, lambda _: None)
-        while self.core.members.outgoing and self.is_leader:
+        while core.members.outgoing or core.log.members_index > core.commit:
+            if not self.is_leader:
+                raise LeadershipLost(self.name)
             await self.news()
 
     async def transfer(self, node: NodeId) -> None:
