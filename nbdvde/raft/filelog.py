@@ -3,19 +3,19 @@
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nbdvde.raft.directory import Directory, File
+from nbdvde.raft.directory import Directory
 from nbdvde.raft.filestore import FileStore
 from nbdvde.raft.logfiles import LogFiles
 from nbdvde.raft.messages import Entry, Snapshot
 from nbdvde.raft.plan import Planner
 from nbdvde.raft.recent import Cache, Recent
-from nbdvde.raft.records import BLOCK, Draft, Head, Kind, State
+from nbdvde.raft.records import Draft, Head, Kind, State
 from nbdvde.raft.replay import Replay
-from nbdvde.raft.segment import Segment
 from nbdvde.raft.store import Work, check_absent, check_present
 from nbdvde.raft.view import View
 
@@ -53,28 +53,39 @@ class FileLog:
     def __init__(
         self, directory: Directory, sizes: Sizes = Sizes(), fresh: Callable[[int], bytes] = os.urandom
     ) -> None:
-        """Open the log in a directory, or begin one, with random bytes from `fresh`. Blocks.
+        """Take over a directory and the log in it, or begin one, with random bytes from `fresh`. Blocks.
 
         Raises OSError, NoSpaceError, PoisonedError; DamageError when it cannot even be told which groups there are.
         """
         self._sizes = sizes
-        replay, files = _replayed(directory)
+        self._files = LogFiles(directory)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._begin(fresh)
+            undo.pop_all()
+
+    def _begin(self, fresh: Callable[[int], bytes]) -> None:
+        """Read what there is, and have it told again in a segment of its own."""
+        files, replay = self._files, Replay()
+        replay.run(files.segments())
+        if not replay.is_blurred:
+            files.drop_behind(replay.head.segment if replay.head else 0)
         self.notes = replay.notes
         """What was found to be damaged or lost."""
         uuid = replay.head.uuid if replay.head else fresh(16)
-        head = Head(max(files, default=0), replay.next_group, uuid, replay.unsure)
+        head = Head(max(files.numbers, default=0), replay.next_group, uuid, replay.unsure)
+        files.follow(head.log, replay.chain or 0)
         self.unsure = replay.unsure
         self._live = replay.live
         states = {number: copy(view.state) for number, view in replay.views.items()}
-        self._planner = Planner(head, replay.batch, states, sizes.segment_bytes)
-        self._files = LogFiles(directory, files, head.log, replay.chain or 0)
-        self._recent = Recent(sizes.memory_bytes)
+        self._planner = Planner(head, replay.batch, states, self._sizes.segment_bytes)
+        self._recent = Recent(self._sizes.memory_bytes)
         self._by_number = {number: FileStore(self, number, view) for number, view in replay.views.items()}
         self._stores = {store.view.state.name: store for store in self._by_number.values()}
         self._drafts = replay.spoiled
         self._batches = deque([self._planner.roll()])
         """Those that have places and are not durable."""
-        self._segments = deque(sorted(files))
+        self._segments = deque(files.numbers)
         self._needless: deque[int] = deque()
         """Segments that go when everything planned is durable."""
         self._round = self._durable = 0
@@ -183,30 +194,3 @@ class FileLog:
                 self.emit(Draft.of(store.number, move.entry, Kind.AGAIN))
             else:
                 store.view.places.spoil(index)
-
-
-def _replayed(directory: Directory) -> tuple[Replay, dict[int, File]]:
-    """What a directory says, and the files that say it; what was begun behind them and never told anything is gone."""
-    replay, files = Replay(), {number: directory.open(number) for number in directory.numbers()}
-    replay.run(Segment(number, _content(file)) for number, file in files.items())
-    if not replay.is_blurred:
-        last = replay.head.segment if replay.head else 0
-        for number in [number for number in files if number > last]:
-            files.pop(number).close()
-            directory.remove(number)
-    return replay, files
-
-
-def _content(file: File) -> bytes:
-    """All bytes of a file; blocks that the device cannot read are there, and damaged."""
-    try:
-        return file.read(0, file.size)
-    except OSError:
-        return b"".join(_block(file, offset) for offset in range(0, file.size, BLOCK))
-
-
-def _block(file: File, offset: int) -> bytes:
-    try:
-        return file.read(offset, BLOCK)
-    except OSError:
-        return b"\xff" * BLOCK

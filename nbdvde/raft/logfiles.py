@@ -1,14 +1,15 @@
-"""Writes batches into segments, and reads entries back; in threads, and never after a write that failed."""
+"""The files of a log: segments as they are found, batches into them, entries out of them. Everything blocks."""
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from nbdvde.errors import NoSpaceError, PoisonedError, reason
 from nbdvde.raft.directory import Directory, File
 from nbdvde.raft.messages import Entry
 from nbdvde.raft.plan import Batch
 from nbdvde.raft.records import (
+    BLOCK,
     HEADER_BYTES,
     Header,
     encode,
@@ -17,6 +18,7 @@ from nbdvde.raft.records import (
     place_of,
     split_place,
 )
+from nbdvde.raft.segment import Segment
 
 _HINT = "mend the device and start the node again"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -25,11 +27,37 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 class LogFiles:
     """The files of a log. One thread at a time writes; others may read meanwhile."""
 
-    def __init__(self, directory: Directory, files: dict[int, File], log: int, chain: int) -> None:
-        """`chain` is the check of the last record."""
-        self._directory, self._files, self._log, self._chain = directory, files, log, chain
+    def __init__(self, directory: Directory) -> None:
+        """Take over a directory. Raises OSError."""
+        self._directory = directory
+        self._files: dict[int, File] = {}
+        self._log = self._chain = 0
         self._spare: tuple[int, File] | None = None
         self.poisoned = False
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._files.update((number, directory.open(number)) for number in directory.numbers())
+            undo.pop_all()
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the segments that there are, ascending."""
+        return sorted(self._files)
+
+    def segments(self) -> Iterator[Segment]:
+        """What is found in them."""
+        for number in self.numbers:
+            yield Segment(number, _content(self._files[number]))
+
+    def drop_behind(self, last: int) -> None:
+        """Segments that were begun after this one, and never told anything, go. Raises OSError."""
+        for number in [number for number in self.numbers if number > last]:
+            self._files.pop(number).close()
+            self._directory.remove(number)
+
+    def follow(self, log: int, chain: int) -> None:
+        """What is written follows a record of the log with that check."""
+        self._log, self._chain = log, chain
 
     def check(self) -> None:
         """Raise PoisonedError if anything failed."""
@@ -111,3 +139,18 @@ class LogFiles:
             if error.errno in _FULL:
                 raise NoSpaceError("raft log", reason(error), "make room on the host") from error
             raise
+
+
+def _content(file: File) -> bytes:
+    """All bytes of a file; blocks that the device cannot read are there, and damaged."""
+    try:
+        return file.read(0, file.size)
+    except OSError:
+        return b"".join(_block(file, offset) for offset in range(0, file.size, BLOCK))
+
+
+def _block(file: File, offset: int) -> bytes:
+    try:
+        return file.read(offset, BLOCK)
+    except OSError:
+        return b"\xff" * BLOCK

@@ -443,6 +443,13 @@ def again_content(log: FileLog) -> Files:
     return directory.content()
 
 
+def test_a_log_that_cannot_be_opened_is_let_go(tmp_path: Path) -> None:
+    (tmp_path / "00000001.log").write_bytes(b"something else" * 1000)
+    for _ in range(2):
+        with pytest.raises(DamageError):
+            FileLog(DiskDirectory(tmp_path))
+
+
 def test_a_later_version_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(records, "VERSION", 2)

@@ -225,12 +225,14 @@ MUTANTS = [
     mutant("what is not durable leaves memory", "recent:Recent.shrink", " and order[0][2] <= durable", "", "memory"),
     mutant(
         "spoiled entries are not written again",
-        "filelog:FileLog.__init__",
+        "filelog:FileLog._begin",
         "self._drafts = replay.spoiled",
         "self._drafts = []",
         "members",
     ),
-    mutant("what cannot be read was never written", "filelog:_block", 'b"\\xff" * BLOCK', "bytes(BLOCK)", "unreadable"),
+    mutant(
+        "what cannot be read was never written", "logfiles:_block", 'b"\\xff" * BLOCK', "bytes(BLOCK)", "unreadable"
+    ),
 ]
 
 
