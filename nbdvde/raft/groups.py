@@ -180,7 +180,11 @@ class Group:
                 self.upkeep.begin(self._nursery)
                 self._host.touch(self)
                 task_status.started()
-                await self._applier.run()
+                try:
+                    await self._applier.run()
+                finally:
+                    self._nursery = None  # messages still come while its tasks end, and begin nothing
+                    self.upkeep.end()
         finally:
             self._ended = RefusedError(f"raft group {self.name}", "is not here any more")
             self._proposals.end(self._ended)

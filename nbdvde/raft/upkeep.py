@@ -52,6 +52,10 @@ class Upkeep:
         if self._core.mute:
             nursery.start_soon(self._mend)
 
+    def end(self) -> None:
+        """From now on none may."""
+        self._nursery = None
+
     # Entries from the disk
 
     def fetch(self) -> None:
