@@ -105,7 +105,8 @@ class FileStore:
         return missed
 
     def load(self, start: int, stop: int, max_bytes: int) -> Load:
-        wanted = self._wanted(max(start, self.first_index), min(stop, self.last_index + 1), max_bytes)
+        found = self._wanted(max(start, self.first_index), min(stop, self.last_index + 1), max_bytes)
+        wanted = [each for each in found if each[0] not in self._cache]  # those may not be written yet
 
         def read() -> Work:
             entries = [self._owner.read(self.number, *each) for each in wanted]

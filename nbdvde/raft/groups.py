@@ -176,8 +176,9 @@ class Group:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Apply what is committed, until cancelled."""
         try:
-            async with trio.open_nursery() as self._nursery:
-                self.upkeep.begin(self._nursery)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self.upkeep.begin(nursery)
                 self._host.touch(self)
                 task_status.started()
                 try:

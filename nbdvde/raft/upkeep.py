@@ -43,14 +43,14 @@ class Upkeep:
         core.mute = bool(store.damaged or store.unsure)
         self._compacted_bytes = 0
         """What the last compaction left."""
-        self._loading = self._compacting = False
+        self._loading = self._compacting = self._mending = False
         self._nursery: trio.Nursery | None = None
 
     def begin(self, nursery: trio.Nursery) -> None:
         """From now on tasks may run in `nursery`."""
         self._nursery = nursery
         if self._core.mute:
-            nursery.start_soon(self._mend)
+            self._begin_to_mend(nursery)
 
     def end(self) -> None:
         """From now on none may."""
@@ -70,6 +70,9 @@ class Upkeep:
         self._loading = False
         self._core.loaded()
         self._touch()
+        if self._store.damaged and self._nursery and not self._mending:
+            self._core.mute = not self._core.is_leader  # who leads has promised nothing that it does not know
+            self._begin_to_mend(self._nursery)
 
     # Compaction
 
@@ -100,9 +103,14 @@ class Upkeep:
 
     # Mending
 
+    def _begin_to_mend(self, nursery: trio.Nursery) -> None:
+        self._mending = True
+        nursery.start_soon(self._mend)
+
     async def _mend(self) -> None:
-        """Have others bring back what the log lost; until then the node is mute."""
-        _log.warning("raft group %s: the log is damaged; this node is mute until others have mended it", self._group)
+        """Have others bring back what the log lost."""
+        mute = "; this node is mute" if self._core.mute else ""
+        _log.warning("raft group %s: the log is damaged%s until others have mended it", self._group, mute)
         repair = Repair(self._group, self._core, self._store, self._helper.ask)
         while not repair.is_done:
             await self._compact()  # what is in the state need not be mended
@@ -114,7 +122,7 @@ class Upkeep:
         durable = trio.Event()
         self._helper.then(durable.set)
         await durable.wait()
-        self._core.mute = False
+        self._core.mute = self._mending = False
         _log.warning("raft group %s: the log is mended", self._group)
         self._touch()
 

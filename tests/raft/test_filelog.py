@@ -138,6 +138,23 @@ def test_what_was_loaded_may_not_be_wanted_any_more() -> None:
     assert store.get_range(3, 6, 1 << 20) == entries(3, 2, size=2000) + entries(5, 1, term=9)
 
 
+def test_what_is_being_written_is_not_read() -> None:
+    log = opened(filled(5, 2000))
+    store = the(log)
+    store.append(entries(6, 1, size=2000))
+    work = log.take()
+    finish = store.load(5, 7, 1 << 20)()
+    assert work
+    work()
+    store.append(entries(7, 20, size=2000))
+    sync(log)
+    store.append(entries(27, 1))
+    assert not store.get_range(6, 7, 1), "it is not in memory any more"
+    finish()
+    assert not store.damaged
+    assert loaded(store, 6, 7) == entries(6, 1, size=2000)
+
+
 def test_damage_found_while_reading_is_told() -> None:
     directory = filled(5, 2000)
     log = opened(directory)

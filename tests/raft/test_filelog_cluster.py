@@ -16,8 +16,12 @@ from tests.raft.world import Cluster, State, running
 SIZES = Sizes(segment_bytes=1 << 16, memory_bytes=1 << 12)
 
 
+def _data(value: int) -> bytes:
+    return str(value).encode().rjust(1500)
+
+
 class Powerless(Cluster):
-    """Nodes with such logs; their states are not durable but where their logs begin."""
+    """Nodes with such logs; of their states what was made durable is left, to the byte."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -36,7 +40,10 @@ class Powerless(Cluster):
     def cut_power(self, number: NodeId) -> None:
         """Of what it was about to make durable some sectors are left."""
         self.crash(number)
-        self.states["default"][number] = State(self.start)
+        states = self.states["default"]
+        before, states[number] = states[number], State(self.start)  # the old one is not done yet with what it has
+        states[number].durable, states[number].durable_value = before.durable, before.durable_value
+        states[number].durable_seen = before.durable_seen
         directory, log = self.directories[number], self.logs[number]
         acknowledged = len(directory.events)
         if work := log.take():
@@ -49,10 +56,17 @@ class Powerless(Cluster):
         assert found
         self.damaged += len(found.damaged)
 
+    def spoil(self, number: NodeId, value: int) -> None:
+        """What a node has stored of a write is something else."""
+        for content in self.directories[number].files.values():
+            at = content.find(_data(value))
+            if at >= 0:
+                content[at] ^= 1
+
     async def propose(self, node: Node, value: int) -> None:
         """Try to write."""
         try:
-            await node.groups["default"].propose(str(value).encode().rjust(1500))
+            await node.groups["default"].propose(_data(value))
         except NbdvdeError:
             return
         self.acknowledged.append(value)
@@ -80,3 +94,20 @@ async def test_what_was_acknowledged_outlives_power_cuts(autojump_clock: MockClo
         assert set(cluster.acknowledged) <= set(seen)
         assert len(seen) == len(set(seen))
         assert written + 1 in seen
+
+
+async def test_rot_that_is_found_while_reading_is_mended(autojump_clock: MockClock) -> None:
+    cluster = Powerless(0)
+    async with running(cluster):
+        leader = await cluster.leader()
+        away = cluster.others(leader)[0].number
+        cluster.crash(away)
+        for value in range(1, 21):
+            await cluster.propose(leader, value)
+        cluster.spoil(leader.number, 3)
+        await cluster.up(away)
+        assert (await cluster.agree()).seen == [*range(1, 21)]
+        log = cluster.logs[leader.number].group("default")
+        assert log
+        assert not log.damaged
+        assert len(cluster.directories[leader.number].files) > 1

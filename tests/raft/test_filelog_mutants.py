@@ -46,6 +46,7 @@ def tail() -> None:
 _DIRECTED: dict[str, Callable[[], None]] = {
     "reading": test_filelog.test_entries_that_are_not_in_memory_are_loaded,
     "stale": test_filelog.test_what_was_loaded_may_not_be_wanted_any_more,
+    "being written": test_filelog.test_what_is_being_written_is_not_read,
     "damage": test_filelog.test_damage_found_while_reading_is_told,
     "mending": test_filelog.test_damaged_entries_are_mended,
     "mended": test_filelog.test_what_was_mended_stays_so,
@@ -206,6 +207,7 @@ MUTANTS = [
         "damage",
     ),
     mutant("the index is trusted", "logfiles:LogFiles.read", " if is_payload(header, payload) else None", "", "damage"),
+    mutant("what is not written yet is read", "filestore:FileStore.load", "not in self._cache", "> 0", "being written"),
     mutant(
         "what was loaded counts in any case",
         "filestore:FileStore.loaded",
