@@ -136,6 +136,9 @@ class Misfortunes:
             cut.clear()
             return False
         some, others = self._part()
+        if others and self.random() < 0.4:  # only a link, often of a leader: a third one hears both
+            others = {self.world.choice(sorted(others))}
+            some = set(sorted(some)[:1])
         cut.update((one, other) for one in some for other in others)
         cut.update((other, one) for one in some for other in others)
         return True
