@@ -6,6 +6,7 @@ from typing import Self
 
 import msgspec
 
+from nbdvde.admin.clustermeasures import ClusterMeasures, cluster_measures
 from nbdvde.engine.gauges import ImageGauges
 from nbdvde.engine.image import Image
 from nbdvde.exports import Export
@@ -100,6 +101,8 @@ class ImageMeasures(ImageGauges, frozen=True):
     """An image, and how long the host took to make it durable."""
 
     syncs: Latency
+    cluster: ClusterMeasures | None = None
+    """If it is replicated."""
 
 
 class Measures(msgspec.Struct, frozen=True):
@@ -129,7 +132,7 @@ class Gauges:
             until_s, measures = known.get(image, (0.0, None))
             if measures is None or begun_s >= until_s:
                 fields = msgspec.structs.asdict(image.gauges())
-                measures = ImageMeasures(**fields, syncs=Latency.of(image.syncs))
+                measures = ImageMeasures(**fields, syncs=Latency.of(image.syncs), cluster=cluster_measures(image))
                 taken_s = time.monotonic() - begun_s
                 until_s = begun_s + _PAUSE * taken_s
             self._known[image] = until_s, measures

@@ -1,6 +1,6 @@
 """Measures in the text format of Prometheus, version 0.0.4. Names and units follow its conventions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -8,6 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from nbdvde.admin.clustermeasures import ClusterMeasures
 from nbdvde.admin.measures import ExportMeasures, ImageMeasures, Latency, Measures, TrafficMeasures, as_text
 from nbdvde.disk import BLOCK
 from nbdvde.version import VERSION
@@ -107,7 +108,7 @@ def _images(images: Sequence[ImageMeasures]) -> Iterator[Metric]:
         for kind in ("live", "garbage", "overhead", "free"):
             space.add_metric([as_text(image.path), kind], getattr(kinds, f"{kind}_bytes"))
         syncs.add_metric([as_text(image.path)], *_histogram(image.syncs))
-    yield from (space, syncs, *_gauges(images), *_counters(images), *_disks(images))
+    yield from (space, syncs, *_gauges(images), *_counters(images), *_disks(images), *_clusters(images))
 
 
 def _gauges(images: Sequence[ImageMeasures]) -> Iterator[Metric]:
@@ -130,6 +131,32 @@ def _gauges(images: Sequence[ImageMeasures]) -> Iterator[Metric]:
         family = GaugeMetricFamily(f"nbdvde_image_{name}", text, labels=["image"])
         for (path, *_), value in zip(rows, values, strict=True):
             family.add_metric([path], value)
+        yield family
+
+
+_CLUSTER: tuple[tuple[str, str, Callable[[ClusterMeasures], float]], ...] = (
+    ("leader", "Number of the node that leads; 0 for none.", lambda found: found.leader),
+    ("leads", "1 when this node does.", lambda found: found.leader == found.node),
+    ("term", "How many elections there were that anybody may have won.", lambda found: found.term),
+    ("elections", "How often this node asked for votes since it began.", lambda found: found.elections),
+    ("nodes", "That belong to the cluster.", lambda found: found.nodes),
+    ("connected_nodes", "Others that this one has a connection to.", lambda found: found.connected),
+    ("committed_index", "Last entry that a majority has, as far as is known.", lambda found: found.committed),
+    ("applied_index", "Last entry that is in the image.", lambda found: found.applied),
+    ("log_bytes", "Of entries that are kept for others.", lambda found: found.log_bytes),
+    ("behind_entries", "What the slowest of the others lacks; of a leader.", lambda found: found.behind or 0),
+    ("catch_up_bytes", "Taken over from another node, the last time.", lambda found: found.received_bytes),
+    ("stands_still", "1 when something keeps this node from taking part.", lambda found: bool(found.problem)),
+)
+"""Name, help and value of what is told of the cluster of an image."""
+
+
+def _clusters(images: Sequence[ImageMeasures]) -> Iterator[Metric]:
+    found = [(as_text(image.path), image.cluster) for image in images if image.cluster]
+    for name, text, value in _CLUSTER if found else ():
+        family = GaugeMetricFamily(f"nbdvde_cluster_{name}", text, labels=["image"])
+        for path, cluster in found:
+            family.add_metric([path], value(cluster))
         yield family
 
 

@@ -13,6 +13,7 @@ import trio
 from nbdvde import workers
 from nbdvde.admin.calls import Call, Feed, OfImage, answer, feed, parse
 from nbdvde.admin.catalog import CALLS
+from nbdvde.admin.clustermeasures import cluster_problem
 from nbdvde.admin.http import Emit, Page, Routes
 from nbdvde.admin.imageservice import ImageService
 from nbdvde.admin.measures import Gauges, Measures, as_text, measures
@@ -121,7 +122,8 @@ class Service:
         return health if health.ok else Page("application/json", msgspec.json.encode(health) + b"\n", 503)
 
     def _problems(self) -> list[str]:
-        return [f"{as_text(image.path)}: {image.poisoned}" for image in self._host.images if image.poisoned]
+        found = ((as_text(image.path), image.poisoned or cluster_problem(image)) for image in self._host.images)
+        return [f"{path}: {problem}" for path, problem in found if problem]
 
     async def status(self, body: bytes, emit: Emit) -> Status:
         """What is served, to whom, and since when."""

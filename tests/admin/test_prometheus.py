@@ -6,6 +6,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbdvde.admin import prometheus
+from nbdvde.admin.clustermeasures import ClusterMeasures
 from nbdvde.admin.measures import (
     ConnectionMeasures,
     ExportMeasures,
@@ -36,6 +37,7 @@ def measures(path: str = "a.vde", capacity: int | None = 1000) -> Measures:
     image = ImageMeasures(
         path, False, "full", 1, 900, SpaceGauges(1, 2, 3, 4, 5, capacity), [DiskGauges("d", 512, 256, 7)], statistics,
         11, 12, 13, 14, 15, 16, 17, Latency.of(syncs),
+        ClusterMeasures(2, "leader", 2, 7, 1, 3, 1, 100, 99, 4096, 12, 0, "full"),
     )  # fmt: skip
     export = ExportMeasures('odd "name"\\\n', 512, False, 2, traffic())
     return Measures(1.5, traffic(), ConnectionMeasures(1, 2, 3, 4, 5), [], [export], [image])
@@ -52,6 +54,13 @@ def value(families: dict[str, Metric], name: str, sample: str = "", **labels: st
         if one.name == (sample or name) and labels.items() <= one.labels.items()
     ]
     return found
+
+
+def test_a_cluster() -> None:
+    found = parsed(measures())
+    wanted = {"leads": 1, "leader": 2, "term": 7, "committed_index": 100, "applied_index": 99, "behind_entries": 12}
+    for name, number in {**wanted, "connected_nodes": 1, "stands_still": 1}.items():
+        assert value(found, f"nbdvde_cluster_{name}", image="a.vde") == number
 
 
 def test_bounds_are_some_of_those_that_are_counted() -> None:

@@ -1,0 +1,57 @@
+"""What replication of an image is measured by."""
+
+import msgspec
+
+from nbdvde.engine.image import Image
+from nbdvde.replication.registry import replica_of
+
+
+class ClusterMeasures(msgspec.Struct, frozen=True):
+    """A node's part in the cluster that replicates an image."""
+
+    node: int
+    role: str
+    """leader, follower, candidate or pre-candidate."""
+    leader: int
+    """0 for none."""
+    term: int
+    elections: int
+    """How often it asked for votes since it began."""
+    nodes: int
+    """That belong to the cluster."""
+    connected: int
+    """Others that it has a connection to."""
+    committed: int
+    """Index of the last entry that a majority has, as far as it knows."""
+    applied: int
+    """Index of the last entry that is in its image."""
+    log_bytes: int
+    """Of entries that it keeps for others."""
+    behind: int | None
+    """Entries that the slowest of the others lacks, as the leader knows."""
+    received_bytes: int
+    """That it took over from another node to catch up, the last time."""
+    problem: str
+    """What keeps it from taking part, if anything does."""
+
+
+def cluster_measures(image: Image) -> ClusterMeasures | None:
+    """Those of an image, if it is replicated."""
+    replica = replica_of(image)
+    if replica is None:
+        return None
+    seen, machine, taker = replica.group.status(), replica.machine, replica.taker
+    others = [node for node in seen.members if node != replica.node.number]
+    problem = machine.stuck or ("" if seen.leader else "there is no leader")
+    return ClusterMeasures(
+        replica.node.number, seen.role, seen.leader, seen.term, seen.elections, len(list(seen.members)),
+        sum(map(replica.is_connected, others)), seen.commit, machine.applied.index, seen.log_bytes,
+        max((seen.last - match for match in seen.matches.values()), default=None),
+        taker.received if taker else 0, problem,
+    )  # fmt: skip
+
+
+def cluster_problem(image: Image) -> str:
+    """What keeps a replicated image from being used, if anything does."""
+    found = cluster_measures(image)
+    return found.problem if found else ""
