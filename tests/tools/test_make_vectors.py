@@ -4,10 +4,12 @@ import sys
 
 from tools.make_vectors import FOLDER, files
 
+OTHERS = {"raft-log.json"}
+"""Pinned by tests/raft: of the log of a replicated node, which docs/format.md is not about."""
 
 def test_the_vectors_are_those_of_the_document() -> None:
     made = files()
-    assert {path.name for path in FOLDER.iterdir()} == set(made)
+    assert {path.name for path in FOLDER.iterdir()} == set(made) | OTHERS
     for name, text in made.items():
         assert (FOLDER / name).read_text() == text
 
