@@ -5,7 +5,8 @@ import sys
 from tools.make_vectors import FOLDER, files
 
 OTHERS = {"raft-log.json"}
-"""Pinned by tests/raft: of the log of a replicated node, which docs/format.md is not about."""
+"""Pinned by tests/docs/test_raft_log.py: of the log of a replicated node, in docs/raft-log.md."""
+
 
 def test_the_vectors_are_those_of_the_document() -> None:
     made = files()
