@@ -1,5 +1,6 @@
 """The logs of all groups of a node, in segments of a directory: format, rules and reasons are in docs/raft-log.md."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from nbdvde.raft.replay import Replay
 from nbdvde.raft.store import Work, check_absent, check_present
 from nbdvde.raft.view import View
 
+_log = logging.getLogger(__name__)
 _STRAGGLERS = 16
 """What is still needed of the oldest segment is written again, so that it can go, once it is this part of a segment."""
 _SPRAWL = 4
@@ -72,6 +74,8 @@ class FileLog:
             files.drop_behind(replay.head.segment if replay.head else 0)
         self.notes = replay.notes
         """What was found to be damaged or lost."""
+        for note in self.notes:
+            _log.warning("raft log: %s", note)
         uuid = replay.head.uuid if replay.head else fresh(16)
         head = Head(max(files.numbers, default=0), replay.next_group, uuid, replay.unsure)
         files.follow(head.log, replay.chain or 0)

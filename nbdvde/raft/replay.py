@@ -155,7 +155,6 @@ class Replay:
             return  # it still is where it was before
         view.place(draft, record.place, record.header.length)
         if record.payload is None:
-            self.notes.append(f"damaged: entry {draft.index} of group {view.state.name}")
             view.places.spoil(draft.index)
         elif not record.is_whole:
             self._spoiled.append((record.place, draft))
@@ -168,6 +167,8 @@ class Replay:
             raise DamageError("raft log", "does not tell whose entries it holds", _HINT)
         for view in self.views.values():
             self._close_gap(view)
+            if damaged := view.places.damaged:
+                self.notes.append(f"damaged: {len(damaged)} of the entries of group {view.state.name}, from {min(damaged)} on")
 
     def _close_gap(self, view: View) -> None:
         """Entries of which nothing is left end the log: those behind them are fetched again."""

@@ -185,6 +185,11 @@ def test_what_cannot_be_read_is_damaged() -> None:
         store.get(5)
 
 
+def test_damage_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    opened(altered(filled().content(), entries(3, 1)[0].data))
+    assert caplog.messages == ["raft log: damaged: 1 of the entries of group a, from 3 on"]
+
+
 def test_damaged_entries_are_mended() -> None:
     files = altered(filled().content(), entries(3, 1)[0].data)
     files = altered(files, entries(4, 1)[0].data)
