@@ -1,0 +1,114 @@
+"""Whole nodes on simulated disks: crashes inside syncs, and rot on one of three. Nothing acknowledged is lost."""
+
+import logging
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from nbdvde.errors import DamageError, NbdvdeError
+from nbdvde.raft.filelog import FileLog, Sizes
+from nbdvde.raft.messages import NodeId
+from nbdvde.raft.node import Options
+from tests.raft.simdisk import Files, SimDirectory, moments
+from tests.raft.world import Cluster, running
+
+SIZES = Sizes(segment_bytes=256 << 10, memory_bytes=2000)
+"""So little memory that entries have to be loaded."""
+STEPS = 25
+
+
+class Files3(Cluster):
+    """Three nodes with file logs, and a client that notes what was acknowledged."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(options=Options(compact_bytes=4000))
+        self.random = Random(seed)
+        self.directories = {number: SimDirectory() for number in self.logs}
+        for number, directory in self.directories.items():
+            self.logs[number] = FileLog(directory, SIZES, self.random.randbytes)
+            self.logs[number].create("default", self.start)
+        self.acknowledged: set[int] = set()
+        self.written = 0
+        self.lost: set[NodeId] = set()
+        """Nodes of whose logs nothing can be made out."""
+        self.mended = 0
+
+    async def write(self) -> None:
+        """A few values at once, through whoever leads."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.random.randint(1, 8)):
+                self.written += 1
+                nursery.start_soon(self._write, self.written)
+
+    async def _write(self, value: int) -> None:
+        with trio.move_on_after(1):
+            for node in list(self.nodes.values()):
+                group = node.groups["default"]
+                if group.is_leader:
+                    try:
+                        await group.propose(b"%d" % value + b" " * self.random.randrange(300))
+                    except NbdvdeError:
+                        return
+                    self.acknowledged.add(value)
+
+    def power_off(self, number: NodeId, *, rot: bool) -> None:
+        """What was not synced is there in part."""
+        self.crash(number)
+        directory = self.directories[number]
+        *_, moment = moments(directory.base, directory.events)
+        kept = [at for at in range(len(moment.pending)) if self.random.random() < 0.5]
+        files = moment.left(kept)
+        self.directories[number] = SimDirectory(base=self._spoiled(files) if rot else files)
+
+    def _spoiled(self, files: Files) -> Files:
+        number = self.random.choice(sorted(files))
+        content = bytearray(files[number])
+        written = [at for at in range(0, len(content), 64) if any(content[at : at + 64])]
+        for at in self.random.sample(written, min(len(written), self.random.randint(1, 3))):
+            content[at + self.random.randrange(64)] ^= self.random.randint(1, 255)
+        return {**files, number: bytes(content)}
+
+    async def power_on(self, number: NodeId) -> None:
+        try:
+            self.logs[number] = FileLog(self.directories[number], SIZES, self.random.randbytes)
+        except DamageError:
+            self.lost.add(number)
+            return
+        if not self.logs[number].groups():
+            self.lost.add(number)
+            return
+        await self.up(number)
+        self.mended += self.nodes[number].groups["default"].core.mute
+
+
+async def live(cluster: Files3) -> None:
+    """Some time with misfortunes, then none."""
+    rotten = cluster.random.choice(sorted(cluster.logs))
+    await cluster.leader()
+    for _ in range(STEPS):
+        await cluster.write()
+        number = cluster.random.choice(sorted(cluster.logs))
+        if number in cluster.nodes and cluster.random.random() < 0.4:
+            cluster.power_off(number, rot=number == rotten and cluster.random.random() < 0.5)
+        elif number not in cluster.nodes and number not in cluster.lost:
+            await cluster.power_on(number)
+        await trio.sleep(cluster.random.random())
+    for number in sorted(set(cluster.logs) - set(cluster.nodes) - cluster.lost):
+        await cluster.power_on(number)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_nothing_acknowledged_is_lost(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    async with running(Files3(seed)) as cluster:
+        await live(cluster)
+        leader = await cluster.leader()
+        await leader.groups["default"].read_barrier()
+        state = await cluster.agree()
+        assert cluster.acknowledged <= set(state.seen)
+        assert cluster.acknowledged
+        assert not cluster.failures
