@@ -168,7 +168,9 @@ class Replay:
         for view in self.views.values():
             self._close_gap(view)
             if damaged := view.places.damaged:
-                self.notes.append(f"damaged: {len(damaged)} of the entries of group {view.state.name}, from {min(damaged)} on")
+                self.notes.append(
+                    f"damaged: {len(damaged)} of the entries of group {view.state.name}, from {min(damaged)} on"
+                )
 
     def _close_gap(self, view: View) -> None:
         """Entries of which nothing is left end the log: those behind them are fetched again."""
