@@ -121,6 +121,8 @@ class Answers(Outbox):
                 _, _, cookie, offset, length, *_ = request
                 self._fail((cookie, offset), located(error, self._disk.name, offset, length))
             with suppress(trio.BrokenResourceError):
+                if self.requests_in_flight.used > 1:  # what others have just done goes in the same call
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 await self._send()
                 self.traffic.latency(request[0]).add(perf_counter_ns() - begun_ns)
         finally:
