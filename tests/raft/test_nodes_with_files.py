@@ -1,6 +1,10 @@
-"""Whole nodes on simulated disks: crashes inside syncs, and rot on one of three. Nothing acknowledged is lost."""
+"""Whole nodes on simulated disks and connections: crashes inside syncs, rot on one of three, cuts.
+
+Nothing acknowledged is lost, and nothing older is read.
+"""
 
 import logging
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -33,7 +37,7 @@ class Files3(Cluster):
         self.written = 0
         self.lost: set[NodeId] = set()
         """Nodes of whose logs nothing can be made out."""
-        self.mended = 0
+        self.mended = self.reads = 0
 
     async def write(self) -> None:
         """A few values at once, through whoever leads."""
@@ -52,6 +56,32 @@ class Files3(Cluster):
                     except NbdvdeError:
                         return
                     self.acknowledged.add(value)
+
+    async def read(self, number: NodeId) -> None:
+        """A node shows everything that was acknowledged before it was asked."""
+        before, node = set(self.acknowledged), self.nodes[number]
+        with trio.move_on_after(1):
+            try:
+                await node.groups["default"].read_barrier()
+            except NbdvdeError:
+                return
+            self.reads += 1
+            assert before <= set(self.states["default"][number].seen), "an old state was read"
+
+    async def trouble(self) -> None:
+        """Of the network, and of leaders."""
+        match self.random.randrange(6):
+            case 0:
+                self.world.cut(self.random.choice(sorted(self.logs)))
+            case 1:
+                self.world.stop(self.random.choice(sorted(self.logs)))
+            case 2:
+                for node in list(self.nodes.values()):
+                    if node.groups["default"].is_leader:
+                        with trio.move_on_after(1), suppress(NbdvdeError):
+                            await node.groups["default"].transfer(self.random.choice(sorted(self.logs)))
+            case _:
+                self.world.mend()
 
     def power_off(self, number: NodeId, *, rot: bool) -> None:
         """What was not synced is there in part."""
@@ -94,7 +124,11 @@ async def live(cluster: Files3) -> None:
             cluster.power_off(number, rot=number == rotten and cluster.random.random() < 0.5)
         elif number not in cluster.nodes and number not in cluster.lost:
             await cluster.power_on(number)
+        if cluster.nodes:
+            cluster.nursery.start_soon(cluster.read, cluster.random.choice(sorted(cluster.nodes)))
+        await cluster.trouble()
         await trio.sleep(cluster.random.random())
+    cluster.world.mend()
     for number in sorted(set(cluster.logs) - set(cluster.nodes) - cluster.lost):
         await cluster.power_on(number)
 
@@ -111,4 +145,5 @@ async def test_nothing_acknowledged_is_lost(
         state = await cluster.agree()
         assert cluster.acknowledged <= set(state.seen)
         assert cluster.acknowledged
+        assert cluster.reads
         assert not cluster.failures
