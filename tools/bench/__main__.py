@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nbdvde.config import parse_size
-from tools.bench import history, more, network, space, speed, streams
+from tools.bench import history, more, network, replication, space, speed, streams
 from tools.bench.report import Section, update_document, write_json
 from tools.bench.servers import SERVERS, Work
 
@@ -61,6 +61,9 @@ _SECTIONS: dict[str, Callable[[Work, argparse.Namespace], Section]] = {
         work, snapshots=options.snapshots, rounds=options.rounds, seconds=options.seconds or 5.0,
     ),
     "streams": lambda work, options: streams.measure(work, rounds=options.rounds),
+    "replication": lambda work, options: replication.measure(
+        work, rounds=options.rounds, seconds=options.seconds or 5.0,
+    ),
     "space": lambda work, options: space.measure(work, mib=options.mib),
     "opening": lambda work, options: more.opening(work, size=options.large_size, stored=options.large_stored),
 }  # fmt: skip

@@ -25,13 +25,14 @@ def read_rate(path: Path, headers: str, *, block: int, depth: int, size: int, se
         sock.settimeout(10)
         sock.connect(str(path))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        _negotiate(sock, headers)
+        negotiate(sock, headers)
         _check(sock, headers, block)
         return _read(sock, _groups(headers, block, size), _GROUP * (_REPLY_HEAD[headers] + block), depth, seconds)
 
 
-def _negotiate(sock: socket.socket, headers: str) -> None:
-    _exactly(sock, 18)
+def negotiate(sock: socket.socket, headers: str) -> None:
+    """Go for the default export with replies of a form. Raises ConnectionError."""
+    exactly(sock, 18)
     sock.sendall(struct.pack(">I", 3))
     if headers in _ASK:
         _option(sock, _ASK[headers], b"")
@@ -42,8 +43,8 @@ def _option(sock: socket.socket, number: int, data: bytes) -> None:
     sock.sendall(wire.OPTION.pack(OPTION_MAGIC, number, len(data)) + data)
     reply = 0
     while reply != OptionReply.ACK:
-        _, _, reply, length = wire.OPTION_REPLY.unpack(_exactly(sock, wire.OPTION_REPLY.size))
-        _exactly(sock, length)
+        _, _, reply, length = wire.OPTION_REPLY.unpack(exactly(sock, wire.OPTION_REPLY.size))
+        exactly(sock, length)
         if reply >> 31:
             raise ConnectionError(f"option {number} was refused with {reply:#x}")
 
@@ -65,7 +66,7 @@ def _request(headers: str, offset: int, length: int) -> bytes:
 def _check(sock: socket.socket, headers: str, block: int) -> None:
     """A read is answered by one chunk, so that replies can be counted by their bytes."""
     sock.sendall(_request(headers, 0, block))
-    head = _exactly(sock, _REPLY_HEAD[headers] + block)
+    head = exactly(sock, _REPLY_HEAD[headers] + block)
     error_or_flags = struct.unpack_from(">I" if headers == "simple" else ">H", head, 4)[0]
     if error_or_flags != (headers != "simple"):
         raise ConnectionError(f"a read was answered with {head[:32].hex()}")
@@ -93,7 +94,8 @@ def _read(sock: socket.socket, groups: list[bytes], answer: int, depth: int, sec
     return rate
 
 
-def _exactly(sock: socket.socket, count: int) -> bytes:
+def exactly(sock: socket.socket, count: int) -> bytes:
+    """So many bytes. Raises ConnectionError when there are no more."""
     data = b""
     while len(data) < count:
         more = sock.recv(count - len(data))
