@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, LOST, SLOT_SHIFT, Kind, UnitRef
 from nbdvde.engine.lbamap import LEAF_SHIFT, LbaMap, parse_leaf, uniform_leaf
-from nbdvde.engine.log import Change
 from nbdvde.engine.segments import Segments
 from nbdvde.engine.versions import Entries, Missing, Version
 

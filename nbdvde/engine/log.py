@@ -12,16 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from blake3 import blake3
 
 from nbdvde import workers
-from nbdvde.disk import BLOCK, Buffer
+from nbdvde.disk import BLOCK
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.dedup import PRINT_BYTES
 from nbdvde.engine.dictionaries import Choice, Dictionaries
 from nbdvde.engine.duplicates import Duplicates, Split, nothing_shared
 from nbdvde.engine.extent import FRAME_BYTES, Compressor, is_compressed
+from nbdvde.engine.groups import Change, Part, enter, entries_of, frames_of, runs_of, without_zeroes, worst_group
 from nbdvde.engine.layout import (
     FRAME_BLOCKS,
     GROUP_BLOCKS_MAX,
@@ -35,8 +35,6 @@ from nbdvde.engine.layout import (
     LogPoint,
     Operation,
     Record,
-    pack_entry,
-    pack_index,
 )
 from nbdvde.engine.segments import State, log_room
 from nbdvde.engine.storage import Storage
@@ -45,8 +43,6 @@ from nbdvde.metrics import Histogram
 
 PARALLEL_BLOCKS = 128
 """From here on sealing is spread over threads. With 32, random 4 KiB writes with a flush each 32 were 4 % slower."""
-_EXTENT_OVERHEAD = 4 + TAG_BYTES
-_ZERO_PAGE = bytes(BLOCK)
 _SMALL_GROUP = 32 << 10
 _LARGE_WRITE = 256 << 10
 """From here on the device is told to begin at once: a sync of 1.5 MiB then takes 0.2 ms instead of 1.5."""
@@ -67,46 +63,6 @@ class Counters:
     seal_ns: int = 0
     commits: int = 0
     blocks_shared: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a transaction does to the map of a volume, zeroes first."""
-
-    zeroes: Sequence[tuple[int, int, bool]]
-    """(first block, blocks, allocated)."""
-    blocks: Sequence[int]
-    entries: Sequence[int]
-
-
-def runs_of(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of the consecutive runs in ascending block numbers."""
-    if not blocks:
-        return []
-    if blocks[-1] - blocks[0] == len(blocks) - 1:
-        return [(blocks[0], len(blocks))]
-    numbers = np.array(blocks, np.uint64)
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    starts = [0, *breaks.tolist()]
-    stops = [*breaks.tolist(), len(blocks)]
-    return [(blocks[start], stop - start) for start, stop in zip(starts, stops, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one group has of a transaction."""
-
-    blocks: Sequence[int] = ()
-    zeroes: Sequence[tuple[int, int, bool]] = ()
-    shared: tuple[int, int] = (0, 0)
-    """Start and stop among the blocks that become references."""
-
-
-def worst_group(blocks: int, extents: int, zeroes: int, shared: int = 0) -> int:
-    """Bytes that a group of so many blocks takes at most."""
-    record = Record.packed_bytes(extents, zeroes, blocks, shared) + TAG_BYTES
-    total = HEADER_BYTES + record + blocks * BLOCK + extents * _EXTENT_OVERHEAD
-    return -(-total // BLOCK) * BLOCK
 
 
 class LogWriter:
@@ -175,7 +131,7 @@ class LogWriter:
         self._refuse_if_poisoned()
         self._writing = write
         begun = time.monotonic_ns()
-        kept, zero_ranges = _without_zeroes(written)
+        kept, zero_ranges = without_zeroes(written)
         self.counters.blocks_zero += len(written.blocks) - len(kept)
         duplicates = self._duplicates
         split = duplicates.split(volume, written, kept, load=write) if duplicates else nothing_shared(kept)
@@ -216,21 +172,21 @@ class LogWriter:
         """Append a change of the catalogue as a transaction of its own, and make everything appended durable."""
         self._refuse_if_poisoned()
         self._writing = True
-        self._group(operation.number, Generation(), nothing_shared(()), _Part(), [], final=True, operation=operation)
+        self._group(operation.number, Generation(), nothing_shared(()), Part(), [], final=True, operation=operation)
         self.sync()
 
-    def _parts(self, split: Split, zeroes: Sequence[tuple[int, int, bool]]) -> Iterator[_Part]:
+    def _parts(self, split: Split, zeroes: Sequence[tuple[int, int, bool]]) -> Iterator[Part]:
         """Groups of a transaction, each small enough for an empty segment; the references come last."""
         size, many = self._part_blocks, self._part_blocks * 64
         unique, shared = split.unique, len(split.shared)
-        yield from (_Part(zeroes=zeroes[start : start + many]) for start in range(0, len(zeroes), many))
+        yield from (Part(zeroes=zeroes[start : start + many]) for start in range(0, len(zeroes), many))
         if 0 < len(unique) + shared <= size:
-            yield _Part(unique, shared=(0, shared))
+            yield Part(unique, shared=(0, shared))
             return
-        yield from (_Part(unique[start : start + size]) for start in range(0, len(unique), size))
-        yield from (_Part(shared=(start, min(start + many, shared))) for start in range(0, shared, many))
+        yield from (Part(unique[start : start + size]) for start in range(0, len(unique), size))
+        yield from (Part(shared=(start, min(start + many, shared))) for start in range(0, shared, many))
 
-    def _fitting(self, part: _Part) -> tuple[_Part, Sequence[_Part]]:
+    def _fitting(self, part: Part) -> tuple[Part, Sequence[Part]]:
         """What of a part the end of the open segment can still take, and the rest; all of it when that is nothing."""
         room, blocks = log_room(self.state.segment) - self.state.used, part.blocks
         if part.shared[1] or part.zeroes or self._worst_of(len(blocks)) <= room:
@@ -238,13 +194,13 @@ class LogWriter:
         fitting = room // FRAME_BYTES * FRAME_BLOCKS
         while fitting and self._worst_of(fitting) > room:
             fitting -= FRAME_BLOCKS
-        return (_Part(blocks[:fitting]), (_Part(blocks[fitting:]),)) if fitting else (part, ())
+        return (Part(blocks[:fitting]), (Part(blocks[fitting:]),)) if fitting else (part, ())
 
     def _worst_of(self, blocks: int) -> int:
         return worst_group(blocks, -(-blocks // self._extent_blocks), 0)
 
     def _group(
-        self, volume: int, written: Generation, split: Split, part: _Part, stored: list[int], *, final: bool,
+        self, volume: int, written: Generation, split: Split, part: Part, stored: list[int], *, final: bool,
         operation: Operation | None = None,
     ) -> None:  # fmt: skip
         """Seal and write one group, and add the map entries of its blocks to `stored`."""
@@ -258,7 +214,7 @@ class LogWriter:
         first = state.units
         state.units += 1 + len(chunks)
         prints = split.prints[len(stored) * PRINT_BYTES : (len(stored) + len(blocks)) * PRINT_BYTES]
-        stored += _entries(state.segment.slot, first + 1, chunks)
+        stored += entries_of(state.segment.slot, first + 1, chunks)
         extents = self._seal(state, first + 1, written, chunks, self._dictionaries.choice(volume))
         record = Record(
             self._sequence, self._epoch, volume, final, self._chain,
@@ -278,7 +234,7 @@ class LogWriter:
             *extents,
             *self._zeroes_ahead(state, length),
         ])  # fmt: skip
-        _index(state, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
+        enter(state, HEADER_BYTES + len(record) + TAG_BYTES, extents, chunks)
         if self._duplicates and blocks:
             self._duplicates.learn(state, first + 1, size, len(blocks), prints)
         state.used += length
@@ -292,7 +248,7 @@ class LogWriter:
         self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]], choice: Choice | None
     ) -> list[bytes]:
         def seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
-            frames = [_frames(written, chunks[number]) for number in numbers]
+            frames = [frames_of(written, chunks[number]) for number in numbers]
             plaintexts = self._compressor.get().encode(frames, choice)
             return [
                 (
@@ -391,41 +347,3 @@ class LogWriter:
     def _refuse_if_poisoned(self) -> None:
         if self.poisoned:
             raise PoisonedError("image", self.poisoned, "it takes no more writes: mend the device and reopen it")
-
-
-def _index(state: State, position: int, extents: Sequence[bytes], chunks: Sequence[Sequence[int]]) -> None:
-    """Enter a group into its segment's index."""
-    assert state.index is not None, "the open segment has its index"
-    state.index.append(0)
-    position += state.used
-    for sealed, blocks in zip(extents, chunks, strict=True):
-        state.index.append(pack_index(position, len(sealed), len(blocks)))
-        state.blocks += len(blocks)
-        position += len(sealed)
-
-
-def _entries(slot: int, first: int, chunks: Sequence[Sequence[int]]) -> list[int]:
-    """Map entries of the blocks of a group, whose extents have the units from `first` on."""
-    entries: list[int] = []
-    for unit, blocks in enumerate(chunks, first):
-        base = pack_entry(slot, unit, 0)
-        entries.extend(range(base, base + len(blocks)))
-    return entries
-
-
-def _frames(written: Generation, blocks: Sequence[int]) -> list[Buffer]:
-    pages = [written.blocks[block] for block in blocks]
-    return [written.frame(blocks[at], pages[at : at + FRAME_BLOCKS]) for at in range(0, len(pages), FRAME_BLOCKS)]
-
-
-def _without_zeroes(written: Generation) -> tuple[list[int], list[tuple[int, int, bool]]]:
-    """Blocks to store in ascending order, and the zeroed ranges with the blocks that hold only zeroes."""
-    blocks = written.blocks
-    kept = sorted(blocks)
-    empty = [block for block in kept if not blocks[block][0] and bytes(blocks[block]) == _ZERO_PAGE]
-    ranges = [(start, stop - start, allocated) for start, stop, allocated in written.zeroes or ()]
-    if empty:
-        gone = set(empty)
-        kept = [block for block in kept if block not in gone]
-        ranges += [(start, count, False) for start, count in runs_of(empty)]
-    return kept, ranges

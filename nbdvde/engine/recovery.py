@@ -12,6 +12,7 @@ from nbdvde.engine.catalogue import Catalogue, Member
 from nbdvde.engine.changes import Loads, applying
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.dictload import load_dictionaries
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import (
     BLOCK,
     COMPRESSION_MAX,
@@ -35,7 +36,6 @@ from nbdvde.engine.layout import (
 )
 from nbdvde.engine.lbamap import LbaMap, height_for
 from nbdvde.engine.loader import drive_blocking, losing
-from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import inflate
 from nbdvde.engine.reading import read, read_copy
 from nbdvde.engine.rebuild import rebuild_indexes

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import (
     BLOCK,
     BLOCK_MASK,
@@ -33,7 +34,6 @@ from nbdvde.engine.layout import (
     pack_index,
     unpack_index,
 )
-from nbdvde.engine.log import Change
 from nbdvde.engine.sealing import Sealer
 from nbdvde.engine.segments import Segments, State, log_room
 from nbdvde.errors import DamageError

@@ -11,10 +11,10 @@ from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.buffer import ZEROED_LEAVES_MAX, Generation, leaves_of, zero_cost
 from nbdvde.engine.changes import Load, applying, loading
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import ALLOCATED_ZERO, HOLE, SLOT_SHIFT, Kind
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LEAF_SHIFT, LbaMap, parse_leaf, uniform_leaf
 from nbdvde.engine.loader import drive, losing
-from nbdvde.engine.log import Change
 from nbdvde.engine.pieces import cut, flatten, page_of, unaligned_parts
 from nbdvde.engine.rangelock import Claim, RangeLock
 from nbdvde.engine.reader import Reader, Want

@@ -16,8 +16,9 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.background import Background
 from nbdvde.engine.buffer import Generation
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import BLOCK, KIND_LOG, MIN_SEGMENT_BYTES, Operation
-from nbdvde.engine.log import Change, LogWriter
+from nbdvde.engine.log import LogWriter
 from nbdvde.engine.revision import Revision
 from nbdvde.engine.segments import Segments, State
 from nbdvde.engine.volume import Volume

@@ -12,6 +12,7 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.changes import applying
 from nbdvde.engine.check import check_storage
 from nbdvde.engine.extent import Decoder
+from nbdvde.engine.groups import Change
 from nbdvde.engine.layout import (
     DATA_START,
     HEADER_BYTES,
@@ -36,7 +37,6 @@ from nbdvde.engine.layout import (
     pack_entry,
 )
 from nbdvde.engine.lbamap import LEAF_BLOCKS, LbaMap, height_for
-from nbdvde.engine.log import Change
 from nbdvde.engine.metadata import deflate
 from nbdvde.engine.recovery import load, read_superblocks
 from nbdvde.engine.replay import Replay
