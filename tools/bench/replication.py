@@ -63,8 +63,8 @@ def _section(rates: dict[tuple[str, str], float], rounds: int, seconds: float) -
         shown = [mib_per_s(rate * block) if block > 4096 else f"{number(rate)}/s" for rate in found]
         table.add(case, *shown, f"{found[1] / found[0]:.2f}")
     text = (
-        "Three nodes as processes of one machine, TLS between them, clients at Unix sockets; beside an image that is not "
-        "replicated. Writes are new data that does not compress, each durable when it is answered. Medians of "
+        "Three nodes as processes of one machine, TLS between them, clients at Unix sockets; beside an image that is "
+        "not replicated. Writes are new data that does not compress, each durable when it is answered. Medians of "
         f"{rounds} rounds of {seconds:g} s."
     )
     figures = {f"{case}, {name}": rate for (case, name), rate in rates.items()}
