@@ -1,7 +1,7 @@
 """Calls about the cluster that replicates an image."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -85,7 +85,9 @@ class Agreed(msgspec.Struct, frozen=True):
 
 def place_of(address: str, name: str | None) -> Place:
     """Where a node is. Raises UsageError."""
-    parsed = parse_listen(address)
+    parsed = None
+    with suppress(UsageError):
+        parsed = parse_listen(address)
     if not isinstance(parsed, TcpAddress) or not parsed.port:
         raise UsageError(f"address {address}", "is not HOST:PORT", "like 10.0.0.2:10810")
     return Place(str(parsed), (name or parsed.host).lower())

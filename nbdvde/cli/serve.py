@@ -29,6 +29,7 @@ from nbdvde.errors import InUseError, NbdvdeError, NetworkError
 from nbdvde.exports import Exports
 from nbdvde.hosting import Host, on_its_own
 from nbdvde.listeners import Address, Listener, StdioAddress, UnixAddress, open_listener
+from nbdvde.replication.registry import replica_of
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.running import replicated
 from nbdvde.server import Server
@@ -194,7 +195,7 @@ class _Serving:
             if listener:
                 routes = Service(self._server, lambda: image, self._host, self._uris, self).routes()
                 await self._nursery.start(_answer, scope, listener, routes)
-            if image and not image.read_only and self._plan.options.server.metrics_interval:
+            if image and self._is_recorded(image):
                 self._nursery.start_soon(self._record, recording, image)
 
         listener = await self._bind_control(control, path) if control else None
@@ -208,6 +209,11 @@ class _Serving:
 
     def _first_image(self) -> Image | None:
         return next(iter(self._host.images), None)
+
+    def _is_recorded(self, image: Image) -> bool:
+        """Whether its metrics logs are written; those of replicas would differ."""
+        interval_s = self._plan.options.server.metrics_interval
+        return bool(interval_s) and not image.read_only and replica_of(image) is None
 
     async def _record(self, scope: trio.CancelScope, image: Image) -> None:
         with scope:

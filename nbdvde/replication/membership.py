@@ -7,6 +7,7 @@ import msgspec
 
 from nbdvde import workers
 from nbdvde.engine.image import Image
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
 from nbdvde.errors import RefusedError
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
@@ -21,6 +22,8 @@ _FIRST = 1
 
 async def found(image: Image, place: Place) -> Identity:
     """Make a cluster of one node with what the image holds. Raises RefusedError, NbdvdeError."""
+    if any(image.volumes.existing_region(DIRECTORY, disk.number) for disk in image.volumes.disks):
+        raise RefusedError(image.path, "has management regions, which are not replicated yet", "remove them first")
     identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES))
     await _belong(image, identity, Note(GROUP, Snapshot(0, 0, Members(frozenset({_FIRST}))), {}, {_FIRST: place}))
     return identity

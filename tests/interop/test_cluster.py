@@ -171,6 +171,34 @@ def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     assert told["writes"] > 100
 
 
+def test_what_cannot_be_replicated_is_refused(tmp_path: Path) -> None:
+    image, key = tmp_path / "disk.vde", tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    key.chmod(0o600)
+    run(NBDVDE, "create", image, "8M", "--key-file", key)
+    run(NBDVDE, "vault", "create", image, "--key-file", key)
+    with_key: list[str | Path] = ["--key-file", key]
+    here: list[str | Path] = ["--address", "127.0.0.1:1", *with_key]
+    refused(9, "management regions", "cluster", "init", image, *here)
+    other = tmp_path / "other.vde"
+    run(NBDVDE, "create", other, "8M", *with_key)
+    run(NBDVDE, "cluster", "init", other, *here)
+    refused(9, "belongs to a cluster already", "cluster", "init", other, *here)
+    refused(9, "belongs to a cluster", "disk", "create", other, "more", "8M", *with_key)
+    refused(9, "belongs to a cluster", "serve", other, *with_key, "--listen", f"unix:{tmp_path}/s")
+    refused(2, "is not HOST:PORT", "cluster", "init", other, "--address", "nowhere", *with_key)
+    refused(8, "no server listens", "cluster", "transfer", other)
+    refused(2, "no such file", "cluster", "join", other, "--ticket", tmp_path / "none", *with_key)
+    assert run_json(NBDVDE, "cluster", "status", other, *with_key, "--json")["role"] == "at rest"
+
+
+def refused(code: int, why: str, *command: str | Path) -> None:
+    done = subprocess.run([NBDVDE, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_lost_majority(tmp_path: Path) -> None:
     """One node of three is left: it becomes a cluster of its own, and another one joins that."""
     with closing(Cluster(tmp_path, SIZE)) as cluster:
