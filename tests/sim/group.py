@@ -75,6 +75,8 @@ class Group:
             leads = core.office is not None
             if (changed or leads != seen.leads) and self.history.look(member.node, core, seen, self.disks):
                 self._contend(member, _CONTENTION)
+                if member.core is not core:  # a disk failed meanwhile
+                    return
             if member.syncing is not None:
                 return
             ready = core.ready()
