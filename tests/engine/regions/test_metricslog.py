@@ -189,5 +189,5 @@ async def test_it_is_of_one_disk_and_goes_with_it(path: Path) -> None:
         with pytest.raises(UsageError, match="disk disk: has no metrics log"):
             await image.regions.get(MetricsLog, image.disk())
         await image.volumes.snapshot("two", "then")
-        with pytest.raises(UsageError, match="two@then: has no metrics log"):
+        with pytest.raises(UsageError, match="snapshot two@then: has no regions"):
             await image.regions.get(MetricsLog, image.disk("two@then"))
