@@ -56,6 +56,7 @@ class Member:
         self.state = self.durable
 
     def configurations(self) -> list[Members]:
-        """All that its log has, the oldest first."""
+        """All that its log has, and the newest that it knows, written or not."""
         store = self.disk.store
-        return [store.snapshot.members, *(Members.unpack(entry.data) for entry in store.members())]
+        known = [store.snapshot.members, *(Members.unpack(entry.data) for entry in store.members())]
+        return [*known, self.core.members] if self.core else known
