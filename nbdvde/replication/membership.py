@@ -40,34 +40,39 @@ async def join(image: Image, ticket: Ticket) -> Identity:
 async def recover(image: Image, directory: Path) -> Identity:
     """Make a cluster of one node of what is left when a majority is lost for good; `directory` has its log.
 
-    Everything in the log counts as committed. It is another cluster then: the others can never come back to it.
-    Raises RefusedError, DamageError, NbdvdeError.
+    Everything in the log counts as committed, up to what is damaged in it. It is another cluster then: the others can
+    never come back to it. Raises RefusedError, DamageError, NbdvdeError.
     """
     notes = await Notes.load(image)
     if notes is None:
         raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init")
-    node = notes.identity.node
-    if not await workers.run(_alone, directory, node):
-        raise RefusedError(str(directory), "is no complete log of this node", "recover another node of the cluster")
+    note = notes.found[GROUP]
+    if note.incomplete:
+        raise RefusedError(image.path, "was becoming what another node's is", "recover another node of the cluster")
+    await workers.run(_stand_alone, directory, notes.identity.node, note.applied)
     identity = msgspec.structs.replace(notes.identity, cluster=os.urandom(16))
     await notes.rename(identity)
     await image.flush()
     return identity
 
 
-def _alone(directory: Path, node: NodeId) -> bool:
-    """Have the log of a node say that it is the only member, and everything committed; whether it can."""
+def _stand_alone(directory: Path, node: NodeId, applied: Snapshot) -> None:
+    """Have the log of a node say that it is the only member, and everything committed, from what the image has on."""
     log = FileLog(DiskDirectory(directory))
     try:
-        store = log.group(GROUP)
-        if store is None or store.damaged or store.unsure:
-            return False
+        store = log.group(GROUP) or log.create(GROUP, applied)
+        if not store.snapshot.index <= applied.index <= store.last_index:
+            store.reset(applied)
+        elif store.snapshot.index < applied.index:
+            store.compact_to(applied)
+        if store.damaged:
+            store.truncate_from(store.damaged[0].start)
         term, index = max(store.hard.term, store.last_term) + 1, store.last_index + 1
         store.append([Entry(term, index, EntryKind.MEMBERS, Members(frozenset({node})).pack())])
-        store.save(HardState(term, 0, index))
+        hard = HardState(term, 0, index)
+        store.settle(hard) if store.unsure else store.save(hard)
         while work := log.take():
             work()
-        return True
     finally:
         log.close()
 

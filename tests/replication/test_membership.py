@@ -1,0 +1,103 @@
+"""What is left of a cluster when most of its nodes are lost."""
+
+from pathlib import Path
+
+import pytest
+
+from nbdvde.disk import BLOCK
+from nbdvde.engine.access import format_storage, open_storage
+from nbdvde.engine.image import Image
+from nbdvde.errors import RefusedError
+from nbdvde.raft.directory import DiskDirectory
+from nbdvde.raft.filelog import FileLog, Sizes
+from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, Snapshot
+from nbdvde.replication import membership
+from nbdvde.replication.notes import Note, Notes, Place
+from nbdvde.replication.replica import GROUP
+from tests.crash.recording import RecordingStorage
+from tests.crash.session import KEY
+
+THREE, ALONE = Members(frozenset({1, 2, 3})), Members(frozenset({1}))
+SIZES = Sizes(segment_bytes=1 << 20)
+
+
+async def member(applied: Snapshot) -> Image:
+    """The image of node 1, with so much applied."""
+    storage = RecordingStorage()
+    format_storage(storage, 1 << 20, KEY)
+    image = await open_storage(storage, KEY)
+    await membership.found(image, Place("a:1", "a"))
+    notes = await Notes.load(image)
+    assert notes
+    await notes.put(Note(GROUP, applied))
+    return image
+
+
+def data_of(index: int) -> bytes:
+    return index.to_bytes(4, "big") * (BLOCK // 4)
+
+
+def write_log(folder: Path) -> None:
+    """Entries 1 to 5, each durable before the next."""
+    log = FileLog(DiskDirectory(folder), SIZES)
+    store = log.create(GROUP, Snapshot(0, 0, THREE))
+    for index in range(1, 6):
+        store.append([Entry(2, index, EntryKind.NORMAL, data_of(index))])
+        store.save(HardState(2, 3, index - 1))
+        while work := log.take():
+            work()
+    log.close()
+
+
+def damage(folder: Path, index: int) -> None:
+    """Flip a bit of an entry, wherever it lies."""
+    for path in folder.glob("*.log"):
+        raw = bytearray(path.read_bytes())
+        while (at := raw.find(data_of(index))) >= 0:
+            raw[at] ^= 1
+        path.write_bytes(raw)
+
+
+async def recovered(folder: Path, applied: Snapshot) -> tuple[int, HardState, Members]:
+    """(last index, hard state, members) of the log afterwards, which is sound."""
+    image = await member(applied)
+    notes = await Notes.load(image)
+    assert notes
+    identity = await membership.recover(image, folder)
+    assert identity.cluster != notes.identity.cluster
+    assert (identity.node, identity.key) == (1, notes.identity.key)
+    await image.close()
+    log = FileLog(DiskDirectory(folder), SIZES)
+    store = log.group(GROUP)
+    assert store
+    assert not store.damaged
+    assert not store.unsure
+    found = store.last_index, store.hard, Members.unpack(store.get(store.last_index).data)
+    log.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("damaged", "applied", "last"), [(0, 3, 6), (4, 3, 4), (2, 3, 6), (5, 5, 6)], ids=["none", "new", "old", "all"]
+)
+async def test_what_the_image_and_the_sound_part_of_the_log_have_stays(
+    tmp_path: Path, damaged: int, applied: int, last: int
+) -> None:
+    write_log(tmp_path)
+    if damaged:
+        damage(tmp_path, damaged)
+    assert await recovered(tmp_path, Snapshot(applied, 2, THREE)) == (last, HardState(3, 0, last), ALONE)
+
+
+async def test_a_log_that_is_gone(tmp_path: Path) -> None:
+    assert await recovered(tmp_path, Snapshot(7, 4, THREE)) == (8, HardState(5, 0, 8), ALONE)
+
+
+async def test_half_a_state_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    image = await member(Snapshot(3, 1, THREE))
+    notes = await Notes.load(image)
+    assert notes
+    await notes.put(Note(GROUP, Snapshot(3, 1, THREE), incomplete=True))
+    with pytest.raises(RefusedError, match="becoming"):
+        await membership.recover(image, tmp_path)
+    await image.close()
