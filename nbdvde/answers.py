@@ -57,6 +57,8 @@ class Answers(Outbox):
         self.requests_in_flight = Budget(limits.requests_in_flight)
         self.traffic = Traffic()
         self._disk, self._shared = disk, shared
+        self.lost = False
+        """Whether nobody knows what becomes of a request."""
         self._replies = replies_of(negotiated)
         self._begun_ns = 0
         """When the requests were parsed that are being answered."""
@@ -83,6 +85,7 @@ class Answers(Outbox):
         """Tell the client in general terms, and the log what exactly."""
         self.traffic.errors += 1
         if isinstance(error, DetachedError):
+            self.lost = True
             self._transport.abort()
             return
         if isinstance(error, RequestError):

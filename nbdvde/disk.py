@@ -67,6 +67,9 @@ class Disk(abc.ABC):
         """The disk as a client uses it that comes now; `abort` ends its connection. May wait, and raise NbdvdeError."""
         return self
 
+    def falter(self) -> None:  # noqa: B027 - most disks do not care
+        """The client's connection has ended while requests of it are being worked at."""
+
     def detach(self, *, clean: bool) -> None:  # noqa: B027 - most disks do not care
         """The client goes; not `clean` if requests of it may still be on their way."""
 

@@ -52,15 +52,15 @@ class Connection:
     """Of the handshake."""
     disk: Disk | None = None
     """What it uses of the export's disk, once it was let in."""
-    clean: bool = False
-    """Whether it left with everything answered."""
+    clean: bool = True
+    """Whether nothing it asked for can still be on its way."""
     stopped: bool = False
 
     async def attach(self) -> None:
         """Let it use the disk of the export that it asked for. Raises NbdvdeError."""
         export = self.visitor.export
         assert export is not None, "it was entered"
-        self.disk = await export.disk.attach(self.transport.abort)
+        self.disk = export.disk if export.info.read_only else await export.disk.attach(self.transport.abort)
 
     def stop(self, patience_s: float) -> None:
         """End transmission when what is in flight has been answered, or tell who still haggles that it is over."""
@@ -329,9 +329,10 @@ class Server:
             return
         buffer = shared.buffers.take()
         connection.session = session = Session(transport, connection.disk, agreed[0], buffer, shared)
+        connection.clean = False
         try:
             await session.run(agreed[1])
-            connection.clean = True
+            connection.clean = not session.lost
             await transport.finish(shared.limits.linger_s)
         finally:
             connection.session = None

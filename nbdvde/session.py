@@ -104,6 +104,8 @@ class Session(Answers):
                     failure = error
                 finally:
                     self._release()
+                    if self.requests_in_flight.used:
+                        self._disk.falter()
         if failure is not None:
             raise failure
 

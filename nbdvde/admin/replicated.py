@@ -26,10 +26,15 @@ def executing(image: Image) -> Execute:
     async def execute(machine: ImageMachine, call: Call) -> bytes:
         if call.path not in _ACTIONS:
             raise RefusedError(f"replicated image {image.path}", f"knows no {call.path}", "is another node newer?")
-        request = parse(call.request, VolumeRequest)
+        # Whether images deduplicate is the business of each: what a disk shares must not decide whether there is one.
+        request = msgspec.structs.replace(parse(call.request, VolumeRequest), dedup_with=None)
         unused = partial(_unused, machine, force=request.force)
         with moment.given(call.time_ns, call.seed), naming(image.path):
             done = await volumechange.change(cast(volumechange.Action, call.path), request, image, unused)
+        if call.path in ("disks/create", "disks/clone"):
+            machine.renew(request.name)
+        elif call.path == "disks/delete":
+            machine.forget(request.name)
         return msgspec.json.encode(done)
 
     return execute

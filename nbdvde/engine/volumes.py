@@ -28,6 +28,7 @@ from nbdvde.moment import now_ns
 _FREEING = (Action.DELETE, Action.ROLLBACK)
 """What must be possible in a full image."""
 
+_LOOK_BYTES = 1 << 20
 _RECENT = 16
 """Snapshots that are kept at hand when nobody uses them: as many as `qemu:allocation-depth` looks at."""
 
@@ -315,13 +316,15 @@ def check_size(size: int) -> None:
 
 
 async def _holds_data(disk: Volume, size: int) -> bool:
-    """Whether anything but holes lies behind the first `size` bytes."""
+    """Whether anything but zeroes lies behind the first `size` bytes: replicas may store those in different ways."""
     offset = -(-size // BLOCK) * BLOCK
     if size < offset and any(map(any, map(bytes, await disk.read(size, min(offset, disk.size) - size)))):
         return True
     while offset < disk.size:
         for length, status in await disk.status("base:allocation", offset, disk.size - offset, 64):
-            if not status & Status.HOLE:
-                return True
+            for start in range(offset, offset + length, _LOOK_BYTES) if not status & Status.ZERO else ():
+                pieces = await disk.read(start, min(_LOOK_BYTES, offset + length - start))
+                if any(not isinstance(piece, int) and any(piece) for piece in pieces):
+                    return True
             offset += length
     return False

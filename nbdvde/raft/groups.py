@@ -19,7 +19,7 @@ from nbdvde.raft.messages import Append, Entry, Members, Message, NodeId, Snapsh
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore, write
 from nbdvde.raft.upkeep import Helper, Upkeep
-from nbdvde.raft.waiting import Barriers, LeadershipLost, Proposals, Wait
+from nbdvde.raft.waiting import Barriers, GroupEnded, LeadershipLost, Proposals, Wait
 
 
 class Host(Helper, Protocol):
@@ -187,7 +187,7 @@ class Group:
                     self._nursery = None  # messages still come while its tasks end, and begin nothing
                     self.upkeep.end()
         finally:
-            self._ended = RefusedError(f"raft group {self.name}", "is not here any more")
+            self._ended = GroupEnded(f"raft group {self.name}", "is not here any more")
             self._proposals.end(self._ended)
             self._barriers.end(self._ended)
 

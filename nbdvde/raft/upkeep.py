@@ -6,6 +6,7 @@ from typing import Protocol
 
 import trio
 
+from nbdvde.errors import NoSpaceError
 from nbdvde.raft.applier import Applier
 from nbdvde.raft.core import Core
 from nbdvde.raft.messages import Entry, NodeId, Snapshot
@@ -85,7 +86,12 @@ class Upkeep:
     async def _compact(self) -> None:
         """Have the log forget what the state holds durably, but for what followers are about to be sent."""
         self._compacting = True
-        durable = await self._applier.durable()
+        try:
+            durable = await self._applier.durable()
+        except NoSpaceError as error:
+            _log.warning("the log is not made shorter: %s", error)
+            self._compacting = False
+            return
         core, store = self._core, self._store
         index = min(durable.index, core.applied, self._needed())
         if index > store.snapshot.index:

@@ -16,6 +16,10 @@ class LeadershipLost(RefusedError):
         super().__init__(f"raft group {group}", "lost its leader", "it may have been done or not")
 
 
+class GroupEnded(RefusedError):
+    """The group is not here any more: what was proposed may be done or not."""
+
+
 class Wait:
     """Of one caller."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nbdvde.errors import NbdvdeError
-from nbdvde.replication.operations import CHANGES_MAX, Change
+from nbdvde.errors import DetachedError, NbdvdeError
+from nbdvde.replication.operations import CHANGES_MAX, NAMES_MAX, Change
 
 _UNDER_WAY = 3
 """Entries at a time of a disk: while one is sent and synced the next ones fill."""
@@ -21,6 +21,12 @@ class _Waiting:
     done: trio.Event = field(default_factory=trio.Event)
     failure: Exception | None = None
 
+    def end(self, failure: Exception | None) -> None:
+        """It is made, or refused; said for the first time this counts."""
+        if not self.done.is_set():
+            self.failure = failure
+            self.done.set()
+
 
 class Batches:
     """Those of one disk on one node. Entries are proposed by tasks in `nursery`."""
@@ -32,12 +38,15 @@ class Batches:
         self._nursery, self._propose = nursery, propose
         self._queue: deque[_Waiting] = deque()
         self._under_way = 0
+        self._ended = False
 
     async def put(self, change: Change) -> None:
         """Have a change made; it is durable, and seen by every later read. Raises what it was refused with.
 
         Cancelled, it may be made all the same.
         """
+        if self._ended:
+            raise unknown()
         waiting = _Waiting(change)
         self._queue.append(waiting)
         if self._under_way < _UNDER_WAY:
@@ -57,18 +66,31 @@ class Batches:
     def _take(self) -> list[_Waiting]:
         taken = list[_Waiting]()
         size = 0
-        while self._queue and len(taken) < CHANGES_MAX and (not taken or size < _BYTES):
+        disks = set[str]()
+        while self._queue and len(taken) < CHANGES_MAX and len(disks) < NAMES_MAX and (not taken or size < _BYTES):
             taken.append(self._queue.popleft())
+            disks.add(taken[-1].change.disk)
             size += len(taken[-1].change.data)
         return taken
 
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         try:
             for waiting, failure in zip(batch, await self._propose([w.change for w in batch]), strict=True):
-                waiting.failure = failure
+                waiting.end(failure)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             for waiting in batch:
-                waiting.failure = error
+                waiting.end(error)
         finally:
             for waiting in batch:
-                waiting.done.set()
+                waiting.end(unknown())
+
+    def end(self) -> None:
+        """Nothing is proposed any more: nobody who waits, or comes, learns what becomes of a change."""
+        self._ended = True
+        while self._queue:
+            self._queue.popleft().end(unknown())
+
+
+def unknown() -> DetachedError:
+    """Nobody here knows what becomes of a request."""
+    return DetachedError("cluster", "lost its leader in the middle of a request", "connect again")

@@ -8,11 +8,14 @@ from collections import OrderedDict
 
 from nbdvde.disk import BLOCK
 from nbdvde.engine.volume import Volume
-from nbdvde.replication.compare import CHUNK, Hasher, chunks_of, length_of
+from nbdvde.errors import DamageError
+from nbdvde.replication.compare import CHUNK, HASH_BYTES, Hasher, chunks_of, length_of
 from nbdvde.replication.operations import Compare, Repair
 
 CHUNKS = 16
 """Compared by one entry: some 40 ms in which nothing else is applied."""
+UNREADABLE = b"\xff" * HASH_BYTES
+"""In place of the hash of a chunk."""
 _KEPT = 64
 """Answers of the latest comparisons."""
 
@@ -42,14 +45,20 @@ class Comparisons:
         self._latest = 0
 
     async def compare(self, index: int, asked: Compare, volume: Volume) -> bytes:
-        """Hash chunks, now. Raises DamageError."""
+        """Hash chunks, now; what cannot be read is `UNREADABLE`."""
         stop = min(asked.first + min(asked.count, CHUNKS), chunks_of(volume.size))
-        found = b"".join([await self._hasher.chunk(volume, number) for number in range(asked.first, stop)])
+        found = b"".join([await self._hash(volume, number) for number in range(asked.first, stop)])
         self._made[index] = found
         if len(self._made) > _KEPT:
             self._made.popitem(last=False)
         self._latest, self._disk, self._touched = index, asked.disk, set()
         return found
+
+    async def _hash(self, volume: Volume, number: int) -> bytes:
+        try:
+            return await self._hasher.chunk(volume, number)
+        except DamageError:
+            return UNREADABLE
 
     async def repair(self, repair: Repair, volume: Volume) -> bool:
         """Write a chunk again, if nothing else has; whether it was."""

@@ -1,11 +1,12 @@
 """A replicated disk as clients see it: changes go through its group, reads through the image once they may."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from nbdvde.disk import Buffer, Disk, Piece
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import DetachedError
+from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.operations import Action, Change
 
 _WRITE_MAX = 1 << 20
@@ -32,6 +33,11 @@ class Attachment:
         self._aborts.remove(abort)
         self.open = self.open and clean and bool(self._aborts)
 
+    @property
+    def clients(self) -> int:
+        """How many use it."""
+        return len(self._aborts)
+
     def end(self) -> None:
         """The disk was taken over: end all connections."""
         self.open, self.over = False, True
@@ -48,6 +54,9 @@ class Ways(Protocol):
     async def barrier(self) -> None:
         """Wait until what is in the image is everything that was answered before this call."""
 
+    def release(self, disk: str, attachment: Attachment) -> None:
+        """The last client has gone, and nothing of any is on its way."""
+
     async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
         """A client comes; whoever used the disk before, elsewhere or on a connection that broke, no longer does."""
 
@@ -60,24 +69,41 @@ class ReplicatedDisk(Disk):
         self.name, self.read_only = name, False
         self._find, self._ways, self._attachment = find, ways, attachment
         self._abort: Callable[[], None] | None = None
+        self._size = 0
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """As it is here."""
-        return self._find().size
+        """As it is here; of a disk that is gone, as it was."""
+        with suppress(NbdvdeError):
+            self._size = self._find().size
+        return self._size
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        return self._find().contexts
+        try:
+            return self._find().contexts
+        except NbdvdeError:  # it is gone
+            return super().contexts
 
     async def attach(self, abort: Callable[[], None]) -> Disk:
+        told = self.size
         used = ReplicatedDisk(self.name, self._find, self._ways, await self._ways.attach(self.name, abort))
         used._abort = abort
+        await self._ways.barrier()
+        if self.size != told:
+            used.detach(clean=True)
+            raise DetachedError(f"disk {self.name}", "has another size than this node knew", "connect again")
         return used
+
+    def falter(self) -> None:
+        if self._attachment:
+            self._attachment.open = False
 
     def detach(self, *, clean: bool) -> None:
         if self._attachment and self._abort:
             self._attachment.leave(self._abort, clean=clean)
+            if clean and not self._attachment.clients:
+                self._ways.release(self.name, self._attachment)
 
     def bind(self, context: str) -> str:
         return self._find().bind(context)

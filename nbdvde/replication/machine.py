@@ -8,7 +8,7 @@ before it are noted first, by the commit that precedes any operation on the cata
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -19,10 +19,13 @@ from nbdvde.errors import DamageError, DetachedError, InUseError, NbdvdeError, N
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note, Notes, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Repair, unpack
+from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Release, Repair, unpack
 from nbdvde.replication.sealing import Sealer
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_DISKS_MAX = 512
+"""With an epoch, in a cluster: more would not fit into a note."""
 _AGAIN_S = 0.5
 """Between two tries to apply what the image had no space for."""
 
@@ -73,6 +76,14 @@ class ImageMachine:
     def _note_nowait(self) -> None:
         self._notes.put_nowait(self.note)
 
+    def renew(self, disk: str) -> None:
+        """A disk comes, during a call: what was meant for an older one of that name comes to nothing."""
+        self.epochs[disk] = self.applied.index + 1, 0
+
+    def forget(self, disk: str) -> None:
+        """A disk has gone, during a call."""
+        self.epochs.pop(disk, None)
+
     async def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         """See `Machine`. Raises DamageError, PoisonedError: the group cannot go on here then."""
         results: list[object] = []
@@ -92,8 +103,14 @@ class ImageMachine:
             return None
         match unpack(self._sealer.open(self._group, entry.data)):
             case Attach(disk=disk, node=node):
+                if disk not in self.epochs and len(self.epochs) >= _DISKS_MAX:
+                    return RefusedError(f"disk {disk}", f"is one of more than {_DISKS_MAX} in use", "delete some")
                 self._attach(disk, entry.index, node)
                 return entry.index
+            case Release(disk=disk, epoch=epoch):
+                if self.epochs.get(disk, (0, 0))[0] == epoch:
+                    self.epochs[disk] = epoch, 0
+                return None
             case Enrol(address=address, name=name):
                 return self._enrol(Place(address, name))
             case Dismiss(node=node):
@@ -114,11 +131,15 @@ class ImageMachine:
         self.epochs[disk] = epoch, node
         self._listener.attached(disk, epoch, node)
 
-    def _enrol(self, place: Place) -> NodeId:
-        """The same place keeps its number: whoever asked may not have heard it."""
-        known = next((node for node, other in self.nodes.items() if other == place), None)
-        number = known or max(self.nodes, default=0) + 1
-        self.nodes[number] = place
+    def _enrol(self, place: Place) -> Result:
+        """A new number each time: nobody may speak for one who has promised anything."""
+        for node, other in self.nodes.items():
+            if other.address == place.address and node in self.applied.members:
+                why = f"is node {node} of the cluster"
+                return RefusedError(f"address {place.address}", why, "have it leave first, then invite it")
+        number = max(self.nodes, default=0) + 1
+        stale = {node: Place("", "") for node, other in self.nodes.items() if other.address == place.address}
+        self.nodes |= {**stale, number: place}
         self._listener.placed(self.nodes)
         return number
 
@@ -134,22 +155,15 @@ class ImageMachine:
             volume = self._image.disk(repair.disk)
         except NbdvdeError as error:
             return error
-        while True:
-            try:
-                return int(await self.comparisons.repair(repair, volume))
-            except NoSpaceError as error:
-                await self._wait_for_space(error)
+        return int(await self._surely(lambda: self.comparisons.repair(repair, volume)))
 
     async def _call(self, call: Call) -> Result:
-        while True:
-            try:
-                return await self._execute(self, call)
-            except NoSpaceError as error:
-                await self._wait_for_space(error)
-            except (DamageError, PoisonedError):
-                raise
-            except NbdvdeError as error:  # the same on all nodes
-                return error
+        try:
+            return await self._surely(lambda: self._execute(self, call))
+        except PoisonedError:
+            raise
+        except NbdvdeError as error:  # the same on all nodes
+            return error
 
     async def _change(self, change: Change) -> Result:
         if change.epoch < self.epochs.get(change.disk, (0, 0))[0]:
@@ -160,26 +174,28 @@ class ImageMachine:
             return error
         if change.offset + change.length > volume.size:
             return RefusedError(f"disk {change.disk}", "has become shorter than that", "connect again")
+        try:
+            await self._surely(lambda: _do(volume, change))
+        except PoisonedError:
+            raise
+        except NbdvdeError as error:
+            return error
+        self.comparisons.touch(change.disk, change.offset, change.length)
+        return None
+
+    async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what was agreed on, which no node can refuse for want of space or for damage of its own: it waits."""
         while True:
             try:
-                await _do(volume, change)
-            except NoSpaceError as error:
-                await self._wait_for_space(error)
-            except (DamageError, PoisonedError):
-                raise
-            except NbdvdeError as error:
-                return error
+                done = await work()
+            except (NoSpaceError, DamageError) as error:
+                if not self.stuck:
+                    _log.error("group %s stands still: %s", self._group, error)
+                self.stuck = str(error)
+                await trio.sleep(_AGAIN_S)
             else:
                 self.stuck = ""
-                self.comparisons.touch(change.disk, change.offset, change.length)
-                return None
-
-    async def _wait_for_space(self, error: NoSpaceError) -> None:
-        """What is committed has to be applied: there is no way to refuse it any more."""
-        if not self.stuck:
-            _log.error("group %s stands still: %s", self._group, error)
-        self.stuck = str(error)
-        await trio.sleep(_AGAIN_S)
+                return done
 
     @asynccontextmanager
     async def unused(self, disk: str, *, force: bool) -> AsyncIterator[None]:

@@ -18,14 +18,15 @@ from nbdvde.replication.sealing import KEY_BYTES
 from nbdvde.replication.ticket import Ticket
 
 _FIRST = 1
+_WHAT_WAS_THERE = Snapshot(1, 0, Members(frozenset({_FIRST})))
+"""What the image holds stands for an entry that no log has: who joins has to take over that state."""
 
 
 async def found(image: Image, place: Place) -> Identity:
     """Make a cluster of one node with what the image holds. Raises RefusedError, NbdvdeError."""
-    if any(image.volumes.existing_region(DIRECTORY, disk.number) for disk in image.volumes.disks):
-        raise RefusedError(image.path, "has management regions, which are not replicated yet", "remove them first")
+    _refuse_regions(image)
     identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES))
-    await _belong(image, identity, Note(GROUP, Snapshot(0, 0, Members(frozenset({_FIRST}))), {}, {_FIRST: place}))
+    await _belong(image, identity, Note(GROUP, _WHAT_WAS_THERE, {}, {_FIRST: place}))
     return identity
 
 
@@ -33,8 +34,14 @@ async def join(image: Image, ticket: Ticket) -> Identity:
     """Let the image become what those of a cluster are. Raises RefusedError when it holds anything, NbdvdeError."""
     if any(disk.map.mapped for disk in image.volumes.disks):
         raise RefusedError(image.path, "holds data, which would be replaced", "make a new image for the cluster")
+    _refuse_regions(image)
     await _belong(image, ticket.identity, Note(GROUP, Snapshot(), {}, ticket.nodes))
     return ticket.identity
+
+
+def _refuse_regions(image: Image) -> None:
+    if any(image.volumes.existing_region(DIRECTORY, disk.number) for disk in image.volumes.disks):
+        raise RefusedError(image.path, "has management regions, which are not replicated yet", "remove them first")
 
 
 async def recover(image: Image, directory: Path) -> Identity:

@@ -10,6 +10,7 @@ All integers are little-endian.
     ENROL    = length u8 | address | name in its certificate
     DISMISS  = node u32
     COMPARE  = first chunk u64 | chunks u16 | name
+    RELEASE  = epoch u64 | name
     REPAIR   = index u64 | chunk u64 | length u8 | name | data
 """
 
@@ -28,6 +29,7 @@ _CHANGE = struct.Struct("<BBQQQ")
 _ATTACH = struct.Struct("<BI")
 _CALL = struct.Struct("<BQ32sB")
 _COMPARE = struct.Struct("<BQH")
+_RELEASE = struct.Struct("<BQ")
 _REPAIR = struct.Struct("<BQQB")
 CHANGES_MAX = 4096
 """Changes in an entry."""
@@ -35,7 +37,7 @@ NAMES_MAX = 255
 
 
 class _Kind(IntEnum):
-    CHANGES, ATTACH, CALL, ENROL, DISMISS, COMPARE, REPAIR = range(1, 8)
+    CHANGES, ATTACH, CALL, ENROL, DISMISS, COMPARE, REPAIR, RELEASE = range(1, 9)
 
 
 class Action(IntEnum):
@@ -65,6 +67,14 @@ class Attach:
 
     disk: str
     node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Nobody uses a disk any more, if this is still its epoch."""
+
+    disk: str
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ class Repair:
     data: Buffer
 
 
-Operation: TypeAlias = Sequence[Change] | Attach | Call | Enrol | Dismiss | Compare | Repair
+Operation: TypeAlias = Sequence[Change] | Attach | Release | Call | Enrol | Dismiss | Compare | Repair
 
 
 def pack(operation: Operation) -> list[Buffer]:
@@ -130,6 +140,8 @@ def pack(operation: Operation) -> list[Buffer]:
             return [bytes((_Kind.ENROL, len(address.encode()))), address.encode(), name.encode()]
         case Dismiss(node=node):
             return [_ATTACH.pack(_Kind.DISMISS, node)]
+        case Release(disk=disk, epoch=epoch):
+            return [_RELEASE.pack(_Kind.RELEASE, epoch), disk.encode()]
         case Compare(disk=disk, first=first, count=count):
             return [_COMPARE.pack(_Kind.COMPARE, first, count), disk.encode()]
         case Repair(disk=disk, compared=compared, chunk=chunk, data=data):
@@ -166,6 +178,8 @@ def unpack(entry: memoryview) -> Operation:
                 return Enrol(str(entry[2:stop], "utf-8"), str(entry[stop:], "utf-8"))
             case _Kind.DISMISS:
                 return Dismiss(_ATTACH.unpack(entry)[1])
+            case _Kind.RELEASE:
+                return Release(str(entry[_RELEASE.size :], "utf-8"), _RELEASE.unpack_from(entry)[1])
             case _Kind.COMPARE:
                 _, first, count = _COMPARE.unpack_from(entry)
                 return Compare(str(entry[_COMPARE.size :], "utf-8"), first, count)

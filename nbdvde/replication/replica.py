@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import cast
 
@@ -17,22 +18,26 @@ from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import Members, NodeId, Snapshot
 from nbdvde.raft.node import Node
-from nbdvde.raft.waiting import LeadershipLost
+from nbdvde.raft.waiting import GroupEnded, LeadershipLost
 from nbdvde.replication import results
-from nbdvde.replication.batches import Batches
+from nbdvde.replication.batches import Batches, unknown
 from nbdvde.replication.catchup import AskCompared, AskData, Giver, Taker, unpacked
 from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, pack
+from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, Release, pack
 from nbdvde.replication.room import Room
 from nbdvde.replication.sealing import Sealer
 
 _log = logging.getLogger(__name__)
 GROUP = "default"
 PROPOSE, CATCH_UP, CONTROL, ROOM = 1, 2, 3, 4
+_GROWTH_BYTES = 8
+"""Before the entry in a question that proposes it: bytes that it may take in an image."""
 """Kinds of questions between nodes."""
+_UNSURE = (LeadershipLost.__name__, GroupEnded.__name__, "Exception")
+"""Names of errors of the leader after which nobody knows what becomes of what it was asked."""
 _PAUSE_S = 0.05
 """Between two looks for a leader."""
 _LOOK_S = 0.5
@@ -99,8 +104,8 @@ class Replica:
         await self._batches[change.action == Action.TRIM].put(change)
 
     async def _propose_changes(self, changes: Sequence[Change]) -> Sequence[NbdvdeError | None]:
-        growing = any(change.action != Action.TRIM for change in changes)
-        return cast(Sequence[NbdvdeError | None], await self.propose(changes, growing=growing))
+        blocks = sum(2 + len(change.data) // BLOCK for change in changes if change.action != Action.TRIM)
+        return cast(Sequence[NbdvdeError | None], await self.propose(changes, growth=blocks * BLOCK))
 
     async def barrier(self) -> None:
         while True:
@@ -108,16 +113,28 @@ class Replica:
                 await self.group.read_barrier()
             except (NotLeaderError, LeadershipLost):
                 await trio.sleep(_PAUSE_S)
+            except GroupEnded as error:
+                raise unknown() from error
             else:
                 return
 
     async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
         async with self._attaching.setdefault(disk, trio.Lock()):
             attachment = self._attachments.get(disk)
-            if attachment is None or not attachment.open:
-                attachment = self._attachments[disk] = Attachment(await self._epoch(disk))
+            while attachment is None or not attachment.open:
+                epoch = await self._epoch(disk)
+                await self.barrier()
+                if self.machine.epochs.get(disk, (0, 0))[0] == epoch:  # nobody has taken it over already
+                    attachment = self._attachments[disk] = Attachment(epoch)
             attachment.join(abort)
             return attachment
+
+    def release(self, disk: str, attachment: Attachment) -> None:
+        self._nursery.start_soon(self._release, disk, attachment)
+
+    async def _release(self, disk: str, attachment: Attachment) -> None:
+        with suppress(NbdvdeError):  # then it counts as in use until somebody else comes
+            await self.propose(Release(disk, attachment.epoch))
 
     async def _epoch(self, disk: str) -> int:
         """Have a disk used by clients of this node from now on, and by nobody else."""
@@ -139,23 +156,23 @@ class Replica:
         operation = Call(path, request, moment.now_ns(), moment.draw(32))
         return cast(bytes, await self.propose(operation))
 
-    async def propose(self, operation: Operation, *, growing: bool = False) -> object:
+    async def propose(self, operation: Operation, *, growth: int = 0) -> object:
         """Have an operation done on every node; its result. Waits while there is no leader.
 
-        Raises DetachedError when nobody knows what became of it, NoSpaceError for one that is `growing` when most nodes
-        have no room for it, and what it was refused with.
+        Raises DetachedError when nobody knows what became of it, NoSpaceError when most nodes have no room for
+        `growth` bytes more, and what it was refused with.
         """
         data = self._sealer.seal(GROUP, pack(operation))
 
         async def ask(leader: NodeId) -> object:
-            question = (b"\1" if growing else b"\0") + data
+            question = growth.to_bytes(_GROWTH_BYTES, "little") + data
             return self._result(await self.node.peer(leader).request(PROPOSE, question))
 
-        return await self._at_leader(lambda: self._propose_here(data, growing=growing), ask)
+        return await self._at_leader(lambda: self._propose_here(data, growth), ask)
 
-    async def _propose_here(self, data: bytes, *, growing: bool) -> object:
-        if growing:
-            await self._room.admit(len(data))
+    async def _propose_here(self, data: bytes, growth: int) -> object:
+        if growth:
+            await self._room.admit(growth)
         return await self.group.propose(data)
 
     def is_connected(self, node: NodeId) -> bool:
@@ -179,15 +196,15 @@ class Replica:
                     return await ask(leader)
             except NotLeaderError:
                 pass
-            except LeadershipLost as error:
-                raise _unknown() from error
+            except (LeadershipLost, GroupEnded) as error:
+                raise unknown() from error
             except PeerError as error:
-                if error.error == LeadershipLost.__name__:
-                    raise _unknown() from error
+                if error.error in _UNSURE:
+                    raise unknown() from error
                 if error.error != NotLeaderError.__name__:
                     raise
             except NetworkError as error:
-                raise _unknown() from error
+                raise unknown() from error
             await trio.sleep(_PAUSE_S)
 
     @staticmethod
@@ -200,8 +217,9 @@ class Replica:
     async def _on_propose(self, node: NodeId, data: bytes) -> bytes:
         """Another node has a client who wants something done."""
         try:
-            return results.pack(await self._propose_here(data[1:], growing=data[:1] == b"\1"))
-        except (NotLeaderError, LeadershipLost):
+            growth = int.from_bytes(data[:_GROWTH_BYTES], "little")
+            return results.pack(await self._propose_here(data[_GROWTH_BYTES:], growth))
+        except (NotLeaderError, LeadershipLost, GroupEnded):
             raise
         except NbdvdeError as error:
             return results.pack(error)
@@ -218,8 +236,11 @@ class Replica:
         """Have a node belong to the cluster no more. Raises NbdvdeError."""
         if not self.machine.nodes.get(node, Place("", "")).address:
             raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
-        await self._lead(_Ask(_Action.DISMISS, node))
-        await self.propose(Dismiss(node))
+        try:
+            await self._lead(_Ask(_Action.DISMISS, node))
+        except DetachedError:
+            if node != self.node.number:  # who leaves is not told: its connections end
+                raise
 
     async def transfer(self, node: NodeId) -> None:
         """Have another node lead; 0 for whichever has most. Raises NbdvdeError."""
@@ -243,8 +264,13 @@ class Replica:
                 await group.change_members(Members(members.voters, members.learners | {node}))
             case _Action.DISMISS if members.voters == {node}:
                 raise RefusedError(f"node {node}", "is the only one", "delete the image instead")
-            case _Action.DISMISS if node in members:
-                await group.change_members(Members(members.voters - {node}, members.learners - {node}))
+            case _Action.DISMISS if node == self.node.number:
+                await group.hand_over()
+                raise NotLeaderError(f"node {node}", "has handed over", "ask the leader")
+            case _Action.DISMISS:
+                if node in members:
+                    await group.change_members(Members(members.voters - {node}, members.learners - {node}))
+                await self.propose(Dismiss(node))
             case _Action.TRANSFER:
                 await (group.transfer(node) if node else group.hand_over())
 
@@ -271,6 +297,11 @@ class Replica:
 
     def placed(self, nodes: Mapping[NodeId, Place]) -> None:
         self.placed_changed(nodes)
+
+    def end(self) -> None:
+        """Nobody is served any more: who waits is told that nobody knows."""
+        for batches in self._batches:
+            batches.end()
 
     # Comparing
 
@@ -323,7 +354,3 @@ class Replica:
             raise NetworkError(f"node {source}", "has not applied what it offers", "it is tried again")
         _log.info("%d of %d blocks compared were copied", self.taker.copied, self.taker.compared)
         return note
-
-
-def _unknown() -> DetachedError:
-    return DetachedError("cluster", "lost its leader in the middle of a request", "connect again")

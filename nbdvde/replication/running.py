@@ -83,6 +83,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
         try:
             yield replica
         finally:
+            replica.end()
             with trio.CancelScope(shield=True):
                 await node.stop(_STOP_S)
                 with suppress(NoSpaceError, PoisonedError):  # or more of the log is applied again

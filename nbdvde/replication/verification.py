@@ -9,7 +9,7 @@ import msgspec
 from nbdvde.errors import DetachedError, NbdvdeError, RefusedError
 from nbdvde.raft.messages import NodeId
 from nbdvde.replication.compare import HASH_BYTES, chunks_of, read_chunk
-from nbdvde.replication.comparison import CHUNKS
+from nbdvde.replication.comparison import CHUNKS, UNREADABLE
 from nbdvde.replication.operations import Compare, Repair
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified
             differences = [
                 await _settled(replica, index, name, first + at, hashes, repair=repair)
                 for at, hashes in enumerate(_by_chunk(found))
-                if len(set(hashes.values())) > 1
+                if len(set(hashes.values())) > 1 or UNREADABLE in hashes.values()
             ]
             done = min((first + CHUNKS) << 20, size)
             yield Verified(name, done, size, sorted(found), differences)
@@ -76,7 +76,7 @@ async def _settled(
     replica: "Replica", index: int, disk: str, chunk: int, hashes: Mapping[NodeId, bytes], *, repair: bool
 ) -> Difference:
     """A difference, mended if most nodes agree."""
-    (most, count), *_ = Counter(hashes.values()).most_common()
+    (most, count), *_ = Counter(found for found in hashes.values() if found != UNREADABLE).most_common() or [(b"", 0)]
     wrong = [node for node, found in hashes.items() if found != most]
     repaired = False
     if repair and 2 * count > len(hashes):

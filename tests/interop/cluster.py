@@ -84,8 +84,9 @@ class Cluster:
         election_s: float = 1.0,
         log_size: str = "64M",
         create: Sequence[str] = (),
+        content: Path | None = None,
     ) -> None:
-        """`create` are further options of `nbdvde create`."""
+        """`create` are further options of `nbdvde create`, `content` is what the first image holds before."""
         self.members = [
             Member(folder / f"node{number}", number, port) for number, port in enumerate(_free_ports(nodes), 1)
         ]
@@ -100,6 +101,9 @@ class Cluster:
             (member.folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")
             run(NBDVDE, "create", member.image, str(size), "--key-file", member.key_file, *create)
         first, *others = self.members
+        if content:
+            run(NBDVDE, "import", first.image, content, "--key-file", first.key_file)
+            run(NBDVDE, "snapshot", "create", first.image, "disk@before", "--key-file", first.key_file)
         where = ("--address", first.address, "--name", "node-1")
         run(NBDVDE, "cluster", "init", first.image, *where, "--key-file", first.key_file)
         first.start()

@@ -19,13 +19,18 @@ from tests.interop.cluster import Cluster, Member
 from tests.interop.harness import NBDVDE, ROOT, libnbd, libnbd_python, need, run, run_json
 
 SIZE = 8 << 20
+BEFORE = bytes(SIZE - (1 << 20)) + random.Random(9).randbytes(1 << 20)
+"""What the first image holds when it becomes a cluster."""
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    need("nbdinfo")
-    with closing(Cluster(tmp_path_factory.mktemp("cluster"), SIZE, log_size="2M")) as made:
+    need("nbdinfo", "nbdcopy", "qemu-io")
+    folder = tmp_path_factory.mktemp("cluster")
+    before = folder / "before"
+    before.write_bytes(BEFORE)
+    with closing(Cluster(folder, SIZE, log_size="2M", content=before)) as made:
         yield made
         for member in made.running:
             member.stop()
@@ -61,13 +66,28 @@ def client(cluster: Cluster, folder: Path, first: int = 0) -> Iterator[Callable[
         process.communicate()
 
 
+def test_what_there_was_before_is_everywhere(cluster: Cluster, tmp_path: Path) -> None:
+    for member in cluster.members:
+        for number, uri in enumerate((member.uri, snapshot_uri(member.uri, "before"))):
+            copy = tmp_path / f"{member.number}-{number}"
+            run("nbdcopy", uri, copy)
+            assert copy.read_bytes() == BEFORE
+    assert "differs" not in run(NBDVDE, "cluster", "verify", cluster.members[0].image)
+
+
+def snapshot_uri(uri: str, name: str) -> str:
+    """`nbd+unix:///EXPORT?...` of a snapshot of the default disk."""
+    start, _, rest = uri.partition(":///")
+    return f"{start}:///disk@{name}?{rest.partition('?')[2]}"
+
+
 def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
     run(NBDVDE, "snapshot", "create", cluster.members[2].image, "disk@first")
     index = cluster.leader().status().committed
     for member in cluster.members:
         cluster.wait(partial(has_applied, member.number, index))
         found = run_json(NBDVDE, "snapshot", "list", member.image, "--key-file", member.key_file, "--json")
-        assert [snapshot["name"] for snapshot in found["snapshots"]] == ["first"]
+        assert [snapshot["name"] for snapshot in found["snapshots"]] == ["before", "first"]
 
 
 def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) -> None:
@@ -158,6 +178,7 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     assert [snapshot["name"] for snapshot in found["snapshots"]][-1] == "while-away"
     assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
     assert "taking over the state" in (away.folder / "server.log").read_text()
+    run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", away.uri)
 
 
 def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:

@@ -12,16 +12,34 @@ import trio
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
-from nbdvde.errors import DetachedError, InUseError, NetworkError, RefusedError, UsageError
-from nbdvde.raft.messages import Snapshot
-from nbdvde.replication.compare import CHUNK, NOTHING
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import (
+    DamageError,
+    DetachedError,
+    InUseError,
+    RefusedError,
+    UnreadableError,
+    UsageError,
+)
+from nbdvde.replication.compare import Hasher
+from nbdvde.replication.comparison import UNREADABLE
 from nbdvde.replication.machine import ImageMachine
-from nbdvde.replication.notes import Note, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Operation, Repair
+from nbdvde.replication.notes import Place
+from nbdvde.replication.operations import (
+    Action,
+    Attach,
+    Call,
+    Change,
+    Compare,
+    Dismiss,
+    Enrol,
+    Operation,
+    Release,
+)
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
-from tests.replication.entries import GROUP, MEMBERS, Author, Heard, machine_of
+from tests.replication.entries import Author, Heard, machine_of
 
 SIZE = 1 << 20
 BLOCKS = 64
@@ -93,63 +111,87 @@ async def test_nodes_get_numbers_once():
     author, heard = Author(), Heard()
     image = await open_storage(fresh(), KEY)
     machine = await machine_of(image, heard)
-    first, second = Enrol("a:1", "a"), Enrol("b:1", "b")
-    assert await done(machine, author, first, second, first, Dismiss(2), second) == [1, 2, 1, None, 3]
-    assert heard.nodes == {1: Place("a:1", "a"), 2: Place("", ""), 3: Place("b:1", "b")}
+    members, new = [Enrol(f"{name}:1", name) for name in "abc"], Enrol("d:1", "d")
+    assert await done(machine, author, *members, new, new, Dismiss(5), new) == [1, 2, 3, 4, 5, None, 6]
+    gone = Place("", "")
+    assert heard.nodes == {
+        1: Place("a:1", "a"), 2: Place("b:1", "b"), 3: Place("c:1", "c"), 4: gone, 5: gone, 6: Place("d:1", "d"),
+    }  # fmt: skip
+    (refusal,) = await done(machine, author, members[0])
+    assert isinstance(refusal, RefusedError), "its number is that of a member"
     await image.close()
 
 
-async def test_a_chunk_is_repaired_only_while_nothing_has_changed_it():
+async def test_who_uses_a_disk_is_known_until_nobody_does():
     author = Author()
     image = await open_storage(fresh(), KEY)
     machine = await machine_of(image)
-    compare, data = Compare("disk", 0, 9), b"r" * CHUNK
-    ((index, before),) = await done(machine, author, compare)
-    assert (index, before) == (1, NOTHING)
-    assert await done(machine, author, [write(0, 1)], Repair("disk", 1, 0, data)) == [[None], 0]
-    ((index, _),) = await done(machine, author, compare)
-    assert await done(machine, author, Repair("disk", 1, 0, data), Repair("disk", index, 0, data)) == [0, 1]
-    assert await content(image) == [int.from_bytes(b"rr", "little")] * BLOCKS
-    ((index, _),) = await done(machine, author, compare)
-    late = await done(machine, author, call("snapshots/create", "disk@x"), Repair("disk", index, 0, bytes(CHUNK)))
-    assert late[1] == 0
+    rollback = call("snapshots/rollback", "disk@a")
+    found = await done(
+        machine, author, call("snapshots/create", "disk@a"), Attach("disk", 1), Release("disk", 1), rollback
+    )
+    assert isinstance(found[3], InUseError)
+    found = await done(machine, author, Release("disk", 2), rollback, Attach("disk", 2))
+    assert b"disk@a" in found[1]
+    assert machine.epochs["disk"] == (7, 2)
     await image.close()
 
 
-async def test_a_state_that_was_taken_over_in_part_is_completed_first(autojump_clock: object):
-    """Its source fails, the node ends and starts again; nothing is applied to half a state."""
-    author, storage = Author(), fresh()
-    entries = author.entries([[write(0, 1)], [write(1, 2)], call("snapshots/create", "disk@a"), [write(2, 3)]])
-    asked = list[int]()
-    image = await open_storage(storage, KEY)
-
-    async def fails(source: int, snapshot: Snapshot) -> Note:
-        asked.append(source)
-        await image.disk().write(0, memoryview(bytes(BLOCK)))
-        raise NetworkError("node 2", "is gone")
-
-    machine = await machine_of(image, fetch=fails)
-    await machine.apply(entries[:1])
-    with pytest.raises(NetworkError):
-        await machine.install(2, Snapshot(3, 1, MEMBERS))
-    assert machine.applied.index == 1
+async def test_a_disk_that_comes_again_is_another_one():
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    await done(machine, author, call("disks/create", "more", size=SIZE), Attach("more", 1), Release("more", 2))
+    await done(machine, author, call("disks/delete", "more"), call("disks/create", "more", size=SIZE))
+    ((late,),) = await done(machine, author, [write(0, 1, epoch=2, disk="more")])
+    assert isinstance(late, DetachedError)
+    assert list(machine.epochs) == ["more"]
     await image.close()
-    image = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
 
-    async def works(source: int, snapshot: Snapshot) -> Note:
-        asked.append(source)
-        if len(asked) == 2:
-            raise NetworkError("cluster", "has no leader")
-        await image.disk().write(0, memoryview(b"\5\0" * BLOCK))
-        return Note(GROUP, Snapshot(3, 1, MEMBERS))
 
-    machine = await machine_of(image, fetch=works)
-    assert machine.applied.index == 1
-    assert await machine.apply(entries[2:]) == [None, [None]]
-    assert asked == [2, 0, 0]
-    assert (await content(image))[:3] == [5, 5, 3]
-    assert list(image.volumes.snapshots(image.disk())) == []
+async def test_comparing_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+
+    async def fails(*_: object) -> bytes:
+        raise DamageError("extent", "fails its authentication")
+
+    monkeypatch.setattr(Hasher, "chunk", fails)
+    assert await done(machine, author, Compare("disk", 0, 1)) == [(1, UNREADABLE)]
     await image.close()
+
+
+async def test_damage_of_one_image_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch, autojump_clock: object):
+    """Others may be able to: what was agreed on is tried again until it can be done."""
+    author, tries, write_once = Author(), 0, Volume.write_nowait
+
+    def fails_twice(volume: Volume, offset: int, data: memoryview, *, owned: bool) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise UnreadableError("extent", "cannot be read")
+        return write_once(volume, offset, data, owned=owned)
+
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    monkeypatch.setattr(Volume, "write_nowait", fails_twice)
+    assert await done(machine, author, [write(0, 7)]) == [[None]]
+    assert (tries, machine.stuck, (await content(image))[0]) == (3, "", 7)
+    await image.close()
+
+
+async def test_shrinking_does_not_depend_on_how_zeroes_are_stored():
+    author, results = Author(), list[Any]()
+    for zeroes in (Action.ZERO, Action.TRIM):
+        image = await open_storage(fresh(), KEY)
+        machine = await machine_of(image)
+        await done(machine, author, [Change("disk", 0, zeroes, SIZE // 2, SIZE // 2)])
+        results += await done(machine, author, call("disks/resize", "disk", size=SIZE // 2))
+        author = Author()
+        await image.close()
+    assert results[0] == results[1]
+    assert isinstance(results[0], bytes)
 
 
 def history(seed: int) -> list[Operation]:
