@@ -161,7 +161,9 @@ async def transfer(image: Image, request: NodeRequest) -> Agreed:
     """Have a node lead, or whichever has most besides the one that does."""
     replica = _replica(image)
     await replica.transfer(request.node or 0)
-    return Agreed(replica.group.leader)
+    while not (leader := request.node or replica.group.leader):
+        await replica.group.news()
+    return Agreed(leader)
 
 
 async def verify_(image: Image, request: VerifyRequest) -> AsyncGenerator[Verified, None]:

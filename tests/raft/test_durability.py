@@ -8,6 +8,7 @@ from trio.testing import MockClock
 from nbdvde.errors import NoSpaceError, PoisonedError, RefusedError
 from nbdvde.raft.messages import NodeId
 from nbdvde.raft.store import MemoryLog, Work
+from nbdvde.raft.waiting import GroupEnded
 from tests.raft.world import Cluster, running, until
 
 
@@ -123,7 +124,7 @@ async def test_a_node_whose_sync_failed_ends_and_the_others_go_on(autojump_clock
         cluster.disks[leader.number].failure = [PoisonedError("raft log", "a sync failed")]
         await propose(cluster, leader.number, results)
         await until(lambda: isinstance(cluster.failures.get(leader.number), PoisonedError))
-        assert results == [RefusedError]
+        assert results == [GroupEnded]
         del cluster.nodes[leader.number]
         following = await cluster.leader()
         assert await following.groups["default"].propose(b"0") in (1, 2), "others may have it"

@@ -13,7 +13,7 @@ from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import Append, Entry, Members, Snapshot
 from nbdvde.raft.node import Options
-from nbdvde.raft.waiting import LeadershipLost
+from nbdvde.raft.waiting import GroupEnded, LeadershipLost
 from tests.raft.world import SETTINGS, Cluster, State, Sums, running
 
 SMALL = Options(compact_bytes=2000)
@@ -247,7 +247,7 @@ async def test_groups_come_and_go_while_others_work(autojump_clock: MockClock) -
         for node in cluster.nodes.values():
             await node.remove("more")
         await wait_all_tasks_blocked()
-        assert waiting == [RefusedError]
+        assert waiting == [GroupEnded]
         assert all(list(log.groups()) == ["default"] for log in cluster.logs.values())
         assert await (await cluster.leader()).groups["default"].propose(b"1") == 1
         with pytest.raises(UsageError):
