@@ -89,10 +89,13 @@ class ReplicatedDisk(Disk):
         told = self.size
         used = ReplicatedDisk(self.name, self._find, self._ways, await self._ways.attach(self.name, abort))
         used._abort = abort
-        await self._ways.barrier()
-        if self.size != told:
+        try:
+            await self._ways.barrier()
+            if self.size != told:
+                raise DetachedError(f"disk {self.name}", "has another size than this node knew", "connect again")
+        except BaseException:  # nobody else would let go of it
             used.detach(clean=True)
-            raise DetachedError(f"disk {self.name}", "has another size than this node knew", "connect again")
+            raise
         return used
 
     def falter(self) -> None:

@@ -72,6 +72,7 @@ class Replica:
         self.machine: ImageMachine
         self.group: Group
         self.placed_changed: Callable[[Mapping[NodeId, Place]], None] = lambda nodes: None
+        self._ended = False
         self.taker: Taker | None = None
         """What is being taken over from another node, or was last."""
 
@@ -130,7 +131,8 @@ class Replica:
             return attachment
 
     def release(self, disk: str, attachment: Attachment) -> None:
-        self._nursery.start_soon(self._release, disk, attachment)
+        if not self._ended:
+            self._nursery.start_soon(self._release, disk, attachment)
 
     async def _release(self, disk: str, attachment: Attachment) -> None:
         with suppress(NbdvdeError):  # then it counts as in use until somebody else comes
@@ -300,6 +302,7 @@ class Replica:
 
     def end(self) -> None:
         """Nobody is served any more: who waits is told that nobody knows."""
+        self._ended = True
         for batches in self._batches:
             batches.end()
 
