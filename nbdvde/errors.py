@@ -113,6 +113,10 @@ class NoSpaceError(NbdvdeError):
     nbd_errno = NbdErrno.ENOSPC
 
 
+class FullError(NoSpaceError):
+    """Something that has a capacity of its own is full: on all nodes of a cluster, until somebody makes room."""
+
+
 class NetworkError(NbdvdeError):
     """A listener or a peer cannot be reached or set up."""
 

@@ -26,7 +26,7 @@ from nbdvde.server import Server
 
 _log = logging.getLogger(__name__)
 _FORCE = "disconnect them, or use --force"
-_TENDING_S = 60.0
+TENDING_S = 60.0
 """Seconds after which a region notes again what it has to: at most so much of a retention clock is lost in a crash."""
 
 Replicate: TypeAlias = Callable[[Image], AbstractAsyncContextManager["Replica | None"]]
@@ -278,7 +278,7 @@ class Host:
                         task_status.started()
                         async with trio.open_nursery() as nursery:
                             if opened.replica is None:
-                                nursery.start_soon(image.regions.keep_tending, _TENDING_S)
+                                nursery.start_soon(image.regions.keep_tending, TENDING_S)
                             await opened.closing.wait()
                             nursery.cancel_scope.cancel()
             except NbdvdeError as error:

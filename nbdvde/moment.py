@@ -14,6 +14,8 @@ from blake3 import blake3
 class _Moment:
     time_ns: int
     seed: bytes
+    clock_ns: int
+    entry: int
     drawn: int = 0
 
 
@@ -35,10 +37,25 @@ def draw(count: int) -> bytes:
     return blake3(moment.drawn.to_bytes(8, "little"), key=moment.seed).digest(length=count)
 
 
+def clock_ns() -> int | None:
+    """What somebody says that the retention clock shows, in nanoseconds."""
+    moment = _given.get()
+    return None if moment is None else moment.clock_ns
+
+
+def entry() -> int | None:
+    """Index of the entry in the log of a cluster that asks for what is done now, and makes it durable."""
+    moment = _given.get()
+    return None if moment is None else moment.entry
+
+
 @contextmanager
-def given(time_ns: int, seed: bytes) -> Iterator[None]:
-    """Have it be this time within, and chance follow from `seed`, 32 bytes; in the task that is in here only."""
-    token = _given.set(_Moment(time_ns, seed))
+def given(time_ns: int, seed: bytes, *, clock_ns: int, entry: int) -> Iterator[None]:
+    """Have it be this time within, and chance follow from `seed`, 32 bytes; in the task that is in here only.
+
+    `clock_ns` is what the retention clock shows, `entry` the index of the entry that says all that.
+    """
+    token = _given.set(_Moment(time_ns, seed, clock_ns, entry))
     try:
         yield
     finally:

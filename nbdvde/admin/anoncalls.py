@@ -1,6 +1,7 @@
 """The anonymisation table as commands and programs ask for it."""
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import NoReturn
 from uuid import UUID
 
 import msgspec
@@ -11,7 +12,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.managed.anon import CAPACITY, AnonTable
 from nbdvde.engine.regions.anon import ERASED, PROOF_TYPE, TYPES, Record, parse_token, token_text
 from nbdvde.engine.regions.vault import named
-from nbdvde.errors import UsageError
+from nbdvde.errors import RefusedError, UsageError
 from nbdvde.moment import draw, now_ns
 
 
@@ -209,10 +210,15 @@ async def _proof(table: AnonTable, subject: bytes) -> ErasureInfo:
     )  # fmt: skip
 
 
-CREATE = Call("anon/create", CreateTable, CreatedTable, create_table)
-MAP = Call("anon/map", MapValue, MappingInfo, map_value)
+async def refuse_everywhere(image: Image, request: CreateTable | MapValue | OfSubject) -> NoReturn:
+    """Values and keys of subjects would stay in the logs of all nodes, long after they are erased."""
+    raise RefusedError("anonymisation table", "cannot be changed in a cluster", "see docs/raft.md")
+
+
+CREATE = Call("anon/create", CreateTable, CreatedTable, create_table, everywhere=refuse_everywhere)
+MAP = Call("anon/map", MapValue, MappingInfo, map_value, everywhere=refuse_everywhere)
 LOOK_UP = Call("anon/lookup", LookUp, Mappings, look_up, changes=False)
 LIST = Feed("anon/list", ListMappings, MappingInfo, list_mappings)
-ERASE = Call("anon/erase", OfSubject, ErasureInfo, erase_subject)
+ERASE = Call("anon/erase", OfSubject, ErasureInfo, erase_subject, everywhere=refuse_everywhere)
 PROVE = Call("anon/proof", OfSubject, ErasureInfo, prove_erasure, changes=False)
 ANON_CALLS = (CREATE, MAP, LOOK_UP, LIST, ERASE, PROVE)

@@ -7,10 +7,11 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from nbdvde.admin.everywhere import caught_up, make
 from nbdvde.engine.access import naming
 from nbdvde.engine.image import Image
 from nbdvde.errors import UsageError
-from nbdvde.replication.registry import refuse_if_replicated
+from nbdvde.replication.registry import replica_of
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -43,8 +44,10 @@ class Call(Generic[Q, A]):
     """Raises NbdvdeError. Its docstring is the description of the call."""
     changes: bool = True
     """Whether the image has to be open for writing."""
-    replicated: bool = False
-    """Whether it can be done while a cluster replicates the image."""
+    here: bool = False
+    """Whether it is about the node that is asked, not about what a cluster replicates."""
+    everywhere: Callable[[Image, Q], Awaitable[A]] | None = None
+    """How a change is asked of all nodes of a cluster, if not as it comes."""
 
     @property
     def method(self) -> str:
@@ -61,6 +64,8 @@ class Feed(Generic[Q, A]):
     answer: type[A]
     work: Callable[[Image, Q], AsyncGenerator[A, None]]
     changes: bool = False
+    here: bool = False
+    """See `Call`."""
 
     method = "POST"
 
@@ -79,17 +84,20 @@ def parse(body: bytes, kind: type[Q]) -> Q:
 
 async def answer(call: Call[Q, A], image: Image, request: Q) -> A:
     """What a served image answers. Raises NbdvdeError."""
-    if call.changes and not call.replicated:
-        refuse_if_replicated(image, call.path)
     with naming(image.path):
+        if call.here or replica_of(image) is None:
+            return await call.work(image, request)
+        if call.changes:
+            return await (call.everywhere(image, request) if call.everywhere else make(call, image, request))
+        await caught_up(image)
         return await call.work(image, request)
 
 
 async def feed(call: Feed[Q, A], image: Image, request: Q, emit: Callable[[object], Awaitable[None]]) -> End:
     """The same, line by line. Raises NbdvdeError."""
-    if call.changes:
-        refuse_if_replicated(image, call.path)
     with naming(image.path):
+        if not call.here:
+            await caught_up(image)
         async with aclosing(call.work(image, request)) as lines:
             async for line in lines:
                 await emit(line)

@@ -173,9 +173,9 @@ async def verify_(image: Image, request: VerifyRequest) -> AsyncGenerator[Verifi
             yield line
 
 
-STATUS = Call("cluster/status", Nothing, ClusterStatus, status, changes=False)
-INVITE = Call("cluster/invite", Invitation, Ticket, invite, replicated=True)
-LEAVE = Call("cluster/leave", NodeRequest, Agreed, leave, replicated=True)
-TRANSFER = Call("cluster/transfer", NodeRequest, Agreed, transfer, replicated=True)
-VERIFY = Feed("cluster/verify", VerifyRequest, Verified, verify_)
+STATUS = Call("cluster/status", Nothing, ClusterStatus, status, changes=False, here=True)
+INVITE = Call("cluster/invite", Invitation, Ticket, invite, here=True)
+LEAVE = Call("cluster/leave", NodeRequest, Agreed, leave, here=True)
+TRANSFER = Call("cluster/transfer", NodeRequest, Agreed, transfer, here=True)
+VERIFY = Feed("cluster/verify", VerifyRequest, Verified, verify_, here=True)
 CALLS = (STATUS, INVITE, LEAVE, TRANSFER, VERIFY)

@@ -136,6 +136,6 @@ async def latest(image: Image, asked: MapOf) -> DiskMap:
         return await known.map(image, image.disk(asked.disk))
 
 
-LATEST = Call("map", MapOf, DiskMap, latest, changes=False)
+LATEST = Call("map", MapOf, DiskMap, latest, changes=False, here=True)
 DRAW = Call("map/draw", MapRequest, DiskMap, draw, changes=False)
 CALLS = (LATEST, DRAW)

@@ -176,7 +176,7 @@ def _each(answer: Answer) -> Iterator[Point]:
 
 
 CREATE = Call("metrics/create", CreateMetrics, MetricsInfo, create)
-LIST = Call("metrics/list", MetricsRequest, MetricsInfo, list_series, changes=False)
-READ = Feed("metrics/read", ReadMetrics, SeriesPoints, read)
+LIST = Call("metrics/list", MetricsRequest, MetricsInfo, list_series, changes=False, here=True)
+READ = Feed("metrics/read", ReadMetrics, SeriesPoints, read, here=True)
 DELETE = Call("metrics/delete", MetricsRequest, MetricsInfo, delete)
 CALLS = (CREATE, LIST, READ, DELETE)

@@ -19,6 +19,7 @@ from nbdvde.engine.volume import Volume
 from nbdvde.errors import NbdvdeError
 from nbdvde.exports import Export
 from nbdvde.metrics import COMMANDS, Histogram, Traffic, total
+from nbdvde.replication.registry import replica_of
 from nbdvde.server import Server
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ class Recorder:
         self._quiet = self._quiet | {disk.number} if quiet else self._quiet - {disk.number}
 
     def _state(self, disk: Volume, gauges: ImageGauges) -> _State:
-        exports = [export for export in self._exports() if export.disk is disk]
+        replica = replica_of(self._image)
+        shown = replica.disk(disk.name) if replica else disk
+        exports = [export for export in self._exports() if export.disk is shown]
         syncs = Histogram()
         syncs.merge(self._image.syncs)
         clients = sum(export.clients for export in exports)

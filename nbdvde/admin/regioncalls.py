@@ -149,4 +149,4 @@ _STATES: dict[int, tuple[type[Region], str, Callable[[Any], Awaitable[object]]]]
 }
 """By type: what it is, where its state goes, how that is told. Of what a newer version has made nothing is known."""
 
-REGIONS = Call("regions", OfImage, RegionList, list_regions, changes=False)
+REGIONS = Call("regions", OfImage, RegionList, list_regions, changes=False, here=True)

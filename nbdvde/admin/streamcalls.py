@@ -1,15 +1,17 @@
 """The streams of disks."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
 from nbdvde.admin.calls import Call, Feed
+from nbdvde.admin.everywhere import make
+from nbdvde.admin.streamappends import ENTRIES_MAX, appends_to
 from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.stream import READ, Stream
 from nbdvde.engine.regions.stream import INCREMENT, StreamPolicy
-from nbdvde.errors import UsageError
+from nbdvde.errors import FullError, UsageError
 
 
 class StreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -177,8 +179,31 @@ async def delete(image: Image, request: StreamRequest) -> StreamInfo:
     return described(stream)
 
 
+async def append_everywhere(image: Image, request: AppendEntries) -> Positions:
+    """The same on all nodes of a cluster; of more than 1 MiB only the first parts, when a later one is refused."""
+    disk = image.disk(request.disk).name
+    stream = await _stream(image, disk)
+
+    async def propose(entries: Sequence[bytes]) -> Sequence[int]:
+        return (await make(APPEND, image, AppendEntries(list(entries), disk, wait=False))).positions
+
+    most = min(ENTRIES_MAX, stream.ring.capacity)
+    positions: list[int] = []
+    for at in range(0, len(request.entries), most):
+        part = request.entries[at : at + most]
+        while True:
+            try:
+                positions += await appends_to(image, disk, propose).append(part)
+                break
+            except FullError:
+                if not request.wait or stream.ring.policy is not StreamPolicy.WAIT:
+                    raise
+                await stream.wait_for_room(len(part))
+    return Positions(positions)
+
+
 CREATE = Call("stream/create", CreateStream, StreamInfo, create)
-APPEND = Call("stream/append", AppendEntries, Positions, append)
+APPEND = Call("stream/append", AppendEntries, Positions, append, everywhere=append_everywhere)
 READ_ENTRIES = Feed("stream/read", ReadEntries, Entry, read)
 STATUS = Call("stream/status", StreamRequest, StreamInfo, status, changes=False)
 ADVANCE = Call("stream/advance", AdvanceTail, StreamInfo, advance)

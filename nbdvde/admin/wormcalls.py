@@ -1,16 +1,20 @@
 """The WORM regions of disks."""
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import msgspec
+import trio
 
 from nbdvde.admin.calls import Call, Feed
+from nbdvde.admin.everywhere import make
 from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.regions.worm import Record
-from nbdvde.errors import UsageError
+from nbdvde.errors import NbdvdeError, UsageError
 from nbdvde.moment import now_ns
+from nbdvde.replication.registry import replica_of
 
 _PART = 1 << 20
 
@@ -156,6 +160,25 @@ async def delete(image: Image, request: WormRequest) -> WormInfo:
     return info
 
 
+async def tend(image: Image, request: WormRequest) -> WormInfo:
+    """Store the retention clock."""
+    worm = await _worm(image, request.disk)
+    await worm.tend()
+    return described(worm)
+
+
+async def keep_clocks(image: Image, period_s: float) -> None:
+    """Have the nodes of a cluster agree on the retention clocks again and again, as the one that leads has them."""
+    replica = replica_of(image)
+    assert replica is not None, "it is replicated"
+    while True:
+        await trio.sleep(period_s)
+        for disk in list(image.volumes.disks) if replica.group.leader == replica.node.number else ():
+            if image.regions.loaded(Worm, disk.number):
+                with suppress(NbdvdeError):  # it is tried again
+                    await make(TEND, image, WormRequest(disk.name))
+
+
 CREATE = Call("worm/create", CreateWorm, WormInfo, create)
 APPEND = Call("worm/append", AppendData, WormRecord, append)
 LIST = Feed("worm/list", WormRequest, WormRecord, records)
@@ -164,4 +187,6 @@ VERIFY = Call("worm/verify", WormRequest, WormInfo, verify, changes=False)
 RETENTION = Call("worm/retention", WormRequest, WormInfo, retention, changes=False)
 EXTEND = Call("worm/extend", ExtendRetention, WormInfo, extend)
 DELETE = Call("worm/delete", WormRequest, WormInfo, delete)
+TEND = Call("worm/tend", WormRequest, WormInfo, tend)
+"""Nobody asks for it: all nodes of a cluster have to agree on the clock."""
 CALLS = (CREATE, APPEND, LIST, EXPORT, VERIFY, RETENTION, EXTEND, DELETE)

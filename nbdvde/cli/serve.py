@@ -18,6 +18,7 @@ from nbdvde.admin.messages import Reloaded
 from nbdvde.admin.recorder import Recorder
 from nbdvde.admin.replicated import executing
 from nbdvde.admin.service import Service
+from nbdvde.admin.wormcalls import keep_clocks
 from nbdvde.cli.dashboard import Dashboard
 from nbdvde.cli.images import default_control
 from nbdvde.cli.logs import configure_logging
@@ -27,7 +28,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.keys import Secret
 from nbdvde.errors import InUseError, NbdvdeError, NetworkError
 from nbdvde.exports import Exports
-from nbdvde.hosting import Host, on_its_own
+from nbdvde.hosting import TENDING_S, Host, on_its_own
 from nbdvde.listeners import Address, Listener, StdioAddress, UnixAddress, open_listener
 from nbdvde.replication.registry import replica_of
 from nbdvde.replication.replica import Replica
@@ -197,6 +198,8 @@ class _Serving:
                 await self._nursery.start(_answer, scope, listener, routes)
             if image and self._is_recorded(image):
                 self._nursery.start_soon(self._record, recording, image)
+            if image and replica_of(image):
+                self._nursery.start_soon(_keep_clocks, recording, image)
 
         listener = await self._bind_control(control, path) if control else None
         try:
@@ -211,9 +214,8 @@ class _Serving:
         return next(iter(self._host.images), None)
 
     def _is_recorded(self, image: Image) -> bool:
-        """Whether its metrics logs are written; those of replicas would differ."""
-        interval_s = self._plan.options.server.metrics_interval
-        return bool(interval_s) and not image.read_only and replica_of(image) is None
+        """Whether its metrics logs are written: each node of a cluster records what it does."""
+        return bool(self._plan.options.server.metrics_interval) and not image.read_only
 
     async def _record(self, scope: trio.CancelScope, image: Image) -> None:
         with scope:
@@ -281,6 +283,11 @@ async def _trying(failures: list[NbdvdeError], do: Callable[[], Awaitable[None]]
         await do()
     except NbdvdeError as error:
         failures.append(error)
+
+
+async def _keep_clocks(scope: trio.CancelScope, image: Image) -> None:
+    with scope:
+        await keep_clocks(image, TENDING_S)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 The log of the group is the only journal. The image notes with each of its commits up to which entry it has everything
 (`notes`); after a crash what follows is applied again. Changes of blocks bear that. For what does not, the entries
-before it are noted first, by the commit that precedes any operation on the catalogue.
+before it are noted first, by the commit that precedes any operation on the catalogue; regions remember themselves
+which entry has changed them last.
 """
 
 import logging
@@ -15,7 +16,16 @@ import trio
 
 from nbdvde.engine.image import Image
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import DamageError, DetachedError, InUseError, NbdvdeError, NoSpaceError, PoisonedError, RefusedError
+from nbdvde.errors import (
+    DamageError,
+    DetachedError,
+    FullError,
+    InUseError,
+    NbdvdeError,
+    NoSpaceError,
+    PoisonedError,
+    RefusedError,
+)
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note, Notes, Place
@@ -188,6 +198,8 @@ class ImageMachine:
         while True:
             try:
                 done = await work()
+            except FullError:
+                raise
             except (NoSpaceError, DamageError) as error:
                 if not self.stuck:
                     _log.error("group %s stands still: %s", self._group, error)

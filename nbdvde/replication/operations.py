@@ -6,7 +6,8 @@ All integers are little-endian.
     CHANGES  = disks u8 | (length u8 | name) for each | changes u16 | change for each | data of the writes, joined
     change   = action u8 | disk u8, which of the names | epoch u64 | offset u64 | length u64
     ATTACH   = node u32 | name
-    CALL     = time u64, nanoseconds since 1970 | seed, 32 bytes | length u8 | path | request
+    CALL     = time u64, nanoseconds since 1970 | seed, 32 bytes | retention clock u64, nanoseconds | length u8 | path |
+               request
     ENROL    = length u8 | address | name in its certificate
     DISMISS  = node u32
     COMPARE  = first chunk u64 | chunks u16 | name
@@ -27,7 +28,7 @@ _HEAD = struct.Struct("<BB")
 _COUNT = struct.Struct("<H")
 _CHANGE = struct.Struct("<BBQQQ")
 _ATTACH = struct.Struct("<BI")
-_CALL = struct.Struct("<BQ32sB")
+_CALL = struct.Struct("<BQ32sQB")
 _COMPARE = struct.Struct("<BQH")
 _RELEASE = struct.Struct("<BQ")
 _REPAIR = struct.Struct("<BQQB")
@@ -86,6 +87,8 @@ class Call:
     request: bytes
     time_ns: int
     seed: bytes
+    clock_ns: int = 0
+    """What the retention clock of the disk shows where this was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,9 @@ def pack(operation: Operation) -> list[Buffer]:
     match operation:
         case Attach(disk=disk, node=node):
             return [_ATTACH.pack(_Kind.ATTACH, node), disk.encode()]
-        case Call(path=path, request=request, time_ns=time_ns, seed=seed):
+        case Call(path=path, request=request, time_ns=time_ns, seed=seed, clock_ns=clock_ns):
             raw = path.encode()
-            return [_CALL.pack(_Kind.CALL, time_ns, seed, len(raw)), raw, request]
+            return [_CALL.pack(_Kind.CALL, time_ns, seed, clock_ns, len(raw)), raw, request]
         case Enrol(address=address, name=name):
             return [bytes((_Kind.ENROL, len(address.encode()))), address.encode(), name.encode()]
         case Dismiss(node=node):
@@ -170,9 +173,9 @@ def unpack(entry: memoryview) -> Operation:
             case _Kind.ATTACH:
                 return Attach(str(entry[_ATTACH.size :], "utf-8"), _ATTACH.unpack_from(entry)[1])
             case _Kind.CALL:
-                _, time_ns, seed, length = _CALL.unpack_from(entry)
+                _, time_ns, seed, clock_ns, length = _CALL.unpack_from(entry)
                 body = entry[_CALL.size :]
-                return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed)
+                return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed, clock_ns)
             case _Kind.ENROL:
                 stop = 2 + entry[1]
                 return Enrol(str(entry[2:stop], "utf-8"), str(entry[stop:], "utf-8"))

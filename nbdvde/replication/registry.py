@@ -15,6 +15,7 @@ _replicas: "WeakKeyDictionary[Image, Replica]" = WeakKeyDictionary()
 def register(image: Image, replica: "Replica") -> None:
     """An image is replicated from now on, until it is closed."""
     _replicas[image] = replica
+    image.regions.alone = False
 
 
 def replica_of(image: Image) -> "Replica | None":

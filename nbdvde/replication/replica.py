@@ -153,9 +153,9 @@ class Replica:
 
     # Changes
 
-    async def call(self, path: str, request: bytes) -> bytes:
-        """Have a change of the image made on every node; its answer. Raises NbdvdeError."""
-        operation = Call(path, request, moment.now_ns(), moment.draw(32))
+    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+        """Have a change of the image made on every node; its answer. `clock_ns`: see `Call`. Raises NbdvdeError."""
+        operation = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
         return cast(bytes, await self.propose(operation))
 
     async def propose(self, operation: Operation, *, growth: int = 0) -> object:

@@ -3,20 +3,24 @@
 A change of several blocks, of one region or of several, is one transaction: a crash leaves all of it or nothing.
 """
 
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
+from nbdvde import moment
 from nbdvde.disk import BLOCK
 from nbdvde.engine.managed.subjects import Subjects
 from nbdvde.engine.pieces import page_of
+from nbdvde.engine.regions.directory import ENTRY, ENTRY_BLOCK, VOLUME_BYTES, WINDOW, Directory, Slot, kind_of
 from nbdvde.engine.regions.directory import FORM as DIRECTORY
-from nbdvde.engine.regions.directory import VOLUME_BYTES, WINDOW, Directory, Slot, kind_of
 from nbdvde.engine.regions.form import Form
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.errors import RefusedError, UsageError
+
+_ENTRY = struct.Struct("<Q")
 
 
 class Area:
@@ -32,6 +36,8 @@ class Area:
         self._changing = trio.Lock()
         self._volume = volumes.existing_region(DIRECTORY, disk.number)
         self.directory = Directory()
+        self.entry = 0
+        """Index of the last entry in the log of a cluster that changed them; changes and this are one transaction."""
 
     async def load(self) -> None:
         """Read the directory. Raises DamageError."""
@@ -39,6 +45,9 @@ class Area:
             block = await self._read(0, 1)
             if block.strip(b"\0"):  # a crash may have come before it was written first
                 self.directory = Directory.unpack(lambda _: block)
+            block = await self._read(ENTRY_BLOCK, 1)
+            if block.strip(b"\0"):
+                (self.entry,) = _ENTRY.unpack_from(ENTRY.opened(block)[0])
 
     @property
     def volume(self) -> Volume:
@@ -144,8 +153,9 @@ class Area:
         return lambda number: data[number * BLOCK : (number + 1) * BLOCK], used
 
     async def flush(self) -> None:
-        """Make every change durable."""
-        await self.volume.flush()
+        """Make every change durable, unless it is so in the log of a cluster."""
+        if moment.entry() is None:
+            await self.volume.flush()
 
     async def _store(
         self, after: Directory, form: Form, written: Mapping[int, bytes], holes: Sequence[tuple[int, int]]
@@ -168,7 +178,11 @@ class Area:
     async def _write_together(self, blocks: Mapping[int, bytes], holes: Sequence[tuple[int, int]]) -> None:
         if self.volume.read_only:
             raise RefusedError("image", "is open for reading only", "open it for writing")
+        entry = moment.entry()
+        if entry is not None:
+            blocks = {**blocks, ENTRY_BLOCK: ENTRY.block(_ENTRY.pack(entry), 0)}
         await self.volume.write_together(blocks, holes)
+        self.entry = self.entry if entry is None else entry
 
     async def _read(self, block: int, count: int) -> bytes:
         return b"".join(map(page_of, await self.volume.read(block * BLOCK, count * BLOCK)))

@@ -50,6 +50,8 @@ class Regions:
     def __init__(self, volumes: Volumes, enable: Callable[[], Awaitable[None]], subjects: Subjects) -> None:
         """`enable` says in the image that there may be regions."""
         self._volumes, self._enable, self._subjects = volumes, enable, subjects
+        self.alone = True
+        """Whether they note things by themselves, not when all nodes of a cluster do."""
         self._loading = trio.Lock()
         self._any_tended = trio.Event()
         self._areas: dict[int, Area] = {}
@@ -77,7 +79,7 @@ class Regions:
     async def tend(self) -> None:
         """Let all regions note what they have to. Raises the first NbdvdeError, when all others have."""
         failures = []
-        for region in list(self._loaded.values()):
+        for region in list(self._loaded.values()) if self.alone else ():
             if isinstance(region, Tended):
                 try:
                     await region.tend()

@@ -10,7 +10,7 @@ from nbdvde.engine.managed.area import Area
 from nbdvde.engine.regions.form import GENERATION_MAX, ROOM, Form
 from nbdvde.engine.regions.stream import FORM, INCREMENT, Ring, StreamPolicy, lengths_in, with_lengths
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import NbdvdeError, NoSpaceError, RefusedError, UsageError
+from nbdvde.errors import FullError, NbdvdeError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from nbdvde.engine.managed.regions import Regions
@@ -87,8 +87,8 @@ class Stream:
         1024 at a time, or as many as the stream takes, are durable all or none. In a full stream the policy decides;
         without `wait` one that would wait rejects them.
         Who is cancelled may find all, some or none of them in the stream. Raises UsageError for an entry of more than
-        4096 bytes, NoSpaceError when the stream rejects them (then it has none of them) or the image is full,
-        RefusedError when the stream is deleted or the image is read-only, PoisonedError.
+        4096 bytes, FullError when the stream rejects them (then it has none of them), NoSpaceError when the image is
+        full, RefusedError when the stream is deleted or the image is read-only, PoisonedError.
         """
         if any(len(entry) > BLOCK for entry in entries):
             raise UsageError("entry", f"is longer than {BLOCK} bytes", "append it in parts")
@@ -113,16 +113,21 @@ class Stream:
         if self.ring.entries + self._pending + count > self.ring.capacity:
             why = f"is full, with {self.ring.entries} of {self.ring.capacity} entries"
             served = ", or serve the image to wait" if self.ring.policy is StreamPolicy.WAIT else ""
-            raise NoSpaceError(self._name, why, f"advance its tail behind what was read{served}")
+            raise FullError(self._name, why, f"advance its tail behind what was read{served}")
         self._pending += count
         return count
+
+    async def wait_for_room(self, count: int) -> None:
+        """Wait until so many entries, as many as there can be at most, can be appended. Raises RefusedError."""
+        self.refuse_if_gone()
+        while self.ring.entries + self._pending + count > self.ring.capacity:
+            await self._room.park()
+            self.refuse_if_gone()
 
     async def _wait_for_room(self, count: int) -> None:
         self.refuse_if_gone()
         if self.ring.policy is StreamPolicy.WAIT:
-            while self.ring.entries + self._pending + count > self.ring.capacity:
-                await self._room.park()
-                self.refuse_if_gone()
+            await self.wait_for_room(count)
         self._pending += count
 
     async def _join(self, part: Sequence[Buffer], most: int) -> range:

@@ -14,7 +14,7 @@ from nbdvde.engine.regions.form import Form
 from nbdvde.engine.regions.pages import Pages
 from nbdvde.engine.regions.signature import PublicKey
 from nbdvde.engine.regions.vault import REVOKED, Entry, Ledger, Record, blocks_needed, revocation_bytes
-from nbdvde.errors import NoSpaceError, UsageError
+from nbdvde.errors import FullError, UsageError
 
 CAPACITY = 64 << 20
 """Bytes that a vault may have by default: room for 140000 passports of usual length, and to revoke all of them."""
@@ -50,7 +50,7 @@ class Vault:
         """Add a passport or an event that was signed with this key (None for an unsigned verification); durable.
 
         There is always room to revoke every passport without giving a reason. Raises RefusedError, UsageError,
-        NoSpaceError when the vault or the image is full, PoisonedError.
+        FullError when the vault is full, NoSpaceError when the image is, PoisonedError.
         """
         raw = record.pack()
         async with self._adding:
@@ -65,12 +65,12 @@ class Vault:
                 await self._area.flush()
 
     def _refuse_beyond(self, pages: Pages, record: Record) -> None:
-        """Raise NoSpaceError when there is no room for a record, or then none to revoke what is not revoked."""
+        """Raise FullError when there is no room for a record, or then none to revoke what is not revoked."""
         room, is_last = self._area.get(self.FORM).blocks, record.status == REVOKED and record.is_event
         reserved = self._ledger.revocable_bytes + (0 if record.is_event else revocation_bytes(record))
         if pages.blocks > room or (blocks_needed(pages, reserved) > room and (record.notes or not is_last)):
             hint = "revoke it without a reason" if is_last and record.notes else "create one for another disk"
-            raise NoSpaceError("vault", f"its {room * BLOCK} bytes are full, but for revocations", hint)
+            raise FullError("vault", f"its {room * BLOCK} bytes are full, but for revocations", hint)
 
     def find(self, id_: bytes) -> Entry | Record:
         """A passport with its events, or an event, by its UUID. Raises UsageError."""

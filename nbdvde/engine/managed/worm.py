@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import trio
 
-from nbdvde import workers
+from nbdvde import moment, workers
 from nbdvde.disk import BLOCK, Buffer
 from nbdvde.engine.managed.area import Area
 from nbdvde.engine.regions import worm as rules
@@ -16,7 +16,7 @@ from nbdvde.engine.regions.form import GENERATION_MAX, Form
 from nbdvde.engine.regions.pages import Pages
 from nbdvde.engine.regions.worm import FORM, Header, Ledger, Record, shown
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import NoSpaceError, RefusedError, UsageError
+from nbdvde.errors import FullError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from nbdvde.engine.managed.regions import Regions
@@ -117,7 +117,9 @@ class Worm:
 
     @property
     def clock_ns(self) -> int:
-        """The retention clock."""
+        """The retention clock. Where somebody says what it shows, that is what counts, unless it showed more."""
+        if (said_ns := moment.clock_ns()) is not None:
+            return max(self.header.clock_ns, said_ns)
         running = 0 if self._since_ns is None else monotonic_ns() - self._since_ns
         return self.header.clock_ns + max(0, running)
 
@@ -150,7 +152,7 @@ class Worm:
     async def append(self, data: Buffer) -> Record:
         """Append up to 4 MiB at the mark, in whole blocks; answers the record of it, durable.
 
-        Raises UsageError, NoSpaceError when the region or the image is full, RefusedError, PoisonedError.
+        Raises UsageError, FullError, NoSpaceError when the image is full, RefusedError, PoisonedError.
         """
         record = await self.put(data)
         await self.flush()
@@ -170,7 +172,7 @@ class Worm:
             record = Record(header.mark, header.created_ns + clock_ns, len(data), digest)
             if header.mark + record.blocks > header.capacity:
                 free = (header.capacity - header.mark) * BLOCK
-                raise NoSpaceError(self.name, f"is full, {free} bytes are left", "make a larger one on another disk")
+                raise FullError(self.name, f"is full, {free} bytes are left", "make a larger one on another disk")
             after = replace(header, mark=header.mark + record.blocks, records=header.records + 1, clock_ns=clock_ns)
             page = bytes(data).ljust(record.blocks * BLOCK, b"\0")
             await self._change(after, record, {header.log_blocks + header.mark: page})
@@ -230,7 +232,7 @@ class Worm:
         """Write all of it or nothing, so that no data lies below the mark without a record."""
         state, now_ns = self._state, monotonic_ns()
         if state.pages.generation == GENERATION_MAX:
-            raise NoSpaceError(self.name, "was changed as often as it can be", "make another one on another disk")
+            raise FullError(self.name, "was changed as often as it can be", "make another one on another disk")
         ledger, stored = state.ledger.taking(record) if record else (state.ledger, b"")
         pages, blocks = state.pages.adding(header.pack(), [stored] if record else [])
         await self._area.change(FORM, {**blocks, **data}, used=pages.blocks, flags=pages.generation)

@@ -1,7 +1,8 @@
 """The directory of the regions of a disk: which there are, and where in the volume they share.
 
 It is block 0 of that volume. Each region has a window of the same length behind it, of which it uses the beginning;
-nothing is stored for the rest. What a newer version has made is kept as it is.
+nothing is stored for the rest. What a newer version has made is kept as it is. In a cluster block 1 holds the index of
+the log entry that changed any of them last, u64.
 """
 
 import struct
@@ -14,6 +15,7 @@ from nbdvde.engine.regions.form import GENERATION_MAX, Form, name_of
 from nbdvde.errors import RefusedError
 
 FORM = Form("RDIR", 16, 32)
+ENTRY, ENTRY_BLOCK = Form("RENT", 8, 0), 1
 _HEADER = struct.Struct("<I12s")
 _SLOT = struct.Struct("<IIQQQ")
 SLOTS_MAX = FORM.capacity(1)

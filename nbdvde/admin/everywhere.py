@@ -1,0 +1,56 @@
+"""Calls about an image that a cluster replicates: all nodes make a change, and who is read is up to date."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import trio
+
+from nbdvde.engine.image import Image
+from nbdvde.engine.managed.worm import Worm
+from nbdvde.errors import QuorumError, RefusedError, UsageError
+from nbdvde.replication.registry import replica_of
+
+if TYPE_CHECKING:
+    from nbdvde.admin.calls import Call
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+_PATIENCE_S = 30.0
+"""So long somebody who reads waits for a leader."""
+
+
+async def make(call: "Call[Q, A]", image: Image, request: Q) -> A:
+    """Have all nodes make a change, as this call asks for it; the answer. Raises NbdvdeError."""
+    replica = replica_of(image)
+    assert replica is not None, "the caller looked"
+    asked: Any = request  # each of these names a disk
+    named = msgspec.structs.replace(asked, disk=image.disk(asked.disk).name)
+    packed = msgspec.msgpack.encode(named)
+    answer = await replica.call(call.path, packed, clock_ns=clock_ns(image, named.disk))
+    return msgspec.json.decode(answer, type=call.answer)
+
+
+def clock_ns(image: Image, disk: str) -> int:
+    """What the retention clock of a disk shows here, 0 without one."""
+    try:
+        worm = image.regions.loaded(Worm, image.disk(disk).number)
+    except UsageError:
+        return 0
+    return worm.clock_ns if worm else 0
+
+
+async def caught_up(image: Image) -> None:
+    """Wait until an image holds all that was answered before; at once when it is not replicated.
+
+    Raises RefusedError while it holds half of what another node has, QuorumError without a leader.
+    """
+    replica = replica_of(image)
+    if replica is None:
+        return
+    if replica.machine.incomplete:
+        why = "is taking over what another node has"
+        raise RefusedError(f"image {image.path}", why, "wait for that, or ask another node")
+    with trio.move_on_after(_PATIENCE_S) as waiting:
+        await replica.barrier()
+    if waiting.cancelled_caught:
+        raise QuorumError(f"image {image.path}", "no majority of its cluster answers", "see nbdvde cluster status")

@@ -1,0 +1,163 @@
+"""Calls of the control interface about regions that all nodes have."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+import trio
+
+from nbdvde import moment
+from nbdvde.admin import anoncalls, streamcalls, wormcalls
+from nbdvde.admin.calls import answer
+from nbdvde.admin.streamappends import Appends
+from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream, StreamRequest
+from nbdvde.admin.wormcalls import CreateWorm, WormRequest
+from nbdvde.disk import BLOCK
+from nbdvde.engine.access import open_storage
+from nbdvde.engine.image import Image
+from nbdvde.engine.managed.stream import Stream
+from nbdvde.errors import DetachedError, FullError, NbdvdeError, QuorumError, RefusedError, UsageError
+from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.operations import Call
+from nbdvde.replication.registry import register
+from nbdvde.replication.replica import Replica
+from tests.crash.session import KEY
+from tests.replication.entries import Author, machine_of
+from tests.replication.test_regions import fresh
+
+
+class Alone:
+    """A replica whose group agrees with it at once, an entry at a time, or that has no leader."""
+
+    def __init__(self, machine: ImageMachine) -> None:
+        self.machine, self.author = machine, Author()
+        self.leader = True
+        self.calls: list[str] = []
+
+    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+        self.calls.append(path)
+        await trio.sleep(0.1)
+        operation = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
+        (result,) = await self.machine.apply([self.author.entry(operation)])
+        if isinstance(result, NbdvdeError):
+            raise result
+        return cast(bytes, result)
+
+    async def barrier(self) -> None:
+        if not self.leader:
+            await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def replicated() -> AsyncIterator[tuple[Image, Alone]]:
+    image = await open_storage(fresh(), KEY)
+    alone = Alone(await machine_of(image))
+    register(image, cast(Replica, alone))
+    yield image, alone
+    await image.close()
+
+
+async def test_many_who_append_share_entries(autojump_clock: object) -> None:
+    async with replicated() as (image, alone):
+        await answer(streamcalls.CREATE, image, CreateStream(1024 * BLOCK))
+        found: dict[int, list[int]] = {}
+
+        async def append(number: int) -> None:
+            entries = [b"%d.%d" % (number, at) for at in range(number % 3 + 1)]
+            found[number] = (await answer(streamcalls.APPEND, image, AppendEntries(entries))).positions
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(append, number)
+        assert len(alone.calls) == 3
+        stream = await image.regions.get(Stream, image.disk())
+        there = dict(await stream.read(0))
+        for number, positions in found.items():
+            assert [there[at] for at in positions] == [b"%d.%d" % (number, at) for at in range(number % 3 + 1)]
+        assert sorted(at for positions in found.values() for at in positions) == list(range(120))
+        longest = await answer(streamcalls.APPEND, image, AppendEntries([b"x"] * 600))
+        assert longest.positions == list(range(120, 720))
+
+
+async def test_a_full_stream_refuses_or_waits(autojump_clock: object) -> None:
+    async with replicated() as (image, _):
+        await answer(streamcalls.CREATE, image, CreateStream(4 * BLOCK, policy="wait", increment=BLOCK))
+        refused = 0
+
+        async def append(number: int) -> None:
+            nonlocal refused
+            try:
+                await answer(streamcalls.APPEND, image, AppendEntries([b"x", b"y"], wait=False))
+            except FullError:
+                refused += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(append, number)
+        assert refused == 1
+        with trio.move_on_after(5) as early:
+            await answer(streamcalls.APPEND, image, AppendEntries([b"late"]))
+        assert early.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, streamcalls.APPEND, image, AppendEntries([b"late", b"later"]))
+            await trio.sleep(5)
+            assert (await answer(streamcalls.ADVANCE, image, AdvanceTail(2))).head == 4
+        assert (await answer(streamcalls.STATUS, image, StreamRequest())).head == 6
+
+
+async def test_who_gives_up_leaves_the_others_alone(autojump_clock: object) -> None:
+    """Nobody knows what became of what was on its way together with theirs; whoever came later goes on."""
+    proposed, outcomes = list[list[bytes]](), dict[bytes, object]()
+
+    async def propose(entries: Sequence[bytes]) -> Sequence[int]:
+        proposed.append(list(entries))
+        await trio.sleep(10)
+        return range(len(entries))
+
+    appends, given_up = Appends(propose), trio.CancelScope()
+
+    async def append(entry: bytes, scope: trio.CancelScope | None = None) -> None:
+        with scope or trio.CancelScope():
+            try:
+                outcomes[entry] = await appends.append([entry])
+            except DetachedError as error:
+                outcomes[entry] = error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(append, b"a")
+        await trio.sleep(1)
+        nursery.start_soon(append, b"b", given_up)
+        await trio.sleep(1)
+        nursery.start_soon(append, b"c")
+        await trio.sleep(13)
+        nursery.start_soon(append, b"d")
+        given_up.cancel()
+    assert proposed == [[b"a"], [b"b", b"c"], [b"d"]]
+    assert isinstance(outcomes.pop(b"c"), DetachedError)
+    assert outcomes == {b"a": range(1), b"d": range(1)}
+
+
+async def test_reads_wait_for_what_was_answered(autojump_clock: object) -> None:
+    async with replicated() as (image, alone):
+        await answer(streamcalls.CREATE, image, CreateStream(4 * BLOCK, increment=BLOCK))
+        alone.leader = False
+        with pytest.raises(QuorumError, match="no majority"):
+            await answer(streamcalls.STATUS, image, StreamRequest())
+        alone.machine.incomplete = True
+        with pytest.raises(RefusedError, match="taking over"):
+            await answer(streamcalls.STATUS, image, StreamRequest())
+
+
+async def test_the_clock_of_who_is_asked_is_told(autojump_clock: object) -> None:
+    async with replicated() as (image, _):
+        await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 1))
+        assert (await answer(wormcalls.DELETE, image, WormRequest())).left_ns == 0
+        with pytest.raises(UsageError, match="has no WORM region"):
+            await answer(wormcalls.RETENTION, image, WormRequest())
+
+
+async def test_what_would_stay_in_logs_is_refused() -> None:
+    async with replicated() as (image, _):
+        with pytest.raises(RefusedError, match="cannot be changed in a cluster"):
+            await answer(anoncalls.CREATE, image, anoncalls.CreateTable())

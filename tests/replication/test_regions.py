@@ -1,0 +1,151 @@
+"""Changes of regions as entries: the same on every node, and once, whatever a crash leaves."""
+
+import random
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+import trio
+
+from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream
+from nbdvde.admin.wormcalls import AppendData, CreateWorm, ExtendRetention, WormRequest
+from nbdvde.disk import BLOCK
+from nbdvde.engine.access import format_storage, open_storage
+from nbdvde.engine.image import Image
+from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.worm import Worm
+from nbdvde.errors import FullError, RefusedError
+from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.operations import Action, Call, Change, Operation
+from nbdvde.replication.results import pack
+from tests.crash.recording import RecordingStorage
+from tests.crash.session import KEY
+from tests.crash.states import crashes
+from tests.replication.entries import Author, machine_of
+
+BORN_NS, SECOND_NS = 1_700_000_000_000_000_000, 10**9
+
+
+def fresh() -> RecordingStorage:
+    storage = RecordingStorage()
+    format_storage(storage, 1 << 20, KEY, segment_bytes=1 << 20)
+    return RecordingStorage(bytes(storage.image))
+
+
+def call(path: str, request: msgspec.Struct, clock_ns: int = 0) -> Call:
+    return Call(path, msgspec.msgpack.encode(request), BORN_NS, bytes(32), clock_ns)
+
+
+def append(*entries: bytes) -> Call:
+    return call("stream/append", AppendEntries(list(entries), wait=False))
+
+
+async def told(image: Image) -> tuple[Any, ...]:
+    """All that the regions of the disk say."""
+    area = await image.regions.area(image.disk())
+    found = list[Any]([area.directory.slots])
+    if area.find(Stream.FORM):
+        stream = await image.regions.get(Stream, image.disk())
+        found += [stream.tail, await stream.read(0)]
+    if area.find(Worm.FORM):
+        worm = await image.regions.get(Worm, image.disk())
+        records = await worm.records()
+        found += [worm.header, records, [await worm.content(record) for record in records]]
+    return tuple(found)
+
+
+async def applied(storage: RecordingStorage, operations: Sequence[Operation], chance: random.Random) -> Any:
+    """What regions say when everything is applied that was not yet."""
+    image = await open_storage(storage, KEY, checkpoint_bytes=256 << 10)
+    image.regions.alone = False
+    machine = await machine_of(image)
+    execute = machine._execute
+
+    async def executing(machine: ImageMachine, call: Call) -> bytes:
+        """Now and then a commit begins before the machine knows that the call is done."""
+        try:
+            return await execute(machine, call)
+        finally:
+            if chance.random() < 0.3:
+                await image.flush()
+
+    machine._execute = executing
+    before, results = machine.applied.index, list[Any]()
+    for entry in Author().entries(operations)[before:]:
+        results += await machine.apply([entry])
+        if chance.random() < 0.15:
+            await machine.durable()
+        elif chance.random() < 0.2:
+            await image.flush()
+    found = await told(image)
+    await image.close()
+    return found, results, before
+
+
+def history(seed: int) -> list[Operation]:
+    chance, clock_ns = random.Random(seed), 0
+    operations: list[Operation] = [
+        call("stream/create", CreateStream(16 * BLOCK, policy="reject", increment=BLOCK)),
+        call("worm/create", CreateWorm(32 * BLOCK, 60 * SECOND_NS)),
+    ]
+    for number in range(50):
+        kind = chance.random()
+        clock_ns += chance.randrange(SECOND_NS)
+        if kind < 0.5:
+            operations.append(append(*(b"%d.%d" % (number, at) for at in range(chance.randint(1, 4)))))
+        elif kind < 0.6:
+            operations.append(call("stream/advance", AdvanceTail(number)))
+        elif kind < 0.75:
+            operations.append(call("worm/append", AppendData(chance.randbytes(chance.randint(1, 9000))), clock_ns))
+        elif kind < 0.8:
+            operations.append(call("worm/tend", WormRequest(), clock_ns))
+        else:
+            operations.append([Change("disk", 0, Action.WRITE, number * BLOCK, BLOCK, bytes([number]) * BLOCK)])
+    return operations
+
+
+def test_all_nodes_come_to_the_same() -> None:
+    operations = history(2)
+    (first, results, _), (second, others, _) = (
+        trio.run(applied, fresh(), operations, random.Random(seed)) for seed in (1, 2)
+    )
+    assert first == second
+    assert list(map(pack, results)) == list(map(pack, others))
+    assert any(isinstance(result, FullError) for result in results)
+    assert any(isinstance(result, bytes) and b"positions" in result for result in results)
+
+
+def test_after_a_crash_nothing_is_done_twice() -> None:
+    operations = history(3)
+    storage = fresh()
+    trio.run(applied, storage, [], random.Random(0))
+    storage = RecordingStorage(bytes(storage.image))
+    wanted, _, _ = trio.run(applied, storage, operations, random.Random(4))
+    seen, skipped = set[int](), 0
+    for crash in islice(crashes(storage.base, storage.events, random.Random(1), 4, 1), None, None, 24):
+        found, results, before = trio.run(applied, RecordingStorage(crash.image), operations, random.Random(5))
+        assert found == wanted, (crash.what, before)
+        seen.add(before)
+        skipped += sum(isinstance(one, RefusedError) and "before a failure" in one.why for one in results)
+    assert len(seen) > 5
+    assert skipped > 5, "some changes were in commits that tell of no such entry but for regions"
+
+
+async def test_retention_ends_for_all_at_once() -> None:
+    """Whatever the clocks of nodes show: what the entry says counts, and what was agreed on before."""
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    operations = [
+        call("worm/create", CreateWorm(4 * BLOCK, SECOND_NS)), call("worm/delete", WormRequest(), SECOND_NS - 1),
+        call("worm/tend", WormRequest(), SECOND_NS - 1), call("worm/extend", ExtendRetention(2 * SECOND_NS), 5),
+        call("worm/delete", WormRequest(), SECOND_NS), call("worm/delete", WormRequest(), 2 * SECOND_NS),
+    ]  # fmt: skip
+    results: list[Any] = list(await machine.apply(author.entries(operations)))
+    made, early, tended, extended, later, gone = results
+    assert isinstance(early, RefusedError)
+    assert isinstance(later, RefusedError)
+    clocks = [msgspec.json.decode(answer)["clock_ns"] for answer in (made, tended, extended, gone)]
+    assert clocks == [0, SECOND_NS - 1, SECOND_NS - 1, 2 * SECOND_NS]
+    await image.close()
