@@ -214,6 +214,10 @@ class Calls:
         try:
             with served.scope:
                 await self._link.send_when_room(await self._outcome(ask, served))
+        except WireError:
+            raise
+        except NetworkError:
+            _log.debug("node %d: nobody hears the answer of question %d any more", self._node, ask.number)
         finally:
             del self._served[ask.number]
             self._served_bytes -= len(ask.body)

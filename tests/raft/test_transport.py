@@ -201,6 +201,26 @@ async def test_a_connection_that_breaks_ends_those_who_wait_to_ask(autojump_cloc
         assert len(ended) == 100
 
 
+async def test_an_answer_that_nobody_can_hear_any_more_does_no_harm(autojump_clock: MockClock) -> None:
+    """A seed of the whole stack: the node ended when a connection did just before an answer was sent."""
+    async with pair() as (one, two):
+
+        async def late(node: NodeId, body: bytes) -> bytes:
+            link = two.mesh.peers[1]._link
+            assert link
+            link.abort()
+            with trio.CancelScope(shield=True):
+                while not link._is_over:
+                    await trio.lowlevel.checkpoint()
+            return b""
+
+        two.mesh.handle(SLOW, late)
+        with pytest.raises(NetworkError):
+            await one.mesh.peers[2].request(SLOW, b"")
+        await trio.sleep(10)
+        assert await one.mesh.peers[2].request(ECHO, b"again") == b"1:again"
+
+
 async def test_signs_of_life_of_many_groups_are_one_frame_and_the_newest_counts(autojump_clock: MockClock) -> None:
     async with pair() as (one, two):
         for group in ("a", "b"):
