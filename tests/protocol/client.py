@@ -3,6 +3,7 @@
 import socket
 import struct
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -115,12 +116,18 @@ class Reply:
         return joined
 
 
-class Client:
-    """A connection to a server, for tests. Methods fail loudly on anything unexpected."""
+class Stream(Protocol):
+    """Bytes in both directions."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = trio.socket.from_stdlib_socket(sock)
-        self.stream: trio.abc.Stream = trio.SocketStream(self.socket)
+    async def send_all(self, data: bytes, /) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None, /) -> bytes | bytearray: ...
+
+
+class Talk:
+    """A conversation with a server, for tests. Methods fail loudly on anything unexpected."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
         self._reads: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
         self.structured = self.extended = False
@@ -216,6 +223,14 @@ class Client:
     async def at_end(self) -> bool:
         """Whether the server closed without another byte."""
         return not await self.stream.receive_some(1)
+
+
+class Client(Talk):
+    """The same, through a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = trio.socket.from_stdlib_socket(sock)
+        super().__init__(trio.SocketStream(self.socket))
 
 
 def add_chunk(reply: Reply, kind: int, payload: bytes) -> None:

@@ -1,0 +1,167 @@
+"""Deliberate faults of what replicates an image, as replaced text of functions; directed tests notice each."""
+
+from tests.crash.mutants import Edit, Mutant
+
+
+def mutant(name: str, where: str, old: str, new: str) -> Mutant:
+    """A fault of one edit."""
+    return Mutant(name, (Edit(where, old, new, "nbdvde.replication"),), "directed")
+
+
+FENCES = [
+    mutant(
+        "a change of any attachment counts",
+        "machine:ImageMachine._change",
+        "change.epoch < self.epochs.get(change.disk, (0, 0))[0]",
+        "False",
+    ),
+    mutant(
+        "who comes does not wait for what is agreed on",
+        "disk:ReplicatedDisk.attach",
+        "await self._ways.barrier()",
+        "pass",
+    ),
+    mutant("who is taken over is not told", "replica:Replica.attached", "attachment.end()", "pass"),
+    mutant(
+        "whose connection broke is joined",
+        "disk:Attachment.leave",
+        "self.open and clean and bool(self._aborts)",
+        "self.open and bool(self._aborts)",
+    ),
+    mutant(
+        "whose requests are on their way is joined",
+        "disk:ReplicatedDisk.falter",
+        "self._attachment.open = False",
+        "pass",
+    ),
+    mutant(
+        "anybody lets go of a disk",
+        "machine:ImageMachine._apply",
+        "if self.epochs.get(disk, (0, 0))[0] == epoch:",
+        "if True:",
+    ),
+    mutant(
+        "a disk that comes again is the old one",
+        "machine:ImageMachine.renew",
+        "self.epochs[disk] = self.applied.index + 1, 0",
+        "pass",
+    ),
+    mutant(
+        "a disk goes back beneath its clients",
+        "machine:ImageMachine.unused",
+        "self._attach(disk, self.applied.index + 1, 0)",
+        "pass",
+    ),
+    mutant(
+        "the size that a client was told does not matter",
+        "disk:ReplicatedDisk.attach",
+        "if self.size != told:",
+        "if False:",
+    ),
+]
+
+ANSWERS = [
+    mutant(
+        "a read does not wait for what is agreed on", "disk:ReplicatedDisk.read", "await self._ways.barrier()", "pass"
+    ),
+    mutant("who cannot ask reads at once", "replica:Replica.barrier", "await trio.sleep(_PAUSE_S)", "return"),
+    mutant("a write is answered before it is agreed on", "batches:Batches.put", "await waiting.done.wait()", "pass"),
+    mutant("what was given up is done", "batches:Batches._send", "waiting.end(unknown())", "waiting.end(None)"),
+    mutant("what a node refused at its end is done", "batches:Batches.put", "raise unknown()", "return"),
+    mutant(
+        "whose leader was lost asks again",
+        "replica:Replica._at_leader",
+        "except (LeadershipLost, GroupEnded) as error:\n            raise unknown() from error",
+        "except (LeadershipLost, GroupEnded):\n            pass",
+    ),
+    mutant(
+        "data of writes in an entry is mixed up",
+        "operations:_pack_changes",
+        "for change in changes if",
+        "for change in reversed(changes) if",
+    ),
+    mutant("a refusal is an answer", "replica:Replica._result", "raise result", "return None"),
+]
+
+STATES = [
+    mutant(
+        "the image does not note what it has",
+        "machine:ImageMachine._note_nowait",
+        "self._notes.put_nowait(self.note)",
+        "pass",
+    ),
+    mutant(
+        "an entry is noted before it is applied",
+        "machine:ImageMachine.apply",
+        "results.append(await self._apply(entry))",
+        "self.applied = Snapshot(entry.index, entry.term, self.applied.members)"
+        "; results.append(await self._apply(entry))",
+    ),
+    mutant(
+        "entries that a state contains are applied",
+        "machine:ImageMachine.apply",
+        "if entry.index <= self.applied.index:",
+        "if False:",
+    ),
+    mutant(
+        "a state that is taken over counts at once",
+        "machine:ImageMachine._take_over",
+        "self.incomplete = True",
+        "self.incomplete = False",
+    ),
+    mutant(
+        "what is half taken over is not completed",
+        "machine:ImageMachine.apply",
+        "while self.incomplete:",
+        "while False:",
+    ),
+    mutant(
+        "a change in time of the catalogue is overlooked",
+        "catchup:Taker.run",
+        "if (await self._state()).disks == state.disks:",
+        "if True:",
+    ),
+    mutant("snapshots are not taken over", "catchup:Taker._take_disk", "if snapshot not in there:", "if False:"),
+    mutant("a disk that is gone stays", "catchup:Taker._take", "if disk.name not in wanted", "if False"),
+    mutant(
+        "an older state will do",
+        "replica:Replica.fetch",
+        "if note.applied.index < snapshot.index:",
+        "if False:",
+    ),
+    mutant("a node takes part without saying so", "machine:ImageMachine.begin", "if not self._begun:", "if False:"),
+    mutant("a full image is full for ever", "machine:ImageMachine._surely", "await trio.sleep(_AGAIN_S)", "raise"),
+]
+
+CLUSTER = [
+    mutant(
+        "a number is given twice",
+        "machine:ImageMachine._enrol",
+        "max(self.nodes, default=0) + 1",
+        "len(self.applied.members) + 1",
+    ),
+    mutant("there is always room", "room:Room._fits", "return spare >=", "return True or spare >="),
+    mutant(
+        "the room of others does not matter",
+        "room:Room.admit",
+        "if 2 * (len(voters) - len(full)) <= len(voters):",
+        "if False:",
+    ),
+    mutant("a chunk is mended that was written", "comparison:Comparisons.repair", " or number in self._touched", ""),
+    mutant(
+        "a chunk is mended as it was long ago",
+        "comparison:Comparisons.repair",
+        "repair.compared != self._latest or ",
+        "",
+    ),
+    mutant("a nonce comes twice", "sealing:Sealer._next", "self._number += 1", "pass"),
+    mutant("an entry of another group is taken", "sealing:Sealer.open", "head + group.encode()", "head"),
+    mutant(
+        "learners stay learners",
+        "replica:Replica._promote",
+        "for node in sorted(core.members.learners):",
+        "for node in ():",
+    ),
+]
+
+MUTANTS = FENCES + ANSWERS + STATES + CLUSTER
