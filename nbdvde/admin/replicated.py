@@ -53,12 +53,19 @@ async def _change_volumes(image: Image, machine: ImageMachine, call: Call) -> ob
     # Whether images deduplicate is the business of each: what a disk shares must not decide whether there is one.
     request = msgspec.structs.replace(parse(call.request, VolumeRequest), dedup_with=None)
     unused = partial(_unused, machine, force=request.force)
-    done = await volumechange.change(cast(volumechange.Action, call.path), request, image, unused)
-    if call.path in ("disks/create", "disks/clone"):
-        machine.renew(request.name)
-    elif call.path == "disks/delete":
-        machine.forget(request.name)
-    return done
+    try:
+        return await volumechange.change(cast(volumechange.Action, call.path), request, image, unused)
+    finally:
+        _note_disk(image, machine, call, request.name)
+
+
+def _note_disk(image: Image, machine: ImageMachine, call: Call, name: str) -> None:
+    """Goes by what is there: the change was refused if it had been made before a failure."""
+    disk = image.volumes.find(name)
+    if call.path in ("disks/create", "disks/clone") and disk is not None and disk.created_ns == call.time_ns:
+        machine.renew(name)
+    elif call.path == "disks/delete" and disk is None:
+        machine.forget(name)
 
 
 async def _change_region(image: Image, index: int, call: Call) -> object:

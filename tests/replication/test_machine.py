@@ -149,6 +149,30 @@ async def test_a_disk_that_comes_again_is_another_one():
     await image.close()
 
 
+@pytest.mark.parametrize(
+    "history",
+    [
+        [call("disks/create", "more", size=SIZE)],
+        [call("disks/create", "more", size=SIZE), Attach("more", 1), call("disks/delete", "more", force=True)],
+        [call("snapshots/create", "disk@a"), call("disks/clone", "more", source="disk@a")],
+    ],
+)
+async def test_disks_are_noted_alike_when_a_change_comes_again_after_a_failure(history: list[Operation]):
+    storage, entries = fresh(), Author().entries(history)
+    image = await open_storage(storage, KEY)
+    machine = await machine_of(image)
+    await machine.apply(entries)
+    left = RecordingStorage(bytes(storage.image))
+    again = await open_storage(left, KEY)
+    late = await machine_of(again)
+    assert late.applied.index == len(entries) - 1, "the last one is in the image, and not noted"
+    (refused,) = await late.apply(entries[-1:])
+    assert isinstance(refused, RefusedError | UsageError)
+    assert late.note == machine.note
+    await image.close()
+    await again.close()
+
+
 async def test_comparing_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
     author = Author()
     image = await open_storage(fresh(), KEY)
