@@ -5,138 +5,40 @@ afterwards may be newer. That does no harm: the entries from there on are applie
 before that. Only a change of the catalogue in between would; then the whole begins again, and finds little to do.
 """
 
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 import msgspec
+import trio
 import zstandard
 
-from nbdvde import workers
 from nbdvde.disk import BLOCK, Disk
 from nbdvde.engine.catalogue import SEPARATOR
 from nbdvde.engine.image import Image
-from nbdvde.errors import DamageError, NetworkError, RefusedError
-from nbdvde.replication.compare import (
-    CHUNK,
-    HASH_BYTES,
-    NOTHING,
-    Hasher,
-    chunks_of,
-    is_stored,
-    length_of,
-    read_chunk,
-)
+from nbdvde.engine.managed.exported import load_exported
+from nbdvde.engine.pace import Pace
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import DamageError, NetworkError
+from nbdvde.replication.compare import CHUNK, HASH_BYTES, NOTHING, Hasher, chunks_of, is_stored, length_of
 from nbdvde.replication.notes import Note
+from nbdvde.replication.questions import (
+    CHUNKS_ASKED,
+    Ask,
+    AskBlocks,
+    AskChunks,
+    AskData,
+    AskState,
+    DiskState,
+    ImageState,
+    Question,
+    SnapshotState,
+)
+from nbdvde.replication.regiontaker import RegionTaker
 
-_log = logging.getLogger(__name__)
-_CHUNKS = 256
-"""Whose hashes are asked for at a time."""
 _TRIES = 8
 """When the catalogue changes all the time."""
-
-
-class SnapshotState(msgspec.Struct, frozen=True, array_like=True):
-    """A snapshot of a disk."""
-
-    name: str
-    size: int
-    created_ns: int
-
-
-class DiskState(msgspec.Struct, frozen=True, array_like=True):
-    """A disk, and its snapshots from the oldest on."""
-
-    name: str
-    size: int
-    snapshots: list[SnapshotState]
-
-
-class ImageState(msgspec.Struct, frozen=True, array_like=True):
-    """How far an image is, and what there is in it."""
-
-    note: Note
-    disks: list[DiskState]
-
-
-class AskChunks(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Hashes of chunks of a disk or snapshot."""
-
-    label: str
-    first: int
-    count: int
-
-
-class AskBlocks(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Hashes of the blocks of a chunk."""
-
-    label: str
-    chunk: int
-
-
-class AskData(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """What some blocks of a chunk hold, compressed."""
-
-    label: str
-    chunk: int
-    blocks: bytes
-    """Numbers within the chunk, a byte each."""
-
-
-class AskState(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """The `ImageState`."""
-
-    group: str
-
-
-class AskCompared(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """What the node found when it applied an entry that compares."""
-
-    index: int
-
-
-Question: TypeAlias = AskChunks | AskBlocks | AskData | AskState | AskCompared
-Ask: TypeAlias = Callable[[bytes], Awaitable[bytes]]
-
-
-class Giver:
-    """Answers those who have to catch up."""
-
-    def __init__(
-        self, image: Image, key: bytes, note: Callable[[str], Note], compared: Callable[[int], Awaitable[bytes]]
-    ) -> None:
-        self._image, self._hasher, self._note, self._compared = image, Hasher(key), note, compared
-
-    async def answer(self, question: bytes) -> bytes:
-        """Answer a question. Raises NbdvdeError."""
-        try:
-            asked: Question = msgspec.msgpack.decode(question, type=Question)
-        except msgspec.MsgspecError as error:
-            raise NetworkError("catching up", f"a question is malformed: {error}") from None
-        match asked:
-            case AskState(group=group):
-                if self._note(group).incomplete:
-                    raise RefusedError(self._image.path, "is itself taking over a state", "ask another node")
-                return msgspec.msgpack.encode(self._state(group))
-            case AskChunks(label=label, first=first, count=count):
-                disk = self._image.disk(label)
-                stop = min(first + min(count, _CHUNKS), chunks_of(disk.size))
-                return b"".join([await self._hasher.chunk(disk, number) for number in range(first, stop)])
-            case AskBlocks(label=label, chunk=chunk):
-                return await self._hasher.blocks(self._image.disk(label), chunk)
-            case AskData(label=label, chunk=chunk, blocks=blocks):
-                data = await read_chunk(self._image.disk(label), chunk)
-                return await workers.run(_packed, data, blocks)
-            case AskCompared(index=index):
-                return await self._compared(index)
-
-    def _state(self, group: str) -> ImageState:
-        volumes = self._image.volumes
-        disks = [
-            DiskState(d.name, d.size, [SnapshotState(m.name, m.size, m.created_ns) for m in volumes.snapshots(d)])
-            for d in volumes.disks
-        ]
-        return ImageState(self._note(group), disks)
+_TOGETHER = 8
+"""Parts of a disk that are compared and copied at a time: who answers need not wait for who asks, nor the other way."""
 
 
 def unpacked(answer: bytes) -> bytes:
@@ -147,16 +49,13 @@ def unpacked(answer: bytes) -> bytes:
         raise DamageError("catching up", f"an answer is malformed: {error}") from None
 
 
-def _packed(data: bytes, blocks: bytes) -> bytes:
-    chosen = b"".join(data[block * BLOCK : (block + 1) * BLOCK] for block in blocks)
-    return zstandard.ZstdCompressor(level=1).compress(chosen)
-
-
 class Taker:
     """Catches up from one other node."""
 
-    def __init__(self, image: Image, key: bytes, group: str, ask: Ask) -> None:
+    def __init__(self, image: Image, key: bytes, group: str, ask: Ask, *, rate: int | None = None) -> None:
+        """Takes `rate` bytes a second at most."""
         self._image, self._hasher, self._group, self._ask_raw = image, Hasher(key), group, ask
+        self._pace = Pace(rate)
         self.received = 0
         """Bytes of answers."""
         self.compared = self.copied = 0
@@ -164,28 +63,46 @@ class Taker:
 
     async def run(self) -> Note:
         """Take over everything; answers how far the image is then. Raises NbdvdeError; nothing may be read then."""
-        for _ in range(_TRIES):
-            state = await self._state()
-            await self._take(state)
-            if (await self._state()).disks == state.disks:
-                return state.note
+        volumes = self._image.volumes
+        async with self._unguarded():
+            for _ in range(_TRIES):
+                state = await self._state()
+                await self._take(state)
+                if (await self._state()).disks == state.disks:
+                    await load_exported(self._image.path, volumes, self._image.regions)
+                    return state.note
         raise NetworkError("catching up", "disks or snapshots change all the time", "it is tried again")
 
-    async def _state(self) -> ImageState:
-        return msgspec.msgpack.decode(await self._ask(AskState(self._group)), type=ImageState)
+    @asynccontextmanager
+    async def _unguarded(self) -> AsyncIterator[None]:
+        """Whether something may be given up was decided by all when it was."""
+        volumes = self._image.volumes
+        guard = volumes.guard
+        volumes.guard = lambda disk: nullcontext()
+        try:
+            yield
+        finally:
+            volumes.guard = guard
+            await self._image.regions.forget_deleted()
 
-    async def _ask(self, question: Question) -> bytes:
+    async def _state(self) -> ImageState:
+        return msgspec.msgpack.decode(await self.ask(AskState(self._group)), type=ImageState)
+
+    async def ask(self, question: Question) -> bytes:
+        """Have a question answered. Raises NbdvdeError."""
         answer = await self._ask_raw(msgspec.msgpack.encode(question))
         self.received += len(answer)
+        await self._pace.spend(len(answer))
         return answer
 
     async def _take(self, state: ImageState) -> None:
-        """Have the same disks with the same snapshots, and in them the same."""
+        """Have the same disks with the same snapshots and regions, and in them the same."""
         volumes = self._image.volumes
         for disk in state.disks:
             if volumes.find(disk.name) is None:
                 await volumes.create(disk.name, disk.size)
             await self._take_disk(disk)
+            await RegionTaker(self._image, self).take(volumes.get(disk.name), disk.regions)
         wanted = {disk.name for disk in state.disks}
         for gone in [disk for disk in volumes.disks if disk.name not in wanted]:
             for snapshot in list(volumes.snapshots(gone)):
@@ -201,18 +118,52 @@ class Taker:
         for snapshot in wanted.snapshots:
             if snapshot not in there:
                 label = f"{disk.name}{SEPARATOR}{snapshot.name}"
-                await self._fill(disk, label, snapshot.size)
+                await self._resized(disk, snapshot.size)
+                await self.fill(disk, label)
                 await volumes.snapshot(disk.name, snapshot.name, created_ns=snapshot.created_ns)
-        await self._fill(disk, disk.name, wanted.size)
+        await self._resized(disk, wanted.size)
+        await self.fill(disk, disk.name)
 
-    async def _fill(self, disk: Disk, label: str, size: int) -> None:
-        """Have a disk hold what another one, or a snapshot, holds on the other node."""
+    async def _resized(self, disk: Volume, size: int) -> None:
         if disk.size != size:
             await self._image.volumes.resize(disk.name, size, discard=True)
-        for first in range(0, chunks_of(size), _CHUNKS):
-            hashes = await self._ask(AskChunks(label, first, _CHUNKS))
-            for at in range(0, len(hashes), HASH_BYTES):
-                await self._fill_chunk(disk, label, first + at // HASH_BYTES, hashes[at : at + HASH_BYTES])
+
+    async def fill(self, disk: Disk, label: str) -> None:
+        """Have a disk hold what another one, or a snapshot, of the same size holds on the other node."""
+        chunks = chunks_of(disk.size)
+        await self._together(
+            disk, label, (range(at, min(at + CHUNKS_ASKED, chunks)) for at in range(0, chunks, CHUNKS_ASKED))
+        )
+
+    async def fill_chunks(self, disk: Disk, label: str, chunks: Sequence[int]) -> None:
+        """The same for some chunks only."""
+        await self._together(disk, label, (range(chunk, chunk + 1) for chunk in chunks))
+
+    async def _together(self, disk: Disk, label: str, parts: Iterable[range]) -> None:
+        """Some parts at a time; the first failure ends all."""
+        failures: list[Exception] = []
+        turns = trio.Semaphore(_TOGETHER)
+
+        async def work(part: range) -> None:
+            try:
+                await self._fill_part(disk, label, part)
+            except Exception as error:  # noqa: BLE001 - whoever waits is told of the first one, not of a group
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+            finally:
+                turns.release()
+
+        async with trio.open_nursery() as nursery:
+            for part in parts:
+                await turns.acquire()
+                nursery.start_soon(work, part)
+        if failures:
+            raise failures[0]
+
+    async def _fill_part(self, disk: Disk, label: str, chunks: range) -> None:
+        hashes = await self.ask(AskChunks(label, chunks.start, len(chunks)))
+        for number, at in zip(chunks, range(0, len(hashes), HASH_BYTES), strict=False):
+            await self._fill_chunk(disk, label, number, hashes[at : at + HASH_BYTES])
 
     async def _fill_chunk(self, disk: Disk, label: str, number: int, wanted: bytes) -> None:
         start, length = number * CHUNK, length_of(disk, number)
@@ -224,14 +175,13 @@ class Taker:
             await self._copy(disk, label, number, bytes(range(length // BLOCK)))
         elif await self._hasher.chunk(disk, number) != wanted:
             self.compared += length // BLOCK
-            theirs = await self._ask(AskBlocks(label, number))
+            theirs = await self.ask(AskBlocks(label, number))
             ours = await self._hasher.blocks(disk, number)
             await self._copy(disk, label, number, _differing(ours, theirs))
 
     async def _copy(self, disk: Disk, label: str, number: int, blocks: bytes) -> None:
         """Copy some blocks of a chunk; those that are zero become holes."""
-        packed = await self._ask(AskData(label, number, blocks))
-        data = unpacked(packed)
+        data = unpacked(await self.ask(AskData(label, number, blocks)))
         self.copied += len(blocks)
         for at, stop in _runs(blocks):
             offset = number * CHUNK + blocks[at] * BLOCK

@@ -6,8 +6,7 @@ and changes nothing when the chunk was written, or anything else happened to the
 
 from collections import OrderedDict
 
-from nbdvde.disk import BLOCK
-from nbdvde.engine.volume import Volume
+from nbdvde.disk import BLOCK, Disk
 from nbdvde.errors import DamageError
 from nbdvde.replication.compare import CHUNK, HASH_BYTES, Hasher, chunks_of, length_of
 from nbdvde.replication.operations import Compare, Repair
@@ -44,7 +43,7 @@ class Comparisons:
         """Anything may have changed."""
         self._latest = 0
 
-    async def compare(self, index: int, asked: Compare, volume: Volume) -> bytes:
+    async def compare(self, index: int, asked: Compare, volume: Disk) -> bytes:
         """Hash chunks, now; what cannot be read is `UNREADABLE`."""
         stop = min(asked.first + min(asked.count, CHUNKS), chunks_of(volume.size))
         found = b"".join([await self._hash(volume, number) for number in range(asked.first, stop)])
@@ -54,13 +53,13 @@ class Comparisons:
         self._latest, self._disk, self._touched = index, asked.disk, set()
         return found
 
-    async def _hash(self, volume: Volume, number: int) -> bytes:
+    async def _hash(self, volume: Disk, number: int) -> bytes:
         try:
             return await self._hasher.chunk(volume, number)
         except DamageError:
             return UNREADABLE
 
-    async def repair(self, repair: Repair, volume: Volume) -> bool:
+    async def repair(self, repair: Repair, volume: Disk) -> bool:
         """Write a chunk again, if nothing else has; whether it was."""
         number = repair.chunk
         if repair.compared != self._latest or repair.disk != self._disk or number in self._touched:

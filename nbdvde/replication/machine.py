@@ -30,6 +30,7 @@ from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note, Notes, Place
 from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Release, Repair, unpack
+from nbdvde.replication.regioncopy import found
 from nbdvde.replication.sealing import Sealer
 
 T = TypeVar("T")
@@ -155,14 +156,14 @@ class ImageMachine:
 
     async def _compare(self, index: int, compare: Compare) -> Result:
         try:
-            volume = self._image.disk(compare.disk)
+            volume = await found(self._image, compare.disk)
         except NbdvdeError as error:
             return error
         return index, await self.comparisons.compare(index, compare, volume)
 
     async def _repair(self, repair: Repair) -> Result:
         try:
-            volume = self._image.disk(repair.disk)
+            volume = await found(self._image, repair.disk)
         except NbdvdeError as error:
             return error
         return int(await self._surely(lambda: self.comparisons.repair(repair, volume)))

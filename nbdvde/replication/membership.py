@@ -7,7 +7,7 @@ import msgspec
 
 from nbdvde import workers
 from nbdvde.engine.image import Image
-from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.anon import FORM as ANONYMISATION
 from nbdvde.errors import RefusedError
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
@@ -24,7 +24,7 @@ _WHAT_WAS_THERE = Snapshot(1, 0, Members(frozenset({_FIRST})))
 
 async def found(image: Image, place: Place) -> Identity:
     """Make a cluster of one node with what the image holds. Raises RefusedError, NbdvdeError."""
-    _refuse_regions(image)
+    await _refuse_subjects(image)
     identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES))
     await _belong(image, identity, Note(GROUP, _WHAT_WAS_THERE, {}, {_FIRST: place}))
     return identity
@@ -34,14 +34,17 @@ async def join(image: Image, ticket: Ticket) -> Identity:
     """Let the image become what those of a cluster are. Raises RefusedError when it holds anything, NbdvdeError."""
     if any(disk.map.mapped for disk in image.volumes.disks):
         raise RefusedError(image.path, "holds data, which would be replaced", "make a new image for the cluster")
-    _refuse_regions(image)
+    await _refuse_subjects(image)
     await _belong(image, ticket.identity, Note(GROUP, Snapshot(), {}, ticket.nodes))
     return ticket.identity
 
 
-def _refuse_regions(image: Image) -> None:
-    if any(image.volumes.existing_region(DIRECTORY, disk.number) for disk in image.volumes.disks):
-        raise RefusedError(image.path, "has management regions, which are not replicated yet", "remove them first")
+async def _refuse_subjects(image: Image) -> None:
+    """Values and keys of subjects would stay in logs when they are erased."""
+    for disk in image.volumes.disks:
+        if (await image.regions.area(disk)).find(ANONYMISATION):
+            why = "has an anonymisation table, which cannot be replicated"
+            raise RefusedError(f"disk {disk.name}", why, "leave that disk in an image of its own")
 
 
 async def recover(image: Image, directory: Path) -> Identity:

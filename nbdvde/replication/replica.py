@@ -21,12 +21,15 @@ from nbdvde.raft.node import Node
 from nbdvde.raft.waiting import GroupEnded, LeadershipLost
 from nbdvde.replication import results
 from nbdvde.replication.batches import Batches, unknown
-from nbdvde.replication.catchup import AskCompared, AskData, Giver, Taker, unpacked
+from nbdvde.replication.catchup import Taker, unpacked
 from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
+from nbdvde.replication.giving import Giver
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
 from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, Release, pack
+from nbdvde.replication.questions import AskCompared, AskData
+from nbdvde.replication.regioncopy import found
 from nbdvde.replication.room import Room
 from nbdvde.replication.sealing import Sealer
 
@@ -335,7 +338,7 @@ class Replica:
 
     async def chunk_of(self, node: NodeId, disk: str, chunk: int) -> bytes:
         """What a chunk of a disk holds on another node. Raises NbdvdeError."""
-        blocks = bytes(range(length_of(self.image.disk(disk), chunk) // BLOCK))
+        blocks = bytes(range(length_of(await found(self.image, disk), chunk) // BLOCK))
         question = msgspec.msgpack.encode(AskData(disk, chunk, blocks))
         return unpacked(await self.node.peer(node).request(CATCH_UP, question))
 

@@ -11,6 +11,7 @@ from nbdvde.raft.messages import NodeId
 from nbdvde.replication.compare import HASH_BYTES, chunks_of, read_chunk
 from nbdvde.replication.comparison import CHUNKS, UNREADABLE
 from nbdvde.replication.operations import Compare, Repair
+from nbdvde.replication.regioncopy import found, labels_of
 
 if TYPE_CHECKING:
     from nbdvde.replication.replica import Replica
@@ -41,18 +42,22 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified, None]:
-    """Compare every disk of all nodes that can be reached; a line for every few chunks. Raises NbdvdeError."""
-    for name in [disk.name for disk in replica.image.volumes.disks]:
-        size = replica.image.disk(name).size
+    """Compare every disk of all nodes that can be reached, and its regions; a line for every few chunks.
+
+    Raises NbdvdeError.
+    """
+    image = replica.image
+    for name in [label for disk in list(image.volumes.disks) for label in await labels_of(image, disk)]:
+        size = (await found(image, name)).size
         for first in range(0, chunks_of(size), CHUNKS):
-            index, found = await _compared(replica, name, first)
+            index, told = await _compared(replica, name, first)
             differences = [
                 await _settled(replica, index, name, first + at, hashes, repair=repair)
-                for at, hashes in enumerate(_by_chunk(found))
+                for at, hashes in enumerate(_by_chunk(told))
                 if len(set(hashes.values())) > 1 or UNREADABLE in hashes.values()
             ]
             done = min((first + CHUNKS) << 20, size)
-            yield Verified(name, done, size, sorted(found), differences)
+            yield Verified(name, done, size, sorted(told), differences)
 
 
 async def _compared(replica: "Replica", disk: str, first: int) -> tuple[int, Mapping[NodeId, bytes]]:
@@ -91,5 +96,5 @@ async def _settled(
 
 async def _data(replica: "Replica", node: NodeId, disk: str, chunk: int) -> bytes:
     if node == replica.node.number:
-        return await read_chunk(replica.image.disk(disk), chunk)
+        return await read_chunk(await found(replica.image, disk), chunk)
     return await replica.chunk_of(node, disk, chunk)

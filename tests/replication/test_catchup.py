@@ -9,8 +9,9 @@ from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
 from nbdvde.errors import NetworkError
 from nbdvde.raft.messages import Snapshot
-from nbdvde.replication.catchup import Giver, Taker
+from nbdvde.replication.catchup import Taker
 from nbdvde.replication.compare import CHUNK, HASH_BYTES
+from nbdvde.replication.giving import Giver
 from nbdvde.replication.notes import Note
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 
 from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream
@@ -13,16 +14,26 @@ from nbdvde.admin.wormcalls import AppendData, CreateWorm, ExtendRetention, Worm
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.managed.metricslog import MetricsLog
 from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.vault import Vault
 from nbdvde.engine.managed.worm import Worm
+from nbdvde.engine.regions.query import Question
+from nbdvde.engine.regions.samples import Sample
 from nbdvde.errors import FullError, RefusedError
+from nbdvde.raft.messages import Snapshot
+from nbdvde.replication.catchup import Taker
+from nbdvde.replication.compare import Hasher
+from nbdvde.replication.giving import Giver
 from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.notes import Note
 from nbdvde.replication.operations import Action, Call, Change, Operation
+from nbdvde.replication.regioncopy import found, labels_of
 from nbdvde.replication.results import pack
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
-from tests.replication.entries import Author, machine_of
+from tests.replication.entries import CLUSTER, GROUP, MEMBERS, Author, machine_of
 
 BORN_NS, SECOND_NS = 1_700_000_000_000_000_000, 10**9
 
@@ -149,3 +160,64 @@ async def test_retention_ends_for_all_at_once() -> None:
     clocks = [msgspec.json.decode(answer)["clock_ns"] for answer in (made, tended, extended, gone)]
     assert clocks == [0, SECOND_NS - 1, SECOND_NS - 1, 2 * SECOND_NS]
     await image.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_catches_up_while_regions_change(seed: int) -> None:
+    """What came over with the regions is not done again, and what came later is."""
+    chance = random.Random(seed)
+    operations = [*history(seed), *history(seed + 10)[2:]]
+    entries, away, begun = Author().entries(operations), 12, 30
+    first, second = await open_storage(fresh(), KEY), await open_storage(fresh(), KEY)
+    source, behind = await machine_of(first), await machine_of(second)
+    for image in (first, second):
+        image.regions.alone = False
+    await source.apply(entries[:begun])
+    await behind.apply(entries[:away])
+    giver, at = Giver(first, CLUSTER.key, lambda group: source.note, compared=nothing_compared), begun
+
+    async def ask(question: bytes) -> bytes:
+        nonlocal at
+        count = chance.randrange(3)
+        await source.apply(entries[at : at + count])
+        at += count
+        return await giver.answer(question)
+
+    note = await Taker(second, CLUSTER.key, GROUP, ask).run()
+    assert begun <= note.applied.index <= at < len(entries)
+    behind.applied = note.applied
+    await behind.apply(entries[note.applied.index :])
+    await source.apply(entries[at:])
+    assert await told(second) == await told(first)
+    for label in await labels_of(first, first.disk()):
+        one, other = await found(first, label), await found(second, label)
+        assert await Hasher(CLUSTER.key).chunk(one, 0) == await Hasher(CLUSTER.key).chunk(other, 0)
+    await first.close()
+    await second.close()
+
+
+async def nothing_compared(index: int) -> bytes:
+    raise AssertionError(index)
+
+
+async def test_regions_that_are_gone_and_those_that_a_node_records_of_itself() -> None:
+    first, second = await open_storage(fresh(), KEY), await open_storage(fresh(), KEY)
+    for image, value in ((first, 1.0), (second, 2.0)):
+        area = await image.regions.area(image.disk())
+        await MetricsLog.create(area)
+        log = await image.regions.get(MetricsLog, image.disk())
+        await log.append([Sample(1, 1, value)])
+    await Vault.create(await second.regions.area(second.disk()))
+    await Stream.create(first.regions, first.disk(), 4, increment=1)
+    giver = Giver(first, CLUSTER.key, lambda group: Note(GROUP, Snapshot(1, 1, MEMBERS)), nothing_compared)
+    taker = Taker(second, CLUSTER.key, GROUP, giver.answer)
+    await taker.run()
+    area = await second.regions.area(second.disk())
+    assert [slot.name for slot in area.directory] == ["MTRK", "STRE"]
+    assert (await second.regions.get(Stream, second.disk())).ring.capacity == 4
+    log = await second.regions.get(MetricsLog, second.disk())
+    await log.append([Sample(1, 2, value)])
+    (answer,) = await log.ask([Question(next(iter(await log.series())))])
+    assert [point["sum"] for point in answer.windows.rows] == [2.0, 2.0]
+    await first.close()
+    await second.close()

@@ -6,6 +6,7 @@ A change of several blocks, of one region or of several, is one transaction: a c
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakSet
 
 import trio
 
@@ -21,6 +22,28 @@ from nbdvde.engine.volumes import Volumes
 from nbdvde.errors import RefusedError, UsageError
 
 _ENTRY = struct.Struct("<Q")
+CHUNK_BLOCKS = 256
+_CHUNKS_MAX = 1 << 16
+
+
+class Watch:
+    """Which chunks, of `CHUNK_BLOCKS` blocks of the volume, are changed."""
+
+    def __init__(self) -> None:
+        self._chunks: set[int] = set()
+
+    def touch(self, start: int, stop: int) -> None:
+        """Blocks are changed."""
+        if len(self._chunks) <= _CHUNKS_MAX:
+            last = (stop - 1) // CHUNK_BLOCKS
+            self._chunks.update(range(start // CHUNK_BLOCKS, min(last, start // CHUNK_BLOCKS + _CHUNKS_MAX + 1) + 1))
+
+    def taken(self) -> set[int]:
+        """Those since it was asked last, but for the first one, which has the directory. Raises RefusedError."""
+        if len(self._chunks) > _CHUNKS_MAX:
+            raise RefusedError("regions", "are changed too much at a time", "try again")
+        taken, self._chunks = self._chunks - {0}, set()
+        return taken
 
 
 class Area:
@@ -33,14 +56,17 @@ class Area:
         """`enable` says in the image that there may be regions; `forget` is told of those that are given up."""
         self.disk, self.subjects = disk, subjects
         self._volumes, self._enable, self._forget = volumes, enable, forget
-        self._changing = trio.Lock()
+        self._changing, self._writing = trio.Lock(), trio.Lock()
+        self._watches: WeakSet[Watch] = WeakSet()
         self._volume = volumes.existing_region(DIRECTORY, disk.number)
         self.directory = Directory()
         self.entry = 0
         """Index of the last entry in the log of a cluster that changed them; changes and this are one transaction."""
 
     async def load(self) -> None:
-        """Read the directory. Raises DamageError."""
+        """Read the directory, as it may be somebody else's now. Raises DamageError."""
+        self._volume = self._volumes.existing_region(DIRECTORY, self.disk.number)
+        self.directory, self.entry = Directory(), 0
         if self._volume is not None:
             block = await self._read(0, 1)
             if block.strip(b"\0"):  # a crash may have come before it was written first
@@ -181,8 +207,26 @@ class Area:
         entry = moment.entry()
         if entry is not None:
             blocks = {**blocks, ENTRY_BLOCK: ENTRY.block(_ENTRY.pack(entry), 0)}
-        await self.volume.write_together(blocks, holes)
-        self.entry = self.entry if entry is None else entry
+        async with self._writing:
+            await self.volume.write_together(blocks, holes)
+            self.entry = self.entry if entry is None else entry
+            for watch in self._watches:
+                for start, data in blocks.items():
+                    watch.touch(start, start + -(-len(data) // BLOCK))
+                for start, stop in holes:
+                    watch.touch(start, stop)
+
+    def watch(self) -> Watch:
+        """What tells, as long as somebody has it, what is changed."""
+        watch = Watch()
+        self._watches.add(watch)
+        return watch
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Have nothing be changed meanwhile."""
+        async with self._writing:
+            yield
 
     async def _read(self, block: int, count: int) -> bytes:
         return b"".join(map(page_of, await self.volume.read(block * BLOCK, count * BLOCK)))

@@ -1,6 +1,6 @@
 """The management regions of an open image: each is loaded once, by whoever asks first."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -118,6 +118,17 @@ class Regions:
                     region.end()
         with trio.CancelScope(shield=True):
             await self._subjects.forget_disks()
+
+    async def reload(self, disk: Volume, kept: Container[int]) -> None:
+        """The regions of a disk, but for those of some types, were replaced by others. Raises DamageError."""
+        async with self._loading:
+            for number, tag in list(self._loaded):
+                if number == disk.number and tag not in kept:
+                    region = self._loaded.pop((number, tag))
+                    if isinstance(region, Awaited):
+                        region.end()
+            if disk.number in self._areas:
+                await self._areas[disk.number].load()
 
     def _forget(self, disk: int, form: Form) -> None:
         self._loaded.pop((disk, form.tag), None)

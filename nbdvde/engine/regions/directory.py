@@ -16,6 +16,8 @@ from nbdvde.errors import RefusedError
 
 FORM = Form("RDIR", 16, 32)
 ENTRY, ENTRY_BLOCK = Form("RENT", 8, 0), 1
+HEAD_BLOCKS = 2
+"""Directory and entry."""
 _HEADER = struct.Struct("<I12s")
 _SLOT = struct.Struct("<IIQQQ")
 SLOTS_MAX = FORM.capacity(1)
