@@ -190,23 +190,21 @@ class _Serving:
     async def _attend(self, path: Path | None) -> AsyncIterator[Callable[[Image | None], Awaitable[None]]]:
         """Answer at the control socket of an image while it is open, and record what becomes of it."""
         control = self._control_of(path)
-        scope, recording = trio.CancelScope(), trio.CancelScope()
+        scope, following = trio.CancelScope(), trio.CancelScope()
 
         async def attend(image: Image | None) -> None:
             if listener:
                 routes = Service(self._server, lambda: image, self._host, self._uris, self).routes()
                 await self._nursery.start(_answer, scope, listener, routes)
-            if image and self._is_recorded(image):
-                self._nursery.start_soon(self._record, recording, image)
-            if image and replica_of(image):
-                self._nursery.start_soon(_keep_clocks, recording, image)
+            if image:
+                self._nursery.start_soon(self._follow, following, image)
 
         listener = await self._bind_control(control, path) if control else None
         try:
             yield attend
         finally:
             scope.cancel()
-            recording.cancel()
+            following.cancel()
             if listener:
                 listener.close()
 
@@ -217,10 +215,15 @@ class _Serving:
         """Whether its metrics logs are written: each node of a cluster records what it does."""
         return bool(self._plan.options.server.metrics_interval) and not image.read_only
 
-    async def _record(self, scope: trio.CancelScope, image: Image) -> None:
+    async def _follow(self, scope: trio.CancelScope, image: Image) -> None:
+        """Record what becomes of an image, and have its cluster agree on retention clocks."""
         with scope:
-            recorder = Recorder(image, self._server, lambda: self._host.exports, time.time_ns)
-            await recorder.run(self._plan.options.server.metrics_interval)
+            async with trio.open_nursery() as nursery:
+                if self._is_recorded(image):
+                    recorder = Recorder(image, self._server, lambda: self._host.exports, time.time_ns)
+                    nursery.start_soon(recorder.run, self._plan.options.server.metrics_interval)
+                if replica_of(image):
+                    nursery.start_soon(keep_clocks, image, TENDING_S)
 
     def _control_of(self, path: Path | None) -> Path | None:
         if path == self._first or self._control is None:
@@ -283,11 +286,6 @@ async def _trying(failures: list[NbdvdeError], do: Callable[[], Awaitable[None]]
         await do()
     except NbdvdeError as error:
         failures.append(error)
-
-
-async def _keep_clocks(scope: trio.CancelScope, image: Image) -> None:
-    with scope:
-        await keep_clocks(image, TENDING_S)
 
 
 @contextmanager

@@ -104,6 +104,8 @@ class Cluster:
         if content:
             run(NBDVDE, "import", first.image, content, "--key-file", first.key_file)
             run(NBDVDE, "snapshot", "create", first.image, "disk@before", "--key-file", first.key_file)
+            run(NBDVDE, "stream", "create", first.image, "--capacity", "1M", "--key-file", first.key_file)
+            run(NBDVDE, "stream", "append", first.image, "--key-file", first.key_file, input=b"before")
         where = ("--address", first.address, "--name", "node-1")
         run(NBDVDE, "cluster", "init", first.image, *where, "--key-file", first.key_file)
         first.start()

@@ -90,6 +90,18 @@ def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
         assert [snapshot["name"] for snapshot in found["snapshots"]] == ["before", "first"]
 
 
+def test_regions_are_changed_on_all_nodes(cluster: Cluster) -> None:
+    first, second, third = (member.image for member in cluster.members)
+    for image in (second, third):
+        run(NBDVDE, "stream", "append", image, input=image.parent.name.encode())
+    assert run(NBDVDE, "stream", "read", first, "--raw") == "beforenode2node3"
+    run(NBDVDE, "worm", "create", second, "--capacity", "1M", "--retention", "1s")
+    run(NBDVDE, "worm", "append", third, input=b"for a while")
+    assert run_json(NBDVDE, "worm", "verify", first, "--json")["records"] == 1
+    compared = [json.loads(line)["disk"] for line in run(NBDVDE, "cluster", "verify", first, "--json").splitlines()]
+    assert sorted(set(compared)) == ["disk", "disk/1", "disk/2"]
+
+
 def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) -> None:
     first, second, third = (member.uri for member in cluster.members)
     libnbd("take_over", first, second, module="libnbd_cluster")
@@ -197,10 +209,10 @@ def test_what_cannot_be_replicated_is_refused(tmp_path: Path) -> None:
     key.write_bytes(b"k" * 32)
     key.chmod(0o600)
     run(NBDVDE, "create", image, "8M", "--key-file", key)
-    run(NBDVDE, "vault", "create", image, "--key-file", key)
+    run(NBDVDE, "anon", "create", image, "--key-file", key)
     with_key: list[str | Path] = ["--key-file", key]
     here: list[str | Path] = ["--address", "127.0.0.1:1", *with_key]
-    refused(9, "management regions", "cluster", "init", image, *here)
+    refused(9, "anonymisation table", "cluster", "init", image, *here)
     other = tmp_path / "other.vde"
     run(NBDVDE, "create", other, "8M", *with_key)
     run(NBDVDE, "cluster", "init", other, *here)
