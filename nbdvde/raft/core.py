@@ -369,6 +369,7 @@ class Core(Voter):
             self.log.stored(ready.entries[-1])
         if self.office and ready.entries:
             self.office.advance()
+            self.office.hand_over()
             self._follow_office(self.office)
         elif self.role is Role.CANDIDATE and ready.hard and ready.hard.term == self.term:
             self._count_ballots()

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from nbdvde.errors import DamageError, RefusedError
+from nbdvde.raft import quorum
 from nbdvde.raft.applier import Applier
 from nbdvde.raft.core import Core, Ready
 from nbdvde.raft.machine import Machine
@@ -179,6 +180,8 @@ class Group:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.upkeep.begin(nursery)
+                if quorum.agree(self.core.members.quorums, {self.core.node}):
+                    self.core.campaign()  # there is nobody to wait for
                 self._host.touch(self)
                 task_status.started()
                 try:
@@ -209,6 +212,7 @@ class Group:
         if node in self.core.members:
             self.core.unreachable(node)
             self.core.install_failed(node)
+            self.core.suspect(node)
 
     @property
     def sleeps(self) -> bool:

@@ -251,9 +251,9 @@ class Leader:
         self._invite(max(voters, key=lambda node: self.followers[node].kept))
 
     def hand_over(self) -> None:
-        """Tell it when it has."""
+        """Tell it when it has, and everything is committed: so those who proposed it learn of that."""
         progress = self.followers.get(self.transferee)
-        if progress and progress.kept == self._log.last_index:
+        if progress and progress.kept == self._log.last_index == self.commit:
             self._invite(self.transferee)
 
     def _invite(self, node: NodeId) -> None:

@@ -10,6 +10,11 @@ from nbdvde.raft.messages import Body, HardState, Members, Message, NodeId, Vote
 from nbdvde.raft.quorum import Outcome
 from nbdvde.raft.settings import Settings
 
+_LOST = 3
+"""Ticks until a leader is missed whose connection broke: it may be made again at once."""
+_APART = 2
+"""Ticks between those who miss a leader at once: clocks may be one apart, and an election takes less than the other."""
+
 
 class Role(Enum):
     """What a member is at the moment."""
@@ -76,6 +81,16 @@ class Voter(ABC):
             self._bound = False
         if self._ticks >= self._timeout and self._may_lead():
             self._ask_for_votes(pre=True)
+
+    def suspect(self, node: NodeId) -> None:
+        """The connection to a member broke: if it led, it is missed soon, unless it gives a sign of life.
+
+        Who has not lost it, the leader itself among them, still refuses votes. A lease relies on full silence.
+        """
+        if node == self.leader and not self.settings.lease:
+            before = sum(self.members.votes(other) for other in self.members if other < self.node and other != node)
+            self._ticks = self.settings.election
+            self._timeout = self._ticks + _LOST + _APART * before
 
     def _may_lead(self) -> bool:
         return not self.mute and self.log.may_decide(self.node, self.commit)

@@ -49,6 +49,11 @@ ELECTIONS = [
         "a leader that nobody hears stays", "leader:Leader.tick", "if not self._hears_a_quorum():",
         "if self._hears_a_quorum() is None:",
     ),
+    mutant("a leader that is lost is waited for", "voter:Voter.suspect", "if node == self.leader", "if False"),
+    mutant("a leader is missed before it can be back", "voter:Voter.suspect", "_LOST + ", ""),
+    mutant("all miss a leader at the same time", "voter:Voter.suspect", " + _APART * before", ""),
+    mutant("a leader is missed when anybody is lost", "voter:Voter.suspect", "node == self.leader and ", ""),
+    mutant("a lease ends with a connection", "voter:Voter.suspect", " and not self.settings.lease", ""),
     mutant("once heard is heard for ever", "leader:Leader._hears_a_quorum", "progress.active = False", "pass"),
 ]  # fmt: skip
 
@@ -221,7 +226,15 @@ MEMBERS = [
         "for node in self._log.members if", "for node in self.followers if",
     ),
     mutant("members of a state do not count", "log:Log.restored", "self._members = [(", "[("),
-    mutant("a transfer does not wait", "leader:Leader.hand_over", " and progress.kept == self._log.last_index", ""),
+    mutant(
+        "a transfer does not wait", "leader:Leader.hand_over",
+        " and progress.kept == self._log.last_index == self.commit", "",
+    ),
+    mutant("a transfer leaves entries whose fate is unknown", "leader:Leader.hand_over", " == self.commit", ""),
+    mutant(
+        "a transfer that waits for the own disk is forgotten", "core:Core.done",
+        "        self.office.hand_over()\n", "",
+    ),
     mutant("a transfer never ends", "leader:Leader.tick", "self._counted = self.transferee = 0", "self._counted = 0"),
     mutant("proposals go on during a transfer", "core:Core.propose", "if office.transferee:", "if False:"),
     mutant(

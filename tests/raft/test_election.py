@@ -1,9 +1,12 @@
 """Elections (3.4, 3.6.1), the question before them (9.6), and leaders that nobody hears."""
 
+from dataclasses import replace
+
 import pytest
 
 from nbdvde.raft.core import Core, Role
 from nbdvde.raft.messages import Append, AppendReply, Beat, BeatReply, Message, Vote, VoteReply
+from nbdvde.raft.settings import Settings
 from tests.raft.party import SETTINGS, Member, Party, entry, members
 
 THREE = members({1, 2, 3})
@@ -269,6 +272,55 @@ def test_who_asks_learns_of_a_later_term() -> None:
 
 
 # Leaders that nobody hears
+
+
+def test_a_leader_whose_connections_broke_is_followed_by_another_one_soon() -> None:
+    party = Party(THREE)
+    party.elect(1)
+    party.away = {1}
+    for node in (2, 3):
+        party.cores[node].suspect(1)
+    party.tick(2, 3, times=2)
+    assert party.cores[2].role is Role.FOLLOWER, "it may be back at once"
+    party.tick(2, 3)
+    assert [core.leader for core in party.cores.values()] == [1, 2, 2]
+
+
+def test_those_who_have_lost_a_leader_do_not_ask_for_votes_at_once() -> None:
+    party = Party(THREE)
+    party.elect(2)
+    party.away = {1, 2}
+    for node in (1, 3):
+        party.cores[node].suspect(2)
+    party.tick(3, times=4)
+    assert party.cores[3].role is Role.FOLLOWER
+    party.away = {2}
+    party.tick(3)
+    assert [core.leader for core in party.cores.values()] == [3, 2, 3]
+
+
+def test_a_leader_that_one_has_lost_and_another_hears_stays() -> None:
+    party = Party(THREE)
+    party.elect(1)
+    party.cores[2].suspect(1)
+    party.tick(2, times=3)
+    assert party.cores[2].role is Role.PRE_CANDIDATE
+    assert party.cores[1].is_leader
+    party.tick(1)
+    assert {(core.term, core.leader) for core in party.cores.values()} == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("node", "settings"), [(3, SETTINGS), (2, replace(SETTINGS, lease=True))], ids=["another node", "with a lease"]
+)
+def test_a_broken_connection_changes_nothing(node: int, settings: Settings) -> None:
+    member = Member(THREE, term=1, settings=settings)
+    member.hear(2, Beat(1, 0, 1))
+    member.core.suspect(node)
+    for _ in range(SETTINGS.election - 1):
+        member.core.tick()
+    assert not member.say()
+    assert not member.hear(3, Vote(2, 0, 0, pre=True))
 
 
 def test_a_leader_that_hears_no_majority_leads_no_more() -> None:

@@ -227,7 +227,7 @@ async def test_who_stops_in_order_hands_over_first(autojump_clock: MockClock) ->
         del cluster.nodes[leader.number]
         following = await cluster.leader()
         assert await following.groups["default"].propose(b"1") == 2
-        assert trio.current_time() - begun < 0.3
+        assert trio.current_time() - begun < 0.09, "less than a tick: nobody had to be missed"
         with pytest.raises(RefusedError):
             await leader.groups["default"].propose(b"1")
 

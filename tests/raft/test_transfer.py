@@ -4,7 +4,7 @@ import pytest
 
 from nbdvde.errors import RefusedError
 from nbdvde.raft.core import NotLeaderError
-from nbdvde.raft.messages import Elect, Message, Vote
+from nbdvde.raft.messages import AppendReply, Elect, Message, Vote, VoteReply
 from tests.raft.party import SETTINGS, Member, Party, members
 
 THREE = members({1, 2, 3})
@@ -32,6 +32,40 @@ def test_who_lacks_something_gets_it_first() -> None:
     assert party.cores[2].is_leader
     party.propose(2, b"b")
     assert party.data(2) == [b"a", b"b"]
+
+
+def test_who_has_everything_waits_until_it_is_committed() -> None:
+    """Or those who proposed it would never learn what became of it."""
+    five = Member(members({1, 2, 3, 4, 5}))
+    five.core.campaign()
+    five.say()
+    for node in (2, 3):
+        five.hear(node, VoteReply(1, granted=True, pre=True))
+    for node in (2, 3):
+        five.hear(node, VoteReply(1, granted=True))
+    five.hear(2, AppendReply(1, True, 1))
+    five.hear(3, AppendReply(1, True, 1))
+    five.core.propose([b"a"])
+    five.say()
+    five.core.transfer(2)
+    assert not five.hear(2, AppendReply(1, True, 2)).of(Elect)
+    assert five.hear(3, AppendReply(1, True, 2)).of(Elect)
+
+
+def test_the_own_disk_may_be_what_it_waits_for() -> None:
+    party = Party(members({1, 2}))
+    core = party.elect(1)
+    core.propose([b"a"])
+    ready = core.ready()
+    assert ready
+    party.begin(1, ready)
+    party.settle(2)
+    core.transfer(2)
+    party.deliver(1)
+    assert (core.is_leader, core.commit) == (True, 1)
+    party.finish(1, ready)
+    party.settle()
+    assert party.cores[2].is_leader
 
 
 def test_nothing_is_proposed_meanwhile() -> None:
