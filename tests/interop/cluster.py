@@ -5,16 +5,24 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import trio
+
+from nbdvde import KeyFile, create_image, open_image
 from nbdvde.admin.calls import Nothing
-from nbdvde.admin.client import connect, control_path
-from nbdvde.admin.clustercalls import STATUS, ClusterStatus
+from nbdvde.admin.client import ControlClient, connect, control_path
+from nbdvde.admin.clustercalls import INVITE, STATUS, ClusterStatus, Invitation, place_of
+from nbdvde.engine.image import Image
+from nbdvde.engine.managed.stream import Stream
 from nbdvde.errors import NetworkError
+from nbdvde.replication import membership
 from tests.certificates import make_authority
-from tests.interop.harness import NBDVDE, Process, run
+from tests.interop.harness import Process
 
 WAIT_S = 60
 """More than this is a hang."""
@@ -23,19 +31,40 @@ WAIT_S = 60
 class Member:
     """One node: its image, its configuration, and its process if it runs."""
 
-    def __init__(self, folder: Path, number: int, port: int) -> None:
-        folder.mkdir()
-        self.folder, self.number, self.address = folder, number, f"127.0.0.1:{port}"
-        self.image, self.key_file = folder / "disk.vde", folder / "key"
+    def __init__(self, folder: Path, number: int, port: int, called: str | None = None) -> None:
+        """It listens at `port` for others, who call it at the address `called`, which is the same by default."""
+        (folder / "store").mkdir(parents=True)
+        self.folder, self.number, self.listen = folder, number, f"127.0.0.1:{port}"
+        self.called, self.name = called or self.listen, f"node-{number}"
+        self.image, self.key_file = folder / "store" / "disk.vde", folder / "key"
         self.key_file.write_bytes(os.urandom(32))
         self.key_file.chmod(0o600)
         self.process: Process | None = None
+        self.paused = False
 
     @property
     def uri(self) -> str:
         """Of its disk."""
         assert self.process
         return self.process.uri
+
+    @property
+    def key(self) -> KeyFile:
+        """Of its image."""
+        return KeyFile(self.key_file.read_bytes())
+
+    def create(self, size: int, capacity: int = 0) -> None:
+        """A new image."""
+        create_image(self.image, size, secret=self.key, capacity=capacity)
+
+    def change(self, work: Callable[[Image], Awaitable[object]]) -> None:
+        """Do something to the image, which nobody serves."""
+
+        async def opened() -> None:
+            async with open_image(self.image, key=self.key) as image:
+                await work(image)
+
+        trio.run(opened)
 
     def start(self, listen: str | None = None) -> None:
         """Serve, at a Unix socket unless elsewhere; returns when clients are let in."""
@@ -53,23 +82,31 @@ class Member:
         if self.process:
             self.process.kill()
             self.process = None
+        self.paused = False
 
     def pause(self) -> None:
         """SIGSTOP."""
         assert self.process
         os.kill(self.process.pid, signal.SIGSTOP)
+        self.paused = True
 
     def resume(self) -> None:
         """SIGCONT."""
         assert self.process
         os.kill(self.process.pid, signal.SIGCONT)
+        self.paused = False
 
-    def status(self) -> ClusterStatus:
-        """As it sees the cluster. Raises NetworkError."""
+    @property
+    def control(self) -> ControlClient:
+        """Of its server. Raises NetworkError."""
         served = connect(control_path(self.image))
         if served is None:
             raise NetworkError(str(self.image), "is not served")
-        return served.call(STATUS, Nothing())
+        return served
+
+    def status(self) -> ClusterStatus:
+        """As it sees the cluster. Raises NetworkError."""
+        return self.control.call(STATUS, Nothing())
 
 
 class Cluster:
@@ -83,54 +120,52 @@ class Cluster:
         *,
         election_s: float = 1.0,
         log_size: str = "64M",
-        create: Sequence[str] = (),
-        content: Path | None = None,
+        capacity: int = 0,
+        content: bytes = b"",
+        members: Sequence[Member] = (),
     ) -> None:
-        """`create` are further options of `nbdvde create`, `content` is what the first image holds before."""
-        self.members = [
-            Member(folder / f"node{number}", number, port) for number, port in enumerate(_free_ports(nodes), 1)
+        """`content` is what the first image holds before, with a snapshot of it and a stream; `members` are nodes, made already."""
+        self._size, self._capacity = size, capacity
+        self.members = list(members) or [
+            Member(folder / f"node{number}", number, port) for number, port in enumerate(free_ports(nodes), 1)
         ]
         authority = make_authority(folder / "authority")
         for member in self.members:
-            certificate, key = authority.node(f"node-{member.number}")
+            certificate, key = authority.node(member.name)
             table = {
-                "listen": member.address, "cert": str(certificate), "key": str(key), "ca": str(authority.ca),
+                "listen": member.listen, "cert": str(certificate), "key": str(key), "ca": str(authority.ca),
                 "election": election_s, "log_size": log_size,
             }  # fmt: skip
             lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
             (member.folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")
-            run(NBDVDE, "create", member.image, str(size), "--key-file", member.key_file, *create)
         first, *others = self.members
-        if content:
-            run(NBDVDE, "import", first.image, content, "--key-file", first.key_file)
-            run(NBDVDE, "snapshot", "create", first.image, "disk@before", "--key-file", first.key_file)
-            run(NBDVDE, "stream", "create", first.image, "--capacity", "1M", "--key-file", first.key_file)
-            run(NBDVDE, "stream", "append", first.image, "--key-file", first.key_file, input=b"before")
-        where = ("--address", first.address, "--name", "node-1")
-        run(NBDVDE, "cluster", "init", first.image, *where, "--key-file", first.key_file)
+        first.create(size, capacity)
+        first.change(lambda image: _found(image, first, content))
         first.start()
-        for member in others:
-            self.add(member)
+        self.add(*others)
 
-    def add(self, member: Member) -> None:
-        """Have a node join that is served nowhere yet; it is a voter in the end."""
+    def add(self, *members: Member) -> None:
+        """Have nodes join that are served nowhere yet; they are voters in the end."""
         leader = self.leader()
-        ticket = member.folder / "ticket"
-        where = ("--address", member.address, "--name", f"node-{member.number}")
-        run(NBDVDE, "cluster", "invite", leader.image, *where, "--ticket", ticket)
-        run(NBDVDE, "cluster", "join", member.image, "--ticket", ticket, "--key-file", member.key_file)
-        member.start()
-        self.wait(lambda status: any(n.node == member.number and n.role != "learner" for n in status.nodes))
+        for member in members:
+            ticket = leader.control.call(INVITE, Invitation(member.called, member.name))
+            member.number = ticket.identity.node
+            member.create(self._size, self._capacity)
+            member.change(partial(membership.join, ticket=ticket))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Member.start, members))
+        numbers = {member.number for member in members}
+        self.wait(lambda status: numbers <= {node.node for node in status.nodes if node.role != "learner"})
 
     @property
     def running(self) -> list[Member]:
         """Those whose processes run."""
-        return [member for member in self.members if member.process]
+        return [member for member in self.members if member.process and not member.paused]
 
     def leader(self) -> Member:
         """The node that leads, when one does."""
         found = self.wait(lambda status: status.role == "leader")
-        return self.members[found.node - 1]
+        return next(member for member in self.members if member.number == found.node)
 
     def wait(self, wanted: Callable[[ClusterStatus], bool]) -> ClusterStatus:
         """Wait until a node's view of the cluster is as wanted; that view."""
@@ -149,7 +184,22 @@ class Cluster:
             member.kill()
 
 
-def _free_ports(count: int) -> list[int]:
+async def _found(image: Image, member: Member, content: bytes) -> None:
+    if content:
+        await image.disk().write(0, memoryview(content))
+        await image.volumes.snapshot("disk", "before")
+        stream = await Stream.create(image.regions, image.disk(), 256)
+        await stream.append_many([b"before"])
+    await membership.found(image, place_of(member.called, member.name))
+
+
+def has_applied(node: int, index: int, status: ClusterStatus) -> bool:
+    """Whether a node has everything up to an entry."""
+    return status.node == node and status.applied >= index
+
+
+def free_ports(count: int) -> list[int]:
+    """Of this machine, for now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:

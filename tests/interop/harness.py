@@ -116,6 +116,10 @@ class Process:
         """Not stopped by us."""
         return self._process.returncode is None
 
+    def expect_running(self) -> None:
+        """Fail when it ended by itself."""
+        assert self._process.poll() is None, f"{self._process.returncode}\n{self._log.read_text()}"
+
     def stop(self) -> None:
         """SIGTERM; it must end with 0 and have met no bug."""
         self._process.send_signal(signal.SIGTERM)

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
-from nbdvde import KeyFile, open_image
-from nbdvde.admin.clustercalls import ClusterStatus
-from tests.interop.cluster import Cluster, Member
+from nbdvde import check_image
+from tests.interop.cluster import Cluster, Member, has_applied
 from tests.interop.harness import NBDVDE, ROOT, libnbd, libnbd_python, need, run, run_json
 
 SIZE = 8 << 20
@@ -27,19 +25,13 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need("nbdinfo", "nbdcopy", "qemu-io")
-    folder = tmp_path_factory.mktemp("cluster")
-    before = folder / "before"
-    before.write_bytes(BEFORE)
-    with closing(Cluster(folder, SIZE, log_size="2M", content=before)) as made:
+    with closing(Cluster(tmp_path_factory.mktemp("cluster"), SIZE, log_size="2M", content=BEFORE)) as made:
         yield made
         for member in made.running:
             member.stop()
         for member in made.members:
-            run(NBDVDE, "check", member.image, "--key-file", member.key_file)
-
-
-def has_applied(node: int, index: int, status: ClusterStatus) -> bool:
-    return status.node == node and status.applied >= index
+            report = check_image(member.image, key=member.key)
+            assert report.ok, report
 
 
 @contextmanager
@@ -92,9 +84,9 @@ def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
 
 def test_regions_are_changed_on_all_nodes(cluster: Cluster) -> None:
     first, second, third = (member.image for member in cluster.members)
-    for image in (second, third):
-        run(NBDVDE, "stream", "append", image, input=image.parent.name.encode())
-    assert run(NBDVDE, "stream", "read", first, "--raw") == "beforenode2node3"
+    for member in cluster.members[1:]:
+        run(NBDVDE, "stream", "append", member.image, input=member.name.encode())
+    assert run(NBDVDE, "stream", "read", first, "--raw") == "beforenode-2node-3"
     run(NBDVDE, "worm", "create", second, "--capacity", "1M", "--retention", "1s")
     run(NBDVDE, "worm", "append", third, input=b"for a while")
     assert run_json(NBDVDE, "worm", "verify", first, "--json")["records"] == 1
@@ -152,7 +144,7 @@ def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
     """Somebody changed the image of a node behind the back of the cluster."""
     member = cluster.members[2]
     member.stop()
-    trio.run(change, member)
+    member.change(lambda image: image.disk().write(4 << 20, memoryview(b"changed behind its back")))
     member.start()
     leader = cluster.leader()
     cluster.wait(lambda status: status.node == leader.number and all(node.connected for node in status.nodes))
@@ -162,11 +154,6 @@ def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
     assert found.stdout.endswith(f"{SIZE >> 20}M compared on nodes 1, 2, 3\n")
     assert "repaired" in run(NBDVDE, "cluster", "verify", cluster.members[1].image, "--repair")
     assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
-
-
-async def change(member: Member) -> None:
-    async with open_image(member.image, key=KeyFile(member.key_file.read_bytes())) as image:
-        await image.disk().write(4 << 20, memoryview(b"changed behind its back"))
 
 
 def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: Path) -> None:
@@ -254,7 +241,7 @@ def test_a_lost_majority(tmp_path: Path) -> None:
 
 def test_full_images(tmp_path: Path) -> None:
     """Clients are told in time, nothing that was acknowledged is lost, and trims make room again."""
-    with closing(Cluster(tmp_path, 256 << 20, create=("--capacity", "64M"))) as cluster:
+    with closing(Cluster(tmp_path, 256 << 20, capacity=64 << 20)) as cluster:
         libnbd("fill", *(member.uri for member in cluster.members), module="libnbd_cluster")
         index = cluster.leader().status().committed
         for member in cluster.members:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nbdvde.config import parse_size
-from tools.bench import history, more, network, replication, space, speed, streams
+from tools.bench import failover, history, more, network, replication, space, speed, streams
 from tools.bench.report import Section, update_document, write_json
 from tools.bench.servers import SERVERS, Work
 
@@ -26,6 +26,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--large-size", type=parse_size, default=1 << 40, help="of the disk that is opened")
     parser.add_argument("--large-stored", type=parse_size, default=16 << 30, help="bytes in it")
     parser.add_argument("--snapshots", type=int, default=10_000, help="of a disk (snapshots)")
+    parser.add_argument("--kills", type=int, default=100, help="of a leader (failover)")
     parser.add_argument("--mib", type=int, default=512, help="of files (space)")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="directory for the disks")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="figures of all sections")
@@ -64,6 +65,7 @@ _SECTIONS: dict[str, Callable[[Work, argparse.Namespace], Section]] = {
     "replication": lambda work, options: replication.measure(
         work, rounds=options.rounds, seconds=options.seconds or 5.0,
     ),
+    "failover": lambda work, options: failover.measure(work, kills=options.kills),
     "space": lambda work, options: space.measure(work, mib=options.mib),
     "opening": lambda work, options: more.opening(work, size=options.large_size, stored=options.large_stored),
 }  # fmt: skip
