@@ -124,7 +124,7 @@ class Cluster:
         content: bytes = b"",
         members: Sequence[Member] = (),
     ) -> None:
-        """`content` is what the first image holds before, with a snapshot of it and a stream; `members` are nodes, made already."""
+        """`content` is what the first image holds before, with a snapshot and a stream; `members` are made already."""
         self._size, self._capacity = size, capacity
         self.members = list(members) or [
             Member(folder / f"node{number}", number, port) for number, port in enumerate(free_ports(nodes), 1)
