@@ -17,14 +17,16 @@ from nbdvde.errors import (
     DamageError,
     DetachedError,
     InUseError,
+    NetworkError,
     RefusedError,
     UnreadableError,
     UsageError,
 )
+from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.compare import Hasher
 from nbdvde.replication.comparison import UNREADABLE
 from nbdvde.replication.machine import ImageMachine
-from nbdvde.replication.notes import Place
+from nbdvde.replication.notes import Note, Place
 from nbdvde.replication.operations import (
     Action,
     Attach,
@@ -35,11 +37,12 @@ from nbdvde.replication.operations import (
     Enrol,
     Operation,
     Release,
+    Repair,
 )
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
-from tests.replication.entries import Author, Heard, machine_of
+from tests.replication.entries import GROUP, MEMBERS, Author, Heard, machine_of
 
 SIZE = 1 << 20
 BLOCKS = 64
@@ -171,6 +174,60 @@ async def test_disks_are_noted_alike_when_a_change_comes_again_after_a_failure(h
     assert late.note == machine.note
     await image.close()
     await again.close()
+
+
+async def test_what_a_state_contains_is_not_applied_again():
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    entries = author.entries([call("snapshots/create", "disk@a"), [write(0, 1)], [write(0, 2)]])
+    await machine.apply(entries)
+    assert list(await machine.apply(entries[:2])) == [None, None]
+    assert (await content(image))[0] == 2
+    await image.close()
+
+
+async def test_a_state_of_another_node_counts_when_all_of_it_is_there():
+    storage, noted = fresh(), list[Note]()
+    image = await open_storage(storage, KEY)
+    theirs = Note(GROUP, Snapshot(9, 2, MEMBERS), {"disk": (5, 2)}, {1: Place("a:1", "a")})
+
+    async def fetch(source: int, snapshot: Snapshot) -> Note:
+        copy = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
+        noted.append((await machine_of(copy)).note)
+        await copy.close()
+        if len(noted) == 1:
+            raise NetworkError("node 2", "has gone")
+        return theirs
+
+    heard = Heard()
+    machine = await machine_of(image, heard, fetch)
+    await machine.begin()
+    with pytest.raises(NetworkError):
+        await machine.install(2, theirs.applied)
+    assert noted[0].incomplete
+    assert noted[0].begun
+    later = Author()
+    later.index = 9
+    await machine.apply(later.entries([[write(3, 7, epoch=5)]]))
+    assert (machine.applied.index, machine.incomplete, len(noted)) == (10, False, 2)
+    assert heard.attachments == [("disk", 5, 2)]
+    assert (await content(image))[3] == 7
+    await image.close()
+
+
+async def test_a_chunk_is_mended_unless_it_was_changed():
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    author, sound = Author(), (8).to_bytes(2, "little") * (SIZE // 2)
+    found = await done(machine, author, Compare("disk", 0, 1), Repair("disk", 1, 0, sound))
+    assert found[1] == 1
+    found = await done(machine, author, Compare("disk", 0, 1), [write(0, 1)], Repair("disk", 3, 0, sound))
+    assert found[2] == 0
+    found = await done(machine, author, Compare("disk", 0, 1), Compare("disk", 0, 1), Repair("disk", 6, 0, sound))
+    assert found[2] == 0
+    assert (await content(image))[:2] == [1, 8]
+    await image.close()
 
 
 async def test_comparing_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch):

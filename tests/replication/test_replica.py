@@ -1,0 +1,135 @@
+"""How a node has things agreed on, without the others: what of them counts here is put in their place."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from nbdvde.errors import DetachedError, NetworkError, NoSpaceError, RefusedError
+from nbdvde.raft.core import NotLeaderError
+from nbdvde.raft.messages import Members, Snapshot
+from nbdvde.raft.waiting import LeadershipLost
+from nbdvde.replication import results
+from nbdvde.replication.disk import Attachment
+from nbdvde.replication.operations import Release
+from nbdvde.replication.replica import Replica
+from nbdvde.replication.room import Room
+from nbdvde.replication.sealing import Sealer
+from tests.replication.entries import CLUSTER
+from tests.replication.test_catchup import NOTE, giver, image
+
+ROOM = 64 << 20
+
+
+@asynccontextmanager
+async def replica(source: object = None) -> AsyncIterator[Any]:
+    """Of node 1, which leads."""
+    async with trio.open_nursery() as nursery:
+        node: Any = SimpleNamespace(number=1)
+        made: Any = Replica(source, CLUSTER, node, Sealer(CLUSTER.key, random.Random(1).randbytes), nursery)  # type: ignore[arg-type]
+        made.group = SimpleNamespace(leader=1)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+def failing(*errors: Exception) -> Callable[..., Any]:
+    """Raises them, one each time, and answers then."""
+    left = list(errors)
+
+    async def call(*_: object) -> object:
+        await trio.lowlevel.checkpoint()
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    call.left = left  # type: ignore[attr-defined]
+    return call
+
+
+async def test_a_barrier_waits_until_somebody_leads(autojump_clock: MockClock) -> None:
+    async with replica() as here:
+        here.group.read_barrier = failing(NotLeaderError("a", "b"), LeadershipLost("g"), NotLeaderError("a", "b"))
+        await here.barrier()
+        assert not here.group.read_barrier.left
+
+
+async def test_who_does_not_know_what_became_of_it_does_not_ask_again(autojump_clock: MockClock) -> None:
+    async with replica() as here:
+        here.group.propose = failing(NotLeaderError("a", "b"), LeadershipLost("g"))
+        with pytest.raises(DetachedError):
+            await here.propose(Release("disk", 1))
+
+
+async def test_refusals_of_the_leader_are_raised() -> None:
+    with pytest.raises(RefusedError, match="is full of errors"):
+        Replica._result(results.pack(RefusedError("disk", "is full of errors")))
+    assert Replica._result(results.pack([None, RefusedError("a", "b")]))
+
+
+async def test_who_is_taken_over_is_told() -> None:
+    async with replica() as here:
+        told = list[str]()
+        here._attachments["disk"] = attachment = Attachment(5)
+        attachment.join(lambda: told.append("end"))
+        here.attached("disk", 5, 1)
+        assert not told
+        here.attached("disk", 6, 2)
+        assert (told, attachment.over) == (["end"], True)
+
+
+async def test_a_state_that_is_older_than_what_was_offered_is_not_enough() -> None:
+    source, behind = await image(), await image()
+    async with replica(behind) as here:
+        giving = giver(source)
+        here.node.peer = lambda node: SimpleNamespace(request=lambda kind, question: giving.answer(question))
+        with pytest.raises(NetworkError, match="has not applied"):
+            await here.fetch(2, Snapshot(NOTE.applied.index + 1, 2))
+        assert await here.fetch(2, NOTE.applied) == NOTE
+    await source.close()
+    await behind.close()
+
+
+async def test_learners_that_have_everything_become_voters(autojump_clock: MockClock) -> None:
+    members = Members(frozenset({1, 2}), frozenset({4, 5}))
+    asked = list[Members]()
+
+    async def change(wanted: Members) -> None:
+        asked.append(wanted)
+        await trio.sleep_forever()
+
+    followers = {4: SimpleNamespace(match=8), 5: SimpleNamespace(match=90_000)}
+    log = SimpleNamespace(members_index=80_000, last_index=90_000)
+    async with replica() as here:
+        here.group.core = SimpleNamespace(office=SimpleNamespace(followers=followers), members=members, log=log)
+        here.group.change_members = change
+        here._nursery.start_soon(here._promote)
+        await trio.sleep(5)
+    assert asked == [Members(frozenset({1, 2, 5}), frozenset({4}))]
+
+
+@pytest.mark.parametrize(
+    ("here", "others", "admits"),
+    [(ROOM, (ROOM, ROOM), True), (ROOM, (0, ROOM), True), (ROOM, (0, 0), False), (1 << 20, (ROOM, ROOM), False)],
+)
+async def test_writes_are_let_in_while_most_have_room(
+    here: int, others: tuple[int, int], admits: bool, autojump_clock: MockClock
+) -> None:
+    async def clean(worth: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    core = SimpleNamespace(members=Members(frozenset({1, 2, 3})), office=SimpleNamespace(uncommitted_bytes=0))
+    image: Any = SimpleNamespace(spare_bytes=here, clean=clean, path="image")
+    node: Any = SimpleNamespace(number=1)
+    group: Any = SimpleNamespace(core=core)
+    room = Room(image, node, group, 4)
+    room._others = dict(zip((2, 3), others, strict=True))
+    if admits:
+        await room.admit(4096)
+    else:
+        with pytest.raises(NoSpaceError):
+            await room.admit(4096)
