@@ -21,6 +21,7 @@ from nbdvde.inventory import Inventory
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.replication.membership import refuse_if_member
+from nbdvde.replication.regionexport import UpToDate
 from nbdvde.replication.replica import Replica
 from nbdvde.server import Server
 
@@ -292,7 +293,10 @@ class Host:
 def _inventory(opened: _OpenImage, *, whole: bool) -> Inventory:
     image, replica = opened.image, opened.replica
     assert image is not None, "it is open"
-    return Inventory(image.volumes, RegionDisks(image.regions), whole=whole, shown=replica.disk if replica else None)
+    regions = RegionDisks(image.regions)
+    if replica is None:
+        return Inventory(image.volumes, regions, whole=whole)
+    return Inventory(image.volumes, regions, whole=whole, shown=replica.disk, up_to_date=UpToDate.on(replica.barrier))
 
 
 def _refuse_clients(what: str, users: list[Export], hint: str = _FORCE) -> None:

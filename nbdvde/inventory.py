@@ -8,7 +8,6 @@ from nbdvde.disk import Disk
 from nbdvde.engine.catalogue import SEPARATOR, Member
 from nbdvde.engine.managed.exported import SEPARATOR as REGION_SEPARATOR
 from nbdvde.engine.managed.exported import RegionDisks
-from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
 from nbdvde.exports import Export
 from nbdvde.protocol.constants import MAX_STRING
@@ -27,11 +26,15 @@ class Inventory:
     """
 
     def __init__(
-        self, volumes: Volumes, regions: RegionDisks, *, whole: bool, shown: Callable[[str], Disk] | None = None
-    ) -> None:
-        """With `whole` the image's other disks belong to it as well; `shown` answers what clients use of a disk."""
+        self, volumes: Volumes, regions: RegionDisks, *, whole: bool, shown: Callable[[str], Disk] | None = None,
+        up_to_date: Callable[[Disk], Disk] = lambda disk: disk,
+    ) -> None:  # fmt: skip
+        """With `whole` the image's other disks belong to it as well; `shown` answers what clients use of a disk.
+
+        `up_to_date` does so for regions, and for the same one always the same.
+        """
         self._volumes, self._regions, self._whole = volumes, regions, whole
-        self._shown = shown or volumes.get
+        self._shown, self._up_to_date = shown or volumes.get, up_to_date
 
     def find(self, export: Export, name: str) -> Export | None:
         """See `Kin`."""
@@ -40,8 +43,11 @@ class Inventory:
     def _region(self, export: Export, name: str) -> Export | None:
         base, _, region = name.rpartition(REGION_SEPARATOR)
         shown = export if base == export.name else self._other(export, base)
-        disk = self._regions.find(shown.disk.number, region) if shown and isinstance(shown.disk, Volume) else None
-        return Export(name, disk, export.read_only, _REGION, export.access, base=export) if disk else None
+        member = self._disk_of(shown) if shown else None
+        disk = self._regions.find(member.number, region) if member else None
+        if disk is None:
+            return None
+        return Export(name, self._up_to_date(disk), export.read_only, _REGION, export.access, base=export)
 
     def _volume(self, export: Export, name: str) -> Export | None:
         base, at, snapshot = name.rpartition(SEPARATOR)
@@ -64,14 +70,14 @@ class Inventory:
     def listing(self, export: Export) -> Iterator[ExportInfo]:
         """See `Kin`: the oldest other disks, and the newest snapshots."""
         shown = {}
-        if isinstance(export.disk, Volume):
-            shown[export.disk.number] = export.name
+        if member := self._disk_of(export):
+            shown[member.number] = export.name
         for name in islice(self.disks(export), LISTED):
             disk = self._volumes.get(name)
             shown[disk.number] = name
             yield ExportInfo(name, disk.size, export.read_only or disk.read_only)
         for number, base in shown.items():
-            for region, held in self._regions.of(number):
+            for region, held in ((region, self._up_to_date(disk)) for region, disk in self._regions.of(number)):
                 name = f"{base}{REGION_SEPARATOR}{region}"
                 if len(name.encode()) <= MAX_STRING:
                     yield ExportInfo(name, held.size, export.read_only or held.read_only, _REGION, held.contexts)
@@ -79,6 +85,11 @@ class Inventory:
         for name, member in islice(names, LISTED):
             if len(name.encode()) <= MAX_STRING:
                 yield ExportInfo(name, member.size, True, _told(member))
+
+    def _disk_of(self, export: Export) -> Member | None:
+        """What the catalogue says of the disk of an export, unless it is a snapshot, or is gone."""
+        member = self._volumes.find(export.disk.name)
+        return member if member and not member.parent else None
 
     def _other(self, export: Export, name: str) -> Export | None:
         member = self._volumes.find(name) if self._whole and SEPARATOR not in name else None

@@ -1,13 +1,17 @@
 """Calls about an image that a cluster replicates: all nodes make a change, and who is read is up to date."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
 
+from nbdvde.disk import Disk
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.worm import Worm
-from nbdvde.errors import QuorumError, RefusedError, UsageError
+from nbdvde.engine.volume import Volume
+from nbdvde.errors import InUseError, QuorumError, RefusedError, UsageError
 from nbdvde.replication.registry import replica_of
 
 if TYPE_CHECKING:
@@ -54,3 +58,32 @@ async def caught_up(image: Image) -> None:
         await replica.barrier()
     if waiting.cancelled_caught:
         raise QuorumError(f"image {image.path}", "no majority of its cluster answers", "see nbdvde cluster status")
+
+
+def shown(image: Image, disk: Volume) -> Disk:
+    """A disk as exports show it."""
+    replica = replica_of(image)
+    return replica.disk(disk.name) if replica and not disk.read_only else disk
+
+
+@asynccontextmanager
+async def written(image: Image, disk: Volume) -> AsyncIterator[Disk]:
+    """A disk for somebody who changes it, on all nodes if it is replicated. Raises InUseError, NbdvdeError."""
+    replica = replica_of(image)
+    if replica is None or disk.read_only:
+        yield disk
+        return
+    await caught_up(image)
+    if replica.machine.epochs.get(disk.name, (0, 0))[1]:
+        raise InUseError(f"disk {disk.name}", "clients use it", "disconnect them first")
+    used = await replica.disk(disk.name).attach(_nobody)
+    clean = False
+    try:
+        yield used
+        clean = True
+    finally:
+        used.detach(clean=clean)
+
+
+def _nobody() -> None:
+    """There is no connection to be ended: what is taken over meanwhile fails."""

@@ -14,6 +14,7 @@ from nbdvde import workers
 from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.calls import parse
 from nbdvde.admin.difference import Ranges, difference
+from nbdvde.admin.everywhere import caught_up, shown, written
 from nbdvde.admin.http import Emit
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.measures import as_text
@@ -36,16 +37,16 @@ from nbdvde.admin.messages import (
     VolumeRequest,
 )
 from nbdvde.admin.watching import check, watched
-from nbdvde.disk import Disk
 from nbdvde.engine.access import fresh, naming, placing
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.optimize import options_of
 from nbdvde.engine.pace import check_rate
 from nbdvde.engine.report import SpaceReport
+from nbdvde.engine.volume import Volume
 from nbdvde.errors import RefusedError, UsageError
 from nbdvde.hosting import Host
-from nbdvde.replication.registry import refuse_if_replicated, replica_of
+from nbdvde.replication.registry import replica_of
 from nbdvde.transfer import copy_in, copy_out
 
 _log = logging.getLogger(__name__)
@@ -118,28 +119,29 @@ class ImageService:
 
     async def import_(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a raw file into a disk: lines of progress, then `done`."""
-        asked, disk = self._copying(body)
-        refuse_if_replicated(self.find(), "an import")
-        async with self._host.unused(disk, hint="disconnect them first"):
-            _log.info("%s: disk %s is overwritten with %s", self.find().path, disk.name, asked.file)
-            with placing(self.find().path):
-                copied = await watched(emit, lambda meter: copy_in(Path(asked.file), disk, meter))
+        asked, image, disk = self._copying(body)
+        async with self._host.unused(shown(image, disk), hint="disconnect them first"), written(image, disk) as used:
+            _log.info("%s: disk %s is overwritten with %s", image.path, disk.name, asked.file)
+            with placing(image.path):
+                copied = await watched(emit, lambda meter: copy_in(Path(asked.file), used, meter))
         return CopyLine(done=True, disk=disk.name, bytes=copied)
 
     async def export(self, body: bytes, emit: Emit) -> CopyLine:
         """Copy a disk out to a raw file: lines of progress, then `done`."""
-        asked, disk = self._copying(body)
-        with self._host.reading(disk), placing(self.find().path):
+        asked, image, disk = self._copying(body)
+        await caught_up(image)
+        with self._host.reading(shown(image, disk)), placing(image.path):
             copied = await watched(
                 emit, lambda meter: copy_out(disk, Path(asked.file), meter, overwrite=asked.overwrite)
             )
         return CopyLine(done=True, disk=disk.name, bytes=copied)
 
-    def _copying(self, body: bytes) -> tuple[CopyRequest, Disk]:
+    def _copying(self, body: bytes) -> tuple[CopyRequest, Image, Volume]:
         asked = parse(body, CopyRequest)
         if not os.path.isabs(asked.file):
             raise UsageError(f"file {asked.file}", "is not an absolute path")
-        return asked, self.find().disk(asked.disk)
+        image = self.find()
+        return asked, image, image.disk(asked.disk)
 
     async def flush(self, body: bytes, emit: Emit) -> Done:
         """Make every write accepted so far durable."""
@@ -181,7 +183,9 @@ class ImageService:
         async def tell(found: Ranges) -> None:
             await emit(DiffLine(found))
 
-        cut = await difference(self.find(), parse(body, DiffRequest), tell, self._host.reading)
+        image, request = self.find(), parse(body, DiffRequest)
+        await caught_up(image)
+        cut = await difference(image, request, tell, self._host.reading)
         return DiffLine(cut=cut, done=True)
 
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:

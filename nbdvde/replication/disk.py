@@ -1,14 +1,19 @@
 """A replicated disk as clients see it: changes go through its group, reads through the image once they may."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
+
+import trio
 
 from nbdvde.disk import Buffer, Disk, Piece
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.operations import Action, Change
 
+_LINGER_S = 5.0
+"""So long requests of a client whose connection has ended wait for the cluster."""
 _WRITE_MAX = 1 << 20
 """Bytes of a write in one entry; longer ones take several."""
 
@@ -70,6 +75,10 @@ class ReplicatedDisk(Disk):
         self._find, self._ways, self._attachment = find, ways, attachment
         self._abort: Callable[[], None] | None = None
         self._size = 0
+        self._under_way: set[trio.CancelScope] = set()
+        """What is worked at for the client."""
+        self._ending_s = math.inf
+        """When that is given up."""
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -101,6 +110,9 @@ class ReplicatedDisk(Disk):
     def falter(self) -> None:
         if self._attachment:
             self._attachment.open = False
+        self._ending_s = trio.current_time() + _LINGER_S
+        for scope in self._under_way:
+            scope.deadline = self._ending_s
 
     def detach(self, *, clean: bool) -> None:
         if self._attachment and self._abort:
@@ -115,13 +127,13 @@ class ReplicatedDisk(Disk):
         return None
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._ways.barrier()
+        await self._hearing(self._ways.barrier())
         volume = self._find()
         pieces = volume.read_nowait(offset, length)
         return await volume.read(offset, length) if pieces is None else pieces
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._ways.barrier()
+        await self._hearing(self._ways.barrier())
         return await self._find().status(context, offset, length, max_extents)
 
     def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
@@ -142,7 +154,19 @@ class ReplicatedDisk(Disk):
         attachment = self._attachment
         if attachment and attachment.over:
             raise DetachedError(f"disk {self.name}", "was taken over by another client", "connect again")
-        await self._ways.put(Change(self.name, attachment.epoch if attachment else 0, action, offset, length, data))
+        epoch = attachment.epoch if attachment else 0
+        await self._hearing(self._ways.put(Change(self.name, epoch, action, offset, length, data)))
+
+    async def _hearing(self, work: Awaitable[None]) -> None:
+        """Wait for something as long as somebody may hear of it. Raises DetachedError when nobody does."""
+        with trio.CancelScope(deadline=self._ending_s) as scope:
+            self._under_way.add(scope)
+            try:
+                await work
+            finally:
+                self._under_way.remove(scope)
+        if scope.cancelled_caught:
+            raise DetachedError(f"disk {self.name}", "its cluster did not answer in time", "connect again")
 
     def flush_nowait(self, mark: int) -> bool:
         return True  # a change is answered when a majority has it on disk

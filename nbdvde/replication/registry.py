@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from nbdvde.engine.image import Image
-from nbdvde.errors import RefusedError
 
 if TYPE_CHECKING:
     from nbdvde.replication.replica import Replica
@@ -21,9 +20,3 @@ def register(image: Image, replica: "Replica") -> None:
 def replica_of(image: Image) -> "Replica | None":
     """What replicates an image, if anything does."""
     return _replicas.get(image)
-
-
-def refuse_if_replicated(image: Image, what: str) -> None:
-    """Raise RefusedError for a change that would be made on one node only."""
-    if image in _replicas:
-        raise RefusedError(what, "cannot be done on a replicated image", "see docs/raft.md")

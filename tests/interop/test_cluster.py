@@ -94,6 +94,16 @@ def test_regions_are_changed_on_all_nodes(cluster: Cluster) -> None:
     assert sorted(set(compared)) == ["disk", "disk/1", "disk/2"]
 
 
+def test_an_import_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    first, second, third = (member.image for member in cluster.members)
+    content = random.Random(8).randbytes(3 << 20)
+    (tmp_path / "content").write_bytes(content)
+    run(NBDVDE, "import", third, tmp_path / "content")
+    for number, image in enumerate((first, second)):
+        run(NBDVDE, "export", image, tmp_path / f"copy{number}")
+        assert (tmp_path / f"copy{number}").read_bytes() == content + bytes(SIZE - len(content))
+
+
 def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) -> None:
     first, second, third = (member.uri for member in cluster.members)
     libnbd("take_over", first, second, module="libnbd_cluster")

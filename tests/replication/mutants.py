@@ -62,7 +62,10 @@ FENCES = [
 
 ANSWERS = [
     mutant(
-        "a read does not wait for what is agreed on", "disk:ReplicatedDisk.read", "await self._ways.barrier()", "pass"
+        "a read does not wait for what is agreed on",
+        "disk:ReplicatedDisk.read",
+        "await self._hearing(self._ways.barrier())",
+        "pass",
     ),
     mutant("who cannot ask reads at once", "replica:Replica.barrier", "await trio.sleep(_PAUSE_S)", "return"),
     mutant("a write is answered before it is agreed on", "batches:Batches.put", "await waiting.done.wait()", "pass"),

@@ -1,0 +1,93 @@
+"""Disks of a replicated image as clients use them."""
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import pytest
+import trio
+
+from nbdvde.disk import BLOCK, Disk
+from nbdvde.engine.access import open_storage
+from nbdvde.engine.image import Image
+from nbdvde.engine.managed.exported import RegionDisks
+from nbdvde.engine.managed.stream import Stream
+from nbdvde.errors import DetachedError, RefusedError
+from nbdvde.exports import Export
+from nbdvde.inventory import Inventory
+from nbdvde.replication.disk import Attachment, ReplicatedDisk
+from nbdvde.replication.operations import Change
+from nbdvde.replication.regionexport import UpToDate
+from tests.crash.session import KEY
+from tests.replication.test_regions import fresh
+
+
+class Silent:
+    """The group has no leader; or nothing to wait for."""
+
+    def __init__(self, *, leader: bool = False) -> None:
+        self.leader, self.barriers = leader, 0
+
+    async def put(self, change: Change) -> None:
+        await trio.sleep_forever()
+
+    async def barrier(self) -> None:
+        self.barriers += 1
+        if not self.leader:
+            await trio.sleep_forever()
+
+    def release(self, disk: str, attachment: Attachment) -> None: ...
+
+    async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
+        raise AssertionError("nobody comes")
+
+
+async def refused(work: Awaitable[object], found: list[float]) -> None:
+    with pytest.raises(DetachedError, match="did not answer in time"):
+        await work
+    found.append(trio.current_time())
+
+
+async def test_nobody_waits_for_ever_who_cannot_be_answered(autojump_clock: object) -> None:
+    """Or an export could not be removed while there is no majority."""
+    image = await open_storage(fresh(), KEY)
+    disk = ReplicatedDisk("disk", image.disk, Silent())
+    found: list[float] = []
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, disk.write(0, memoryview(bytes(BLOCK))), found)
+        nursery.start_soon(refused, disk.read(0, BLOCK), found)
+        await trio.sleep(100)
+        assert not found
+        disk.falter()
+        nursery.start_soon(refused, disk.status("base:allocation", 0, BLOCK, 1), found)
+    assert [round(at - begun) for at in found] == [105] * 3
+    await image.close()
+
+
+async def listed(image: Image, disk: Disk, inventory: Inventory) -> list[str]:
+    export = Export("main", disk, kin=inventory)
+    return [info.name for info in inventory.listing(export)]
+
+
+async def test_snapshots_and_regions_are_listed_and_read_up_to_date() -> None:
+    image, ways = await open_storage(fresh(), KEY), Silent(leader=True)
+    await image.volumes.snapshot("disk", "a")
+    stream = await Stream.create(image.regions, image.disk(), 16, increment=1)
+    await stream.append(b"x" * BLOCK)
+    disk = ReplicatedDisk("disk", image.disk, ways)
+    inventory = Inventory(
+        image.volumes, RegionDisks(image.regions), whole=False, shown=lambda name: disk,
+        up_to_date=UpToDate.on(ways.barrier),
+    )  # fmt: skip
+    assert await listed(image, disk, inventory) == ["main/stream", "main@a"]
+    export = Export("main", disk)
+    first, again = (cast(Export, inventory.find(export, "main/stream")) for _ in range(2))
+    assert first.disk is again.disk
+    assert first.disk.read_only
+    assert b"".join(map(bytes, await first.disk.read(0, BLOCK))) == b"x" * BLOCK
+    assert await first.disk.status("base:allocation", 0, 2 * BLOCK, 4) == [(BLOCK, 0), (BLOCK, 3)]
+    assert ways.barriers == 2
+    with pytest.raises(RefusedError):
+        await first.disk.write(BLOCK, memoryview(bytes(BLOCK)))
+    assert cast(Export, inventory.find(export, "main@a")).disk.name == "disk@a"
+    await image.close()
