@@ -1,5 +1,6 @@
 """What all tests share: libnbd on the path, places for servers and clients, and hypothesis without chance."""
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -40,6 +41,9 @@ _add_libnbd(_DEBIAN_MODULES)
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
+
+# Programs that tests start begin in two thirds of the time when they need not be compiled each time (1.1 s, 0.8 s).
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The machine may be slow, and a test that fails must fail again; campaigns that search at random are in tools/.
 settings.register_profile("nbdvde", deadline=None, derandomize=True, print_blob=True)

@@ -1,6 +1,7 @@
 """Real servers and real clients as processes."""
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nbdvde import KeyFile, check_image, create_image
+from nbdvde.cli import run as commands
 
 NBDVDE = str(Path(sys.executable).parent / "nbdvde")
 ROOT = Path(__file__).parents[2]
@@ -49,6 +52,21 @@ def run(
     done = subprocess.run([*map(str, command)], input=input, capture_output=True, check=False, env=environment)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout.decode()}{done.stderr.decode()}"
     return done.stdout.decode()
+
+
+def nbdvde(*command: str | Path, code: int = 0) -> str:
+    """The output of one of our own commands, called in this process: starting one takes longer than what most do."""
+    out, errors = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(errors):
+        ended = commands.run([*map(str, command)])
+    said, complained = (text.buffer.getvalue().decode() for text in (out, errors))
+    assert ended == code, f"{command}: {ended}\n{said}{complained}"
+    return said
+
+
+def nbdvde_json(*command: str | Path) -> Any:
+    """As `nbdvde`; the output is JSON."""
+    return json.loads(nbdvde(*command))
 
 
 def libnbd(name: str, *arguments: str, module: str = "libnbd_checks") -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from nbdvde import check_image
-from tests.interop.cluster import Cluster, Member, has_applied
-from tests.interop.harness import NBDVDE, ROOT, libnbd, libnbd_python, need, run, run_json
+from tests.interop.cluster import Cluster, has_applied
+from tests.interop.harness import ROOT, libnbd, libnbd_python, nbdvde, nbdvde_json, need, run
 
 SIZE = 8 << 20
 BEFORE = bytes(SIZE - (1 << 20)) + random.Random(9).randbytes(1 << 20)
@@ -64,7 +64,7 @@ def test_what_there_was_before_is_everywhere(cluster: Cluster, tmp_path: Path) -
             copy = tmp_path / f"{member.number}-{number}"
             run("nbdcopy", uri, copy)
             assert copy.read_bytes() == BEFORE
-    assert "differs" not in run(NBDVDE, "cluster", "verify", cluster.members[0].image)
+    assert "differs" not in nbdvde("cluster", "verify", cluster.members[0].image)
 
 
 def snapshot_uri(uri: str, name: str) -> str:
@@ -74,34 +74,12 @@ def snapshot_uri(uri: str, name: str) -> str:
 
 
 def test_snapshots_are_taken_on_all_nodes(cluster: Cluster) -> None:
-    run(NBDVDE, "snapshot", "create", cluster.members[2].image, "disk@first")
+    nbdvde("snapshot", "create", cluster.members[2].image, "disk@first")
     index = cluster.leader().status().committed
     for member in cluster.members:
         cluster.wait(partial(has_applied, member.number, index))
-        found = run_json(NBDVDE, "snapshot", "list", member.image, "--key-file", member.key_file, "--json")
+        found = nbdvde_json("snapshot", "list", member.image, "--key-file", member.key_file, "--json")
         assert [snapshot["name"] for snapshot in found["snapshots"]] == ["before", "first"]
-
-
-def test_regions_are_changed_on_all_nodes(cluster: Cluster) -> None:
-    first, second, third = (member.image for member in cluster.members)
-    for member in cluster.members[1:]:
-        run(NBDVDE, "stream", "append", member.image, input=member.name.encode())
-    assert run(NBDVDE, "stream", "read", first, "--raw") == "beforenode-2node-3"
-    run(NBDVDE, "worm", "create", second, "--capacity", "1M", "--retention", "1s")
-    run(NBDVDE, "worm", "append", third, input=b"for a while")
-    assert run_json(NBDVDE, "worm", "verify", first, "--json")["records"] == 1
-    compared = [json.loads(line)["disk"] for line in run(NBDVDE, "cluster", "verify", first, "--json").splitlines()]
-    assert sorted(set(compared)) == ["disk", "disk/1", "disk/2"]
-
-
-def test_an_import_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    first, second, third = (member.image for member in cluster.members)
-    content = random.Random(8).randbytes(3 << 20)
-    (tmp_path / "content").write_bytes(content)
-    run(NBDVDE, "import", third, tmp_path / "content")
-    for number, image in enumerate((first, second)):
-        run(NBDVDE, "export", image, tmp_path / f"copy{number}")
-        assert (tmp_path / f"copy{number}").read_bytes() == content + bytes(SIZE - len(content))
 
 
 def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) -> None:
@@ -112,42 +90,17 @@ def test_who_comes_through_another_node_takes_the_disk_over(cluster: Cluster) ->
     run("qemu-io", "-f", "raw", "-c", f"write -z 0 {len(blank)}", cluster.leader().uri)
 
 
-def test_the_leader_ends(cluster: Cluster, tmp_path: Path) -> None:
-    leader = cluster.leader()
-    with client(cluster, tmp_path, first=leader.number - 1) as end:
-        time.sleep(1)
-        leader.kill()
-        after = cluster.leader()
-        assert after is not leader
-        time.sleep(1)
-        leader.start()
-        told = end()
-    assert told["writes"] > 100
-    assert told["connections"] > 1
-
-
 def test_leadership_is_handed_over(cluster: Cluster, tmp_path: Path) -> None:
+    """No connection ends, and nothing fails: clients see a pause."""
     leader = cluster.leader()
     other = next(member for member in cluster.members if member is not leader)
     with client(cluster, tmp_path, first=leader.number % 3) as end:
         time.sleep(0.5)
-        run(NBDVDE, "cluster", "transfer", leader.image, "--node", str(other.number))
+        nbdvde("cluster", "transfer", leader.image, "--node", str(other.number))
         assert cluster.leader() is other
         time.sleep(0.5)
         told = end()
-    assert told["writes"] > 50
-
-
-def test_all_end_at_once(cluster: Cluster, tmp_path: Path) -> None:
-    with client(cluster, tmp_path) as end:
-        time.sleep(1)
-        for member in cluster.members:
-            member.kill()
-        for member in cluster.members:
-            member.start()
-        cluster.leader()
-        time.sleep(1)
-        end()
+    assert (told["writes"] > 10, told["connections"]) == (True, 1)
 
 
 def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
@@ -158,12 +111,35 @@ def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
     member.start()
     leader = cluster.leader()
     cluster.wait(lambda status: status.node == leader.number and all(node.connected for node in status.nodes))
-    found = subprocess.run([NBDVDE, "cluster", "verify", leader.image], capture_output=True, text=True, check=False)
-    assert found.returncode == 6, found
-    assert "disk disk, 1 MiB at 4194304: differs on node 3, not repaired\n" in found.stdout
-    assert found.stdout.endswith(f"{SIZE >> 20}M compared on nodes 1, 2, 3\n")
-    assert "repaired" in run(NBDVDE, "cluster", "verify", cluster.members[1].image, "--repair")
-    assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
+    found = nbdvde("cluster", "verify", leader.image, code=6)
+    assert "disk disk, 1 MiB at 4194304: differs on node 3, not repaired\n" in found
+    assert found.endswith("M compared on nodes 1, 2, 3\n")
+    assert "repaired" in nbdvde("cluster", "verify", cluster.members[1].image, "--repair")
+    assert "differs" not in nbdvde("cluster", "verify", leader.image)
+
+
+def test_regions_are_changed_on_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    first, second, third = (member.image for member in cluster.members)
+    entry = tmp_path / "entry"
+    for member in cluster.members[1:]:
+        entry.write_text(member.name)
+        nbdvde("stream", "append", member.image, entry)
+    assert nbdvde("stream", "read", first, "--raw") == "beforenode-2node-3"
+    nbdvde("worm", "create", second, "--capacity", "1M", "--retention", "1s")
+    nbdvde("worm", "append", third, entry)
+    assert nbdvde_json("worm", "verify", first, "--json")["records"] == 1
+    compared = [json.loads(line)["disk"] for line in nbdvde("cluster", "verify", first, "--json").splitlines()]
+    assert sorted(set(compared)) == ["disk", "disk/1", "disk/2"]
+
+
+def test_an_import_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    first, second, third = (member.image for member in cluster.members)
+    content = random.Random(8).randbytes(3 << 20)
+    (tmp_path / "content").write_bytes(content)
+    nbdvde("import", third, tmp_path / "content")
+    for number, image in enumerate((first, second)):
+        nbdvde("export", image, tmp_path / f"copy{number}")
+        assert (tmp_path / f"copy{number}").read_bytes() == content + bytes(SIZE - len(content))
 
 
 def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: Path) -> None:
@@ -175,7 +151,7 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     data.write_bytes(random.Random(2).randbytes(SIZE))
     for _ in range(2):
         run("nbdcopy", data, other.uri)
-    run(NBDVDE, "snapshot", "create", leader.image, "disk@while-away")
+    nbdvde("snapshot", "create", leader.image, "disk@while-away")
     assert leader.status().log_bytes < SIZE
     away.start()
     index = cluster.leader().status().committed
@@ -183,50 +159,11 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     copy = tmp_path / "copy"
     run("nbdcopy", away.uri, copy)
     assert copy.read_bytes() == data.read_bytes()
-    found = run_json(NBDVDE, "snapshot", "list", away.image, "--key-file", away.key_file, "--json")
+    found = nbdvde_json("snapshot", "list", away.image, "--key-file", away.key_file, "--json")
     assert [snapshot["name"] for snapshot in found["snapshots"]][-1] == "while-away"
-    assert "differs" not in run(NBDVDE, "cluster", "verify", leader.image)
+    assert "differs" not in nbdvde("cluster", "verify", leader.image)
     assert "taking over the state" in (away.folder / "server.log").read_text()
     run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", away.uri)
-
-
-def test_one_machine_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
-    """Killed, frozen, or stopped in order, one at a time."""
-    chance = random.Random(1)
-    with client(cluster, tmp_path) as end:
-        for _ in range(6):
-            disturb(chance.choice(cluster.members), chance)
-            cluster.leader()
-        told = end()
-    assert told["writes"] > 100
-
-
-def test_what_cannot_be_replicated_is_refused(tmp_path: Path) -> None:
-    image, key = tmp_path / "disk.vde", tmp_path / "key"
-    key.write_bytes(b"k" * 32)
-    key.chmod(0o600)
-    run(NBDVDE, "create", image, "8M", "--key-file", key)
-    run(NBDVDE, "anon", "create", image, "--key-file", key)
-    with_key: list[str | Path] = ["--key-file", key]
-    here: list[str | Path] = ["--address", "127.0.0.1:1", *with_key]
-    refused(9, "anonymisation table", "cluster", "init", image, *here)
-    other = tmp_path / "other.vde"
-    run(NBDVDE, "create", other, "8M", *with_key)
-    run(NBDVDE, "cluster", "init", other, *here)
-    refused(9, "belongs to a cluster already", "cluster", "init", other, *here)
-    refused(9, "belongs to a cluster", "disk", "create", other, "more", "8M", *with_key)
-    refused(9, "belongs to a cluster", "serve", other, *with_key, "--listen", f"unix:{tmp_path}/s")
-    refused(2, "is not HOST:PORT", "cluster", "init", other, "--address", "nowhere", *with_key)
-    refused(8, "no server listens", "cluster", "transfer", other)
-    refused(2, "no such file", "cluster", "join", other, "--ticket", tmp_path / "none", *with_key)
-    assert run_json(NBDVDE, "cluster", "status", other, *with_key, "--json")["role"] == "at rest"
-
-
-def refused(code: int, why: str, *command: str | Path) -> None:
-    done = subprocess.run([NBDVDE, *map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == code, done
-    assert why in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_a_lost_majority(tmp_path: Path) -> None:
@@ -237,8 +174,8 @@ def test_a_lost_majority(tmp_path: Path) -> None:
         first.kill()
         second.kill()
         third.stop()
-        old = run_json(NBDVDE, "cluster", "status", third.image, "--key-file", third.key_file, "--json")
-        new = run_json(NBDVDE, "cluster", "recover", third.image, "--key-file", third.key_file, "--json")
+        old = nbdvde_json("cluster", "status", third.image, "--key-file", third.key_file, "--json")
+        new = nbdvde_json("cluster", "recover", third.image, "--key-file", third.key_file, "--json")
         assert (new["node"], new["cluster"] != old["cluster"]) == (3, True)
         third.start()
         assert cluster.leader() is third
@@ -256,19 +193,7 @@ def test_full_images(tmp_path: Path) -> None:
         index = cluster.leader().status().committed
         for member in cluster.members:
             cluster.wait(partial(has_applied, member.number, index))
-        assert "differs" not in run(NBDVDE, "cluster", "verify", cluster.members[0].image)
+        assert "differs" not in nbdvde("cluster", "verify", cluster.members[0].image)
         for member in cluster.members:
             assert not member.status().problem
             member.stop()
-
-
-def disturb(member: Member, chance: random.Random) -> None:
-    kind = chance.choice(("kill", "freeze", "stop"))
-    if kind == "freeze":
-        member.pause()
-        time.sleep(chance.uniform(0.2, 3))
-        member.resume()
-        return
-    member.kill() if kind == "kill" else member.stop()
-    time.sleep(chance.uniform(0, 1.5))
-    member.start()
