@@ -23,7 +23,7 @@ from tests.interop.records import unpack
 _SIZE = 8 << 20
 _DISKS = ("disk", "shared", "shared")
 """Which disk each client uses: two take theirs from each other all the time."""
-_GOES_ON_S = 60
+_GOES_ON_S = 120
 """Within which each client must get on when nothing fails any more."""
 
 
@@ -81,7 +81,7 @@ def play(folder: Path, seed: int, count: int) -> Outcome:
     with closing(Machines(folder, _SIZE, chance)) as machines:
         machines.cluster.leader().control.change_volume("disks/create", VolumeRequest("shared", size=_SIZE))
         with _clients(folder, seed, machines) as clients:
-            happen(machines, kinds, chance)
+            happen(machines, kinds, chance, partial(_expect_running, machines, clients))
             _recover(machines, clients)
             for client in clients:
                 client.end()
@@ -107,14 +107,18 @@ def _recover(machines: Machines, clients: list[Client]) -> None:
     before = [client.told for client in clients]
     deadline = time.monotonic() + _GOES_ON_S
     while any(client.told <= told for client, told in zip(clients, before, strict=True)):
-        for client in clients:
-            client.expect_running()
-        machines.expect_running()
+        _expect_running(machines, clients)
         assert time.monotonic() < deadline, [member.status() for member in machines.members]
         time.sleep(0.05)
     index = machines.cluster.leader().status().committed
     for member in machines.members:
         machines.cluster.wait(partial(has_applied, member.number, index))
+
+
+def _expect_running(machines: Machines, clients: list[Client]) -> None:
+    machines.expect_running()
+    for client in clients:
+        client.expect_running()
 
 
 def _judge(clients: list[Client], outcome: Outcome) -> None:

@@ -250,8 +250,8 @@ def deck(chance: random.Random, count: int) -> list[str]:
     return kinds[:count]
 
 
-def happen(machines: Machines, kinds: Sequence[str], chance: random.Random) -> None:
-    """Let faults happen, one after the other or two at a time. Raises AssertionError."""
+def happen(machines: Machines, kinds: Sequence[str], chance: random.Random, look: Callable[[], None]) -> None:
+    """Let faults happen, one after the other or two at a time; `look` after each. Raises AssertionError."""
     left = list(kinds)
     while left:
         kind = left.pop()
@@ -260,5 +260,5 @@ def happen(machines: Machines, kinds: Sequence[str], chance: random.Random) -> N
             if left and kind not in ALONE and left[-1] not in ALONE and chance.random() < 0.3:
                 with KINDS[left.pop()][1](machines):
                     time.sleep(chance.uniform(0.1, 1.0))
-        machines.expect_running()
+        look()
         time.sleep(chance.uniform(0, 0.5))

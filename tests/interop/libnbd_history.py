@@ -18,7 +18,7 @@ from tests.interop.records import Record, pack
 
 BLOCK, BLOCKS = 4096, 64
 _DEPTH = 4
-_PATIENCE_S = 90
+_PATIENCE_S = 120
 _ANSWER_S = 2.5
 """After which it goes to another node: this one may be cut off."""
 _PAUSE_S = 0.02
