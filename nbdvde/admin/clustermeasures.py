@@ -4,6 +4,7 @@ import msgspec
 
 from nbdvde.engine.image import Image
 from nbdvde.replication.registry import replica_of
+from nbdvde.replication.replica import Replica
 
 
 class ClusterMeasures(msgspec.Struct, frozen=True):
@@ -42,13 +43,21 @@ def cluster_measures(image: Image) -> ClusterMeasures | None:
         return None
     seen, machine, taker = replica.group.status(), replica.machine, replica.taker
     others = [node for node in seen.members if node != replica.node.number]
-    problem = machine.stuck or ("" if seen.leader else "there is no leader")
     return ClusterMeasures(
         replica.node.number, seen.role, seen.leader, seen.term, seen.elections, len(list(seen.members)),
         sum(map(replica.is_connected, others)), seen.commit, machine.applied.index, seen.log_bytes,
         max((seen.last - match for match in seen.matches.values()), default=None),
-        taker.received if taker else 0, problem,
+        taker.received if taker else 0, _problem_of(replica),
     )  # fmt: skip
+
+
+def _problem_of(replica: Replica) -> str:
+    """What keeps a node from taking part, if anything does."""
+    if replica.machine.stuck:
+        return replica.machine.stuck
+    if not replica.group.status().leader:
+        return "there is no leader"
+    return "it is taking over what another node has" if replica.machine.incomplete else ""
 
 
 def cluster_problem(image: Image) -> str:

@@ -12,7 +12,7 @@ from nbdvde.errors import ExitCode
 
 READABLE = frozenset({
     "/metrics", "/healthz", "/readyz", "/v1/openapi.json", "/v1/status", "/v1/metrics", "/v1/info", "/v1/exports",
-    "/v1/dictionaries", "/v1/regions", "/v1/map",
+    "/v1/dictionaries", "/v1/regions", "/v1/map", "/v1/cluster/status",
 })  # fmt: skip
 """What may be asked by whoever can connect: nothing that changes anything, and no data of disks, regions or keys."""
 CHANGES = frozenset({
@@ -26,6 +26,7 @@ PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
     "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
+    "/cluster.js": ("cluster.js", "text/javascript; charset=utf-8"),
     "/regions.js": ("regions.js", "text/javascript; charset=utf-8"),
     "/widgets.js": ("widgets.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),

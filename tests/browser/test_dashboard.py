@@ -12,8 +12,11 @@ import pytest
 import trio
 
 import nbdvde
+from nbdvde.replication import membership
+from nbdvde.replication.notes import Place
 from tests.browser import chromium
 from tests.browser.chromium import Chromium
+from tests.certificates import make_authority
 from tests.cli.conftest import serving
 from tests.interop.harness import need
 
@@ -207,6 +210,79 @@ def test_what_is_wrong_with_an_image_is_said_first(browser: Chromium, tmp_path: 
         assert "image.vde takes no more writes: syncing failed: no such device." in alerts
         assert "damage was found in 2 segments. Run nbdvde check." in alerts
         assert browser.ask("document.querySelector('main').firstElementChild.id") == "alerts"
+
+
+def member(folder: Path) -> Path:
+    """The only node of a cluster; its configuration."""
+
+    async def found() -> None:
+        async with nbdvde.open_image(folder / "image.vde") as image:
+            await membership.found(image, Place("127.0.0.1:1", "node-1"))
+
+    nbdvde.create_image(folder / "image.vde", 1 << 30, secret=None)
+    trio.run(found)
+    authority = make_authority(folder / "authority")
+    certificate, key = authority.node("node-1")
+    table = {"listen": "127.0.0.1:0", "cert": str(certificate), "key": str(key), "ca": str(authority.ca)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    (folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")
+    return folder / "node.toml"
+
+
+def test_the_cluster_of_an_image(browser: Chromium, tmp_path: Path) -> None:
+    with watched("image.vde", "--config", member(tmp_path), cwd=tmp_path) as url:
+        browser.open(url)
+        browser.until("!document.querySelector('#cluster-section').hidden")
+        browser.until(REFRESH + "document.querySelector('#cluster-state').innerText.startsWith('Node 1 leads')")
+        assert [cell for row in browser.ask(NODES) for cell in (*row[:3], row[4])] == [
+            "1 · node-1", "leader", "127.0.0.1:1", "this node",
+        ]  # fmt: skip
+        browser.open("about:blank")  # a node takes a moment to end, and the page would ask
+
+
+NODES = "[...document.querySelectorAll('#nodes tbody tr')].map((row) => [...row.cells].map((c) => c.innerText))"
+NODE = {"connected": True, "behind": 0, "role": "voter"}
+CLUSTER = {
+    "cluster": "c" * 32, "node": 1, "leader": 1, "role": "leader", "term": 7, "committed": 12345678,
+    "applied": 12345600, "log_bytes": 9 << 20, "elections": 2, "problem": "",
+    "nodes": [
+        {**NODE, "node": 1, "name": "a-rather-long-name.of-a-machine.example", "address": "[2001:db8::1]:10810",
+         "role": "leader", "behind": None},
+        {**NODE, "node": 2, "name": "two.example", "address": "192.0.2.2:10810"},
+        {**NODE, "node": 13, "name": "<b>three</b>", "address": "192.0.2.3:10810", "role": "learner", "behind": 1234567,
+         "connected": False},
+    ],
+}  # fmt: skip
+REPLICATED = f"""const real = fetch;
+window.fetch = async (url, how) => {{
+    if (url.startsWith("v1/cluster/status")) return new Response({json.dumps(CLUSTER)!r});
+    const answer = await real(url, how);
+    if (url !== "v1/metrics") return answer;
+    const found = await answer.json();
+    found.images[0].cluster = {{received_bytes: 5 * 2 ** 20, problem: "the image is full"}};
+    return new Response(JSON.stringify(found));
+}}"""
+
+
+@pytest.mark.parametrize("width", [1280, PHONE])
+def test_nodes_that_are_away_and_behind(browser: Chromium, tmp_path: Path, width: int) -> None:
+    nbdvde.create_image(tmp_path / "image.vde", 1 << 30, secret=None)
+    browser.size(width, 900, phone=width == PHONE)
+    with watched("image.vde", cwd=tmp_path) as url, browser.prepared(REPLICATED):
+        browser.open(url)
+        browser.until("!document.querySelector('#cluster-section').hidden")
+        assert browser.text("#cluster-state") == "Node 1 leads, in term 7."
+        facts = browser.text("#cluster-facts")
+        assert "78 entries agreed on and not yet applied here" in facts
+        assert "5.00 MiB taken over to catch up" in facts
+        rows = browser.ask(NODES)
+        assert [row[0] for row in rows[1:]] == ["2 · two.example", "13 · <b>three</b>"]
+        assert rows[2][3:] == ["1.23 M", "none"]
+        assert browser.ask("[...document.querySelectorAll('#nodes .bad')].map((cell) => cell.innerText)") == ["none"]
+        browser.until("document.querySelector('#state.good')")
+        assert "image.vde: this node takes no part in its cluster: the image is full." in browser.text("#alerts")
+        assert browser.ask("document.documentElement.scrollWidth") == width
+        assert browser.ask(OVERFLOWING) == []
 
 
 def test_a_server_that_goes_and_comes_back(browser: Chromium, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // The dashboard: asks the control interface every other second, and shows what has changed since.
 
+import { clusterProblem, hideCluster, showCluster } from "./cluster.js";
 import { regionName, regionState, regionUse } from "./regions.js";
 import { Table, bytes, count, drawChart, drawMap, linear, logarithmic, make, plural, rounded, seconds, setText, span, sum } from "./widgets.js";
 
@@ -220,6 +221,7 @@ function showAlerts(images) {
   const alerts = [];
   if (goneSince) alerts.push(`The server has not answered since ${goneSince.toLocaleTimeString()}. These figures are from before.`);
   for (const image of images) {
+    alerts.push(...clusterProblem(image));
     if (image.failure) alerts.push(`${image.path} takes no more writes: ${image.failure}. Mend the device and open it again.`);
     if (image.damaged_segments) alerts.push(`${image.path}: damage was found in ${plural(image.damaged_segments, "segment")}. Run nbdvde check.`);
   }
@@ -270,6 +272,14 @@ async function askSlowly(images) {
   }
 }
 
+// An image at most is replicated by a server
+async function askCluster(images) {
+  const measures = images.find(({ cluster }) => cluster)?.cluster;
+  const status = measures ? await optional("v1/cluster/status", {}) : {};
+  if (status.nodes) showCluster(status, measures);
+  else hideCluster();
+}
+
 async function poll() {
   clearTimeout(timer);
   asking = true;
@@ -278,6 +288,7 @@ async function poll() {
     if (samples.length && now.uptime_s < samples.at(-1).uptime_s) samples = []; // it was started again
     show(now);
     if (goneSince || performance.now() >= slowDue) await askSlowly(now.images);
+    await askCluster(now.images);
     [failures, goneSince] = [0, null];
     showState("good", `Serving for ${span(now.uptime_s)}`);
     showAlerts(now.images);
