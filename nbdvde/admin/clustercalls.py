@@ -9,7 +9,7 @@ from nbdvde.admin.calls import Call, Feed, Nothing
 from nbdvde.engine.image import Image
 from nbdvde.errors import RefusedError, UsageError
 from nbdvde.listeners import TcpAddress, parse_listen
-from nbdvde.replication.notes import Identity, Notes, Place
+from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.registry import replica_of
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.ticket import Ticket
@@ -146,7 +146,7 @@ async def invite(image: Image, request: Invitation) -> Ticket:
     replica = _replica(image)
     place = place_of(request.address, request.name)
     number = await replica.invite(place)
-    return Ticket(Identity(replica.identity.cluster, number, replica.identity.key), replica.machine.nodes)
+    return Ticket(msgspec.structs.replace(replica.identity, node=number), replica.machine.nodes)
 
 
 async def leave(image: Image, request: NodeRequest) -> Agreed:

@@ -25,7 +25,7 @@ from nbdvde.engine.diskmap import Drawing, Source, draw
 from nbdvde.engine.duplicates import MEMORY as DEDUP_MEMORY
 from nbdvde.engine.duplicates import Duplicates
 from nbdvde.engine.gauges import DiskGauges, ImageGauges, space_gauges
-from nbdvde.engine.identity import volume_uuid
+from nbdvde.engine.identity import member_uuid, volume_uuid
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.keystore import change_key_area, load_key_area
 from nbdvde.engine.layout import (
@@ -119,6 +119,8 @@ class Image:
         self.regions = Regions(self.volumes, self.enable_regions, self._subjects)
         self.volumes.guard = partial(giving_up, self.regions)
         self._hooking = Background(self._failed)
+        self.namespace: bytes | None = None
+        """What the cluster goes by whose images all identify disks and snapshots in the same way, 16 bytes."""
         self._optimizing, self._until_closed = trio.Lock(), trio.CancelScope()
         self._closed = False
 
@@ -552,4 +554,8 @@ class Image:
 
     def uuid_of(self, number: int) -> UUID:
         """What identifies a disk or a snapshot, of which this is the number."""
-        return volume_uuid(self.superblock.uuid, number)
+        if self.namespace is None:
+            return volume_uuid(self.superblock.uuid, number)
+        catalogue = self._loaded.catalogue
+        member = catalogue.members[number]
+        return member_uuid(self.namespace, catalogue.label(member), member.created_ns if member.parent else 0)

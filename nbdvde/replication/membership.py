@@ -25,7 +25,7 @@ _WHAT_WAS_THERE = Snapshot(1, 0, Members(frozenset({_FIRST})))
 async def found(image: Image, place: Place) -> Identity:
     """Make a cluster of one node with what the image holds. Raises RefusedError, NbdvdeError."""
     await _refuse_subjects(image)
-    identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES))
+    identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES), image.superblock.uuid)
     await _belong(image, identity, Note(GROUP, _WHAT_WAS_THERE, {}, {_FIRST: place}))
     return identity
 
@@ -89,7 +89,7 @@ def _stand_alone(directory: Path, node: NodeId, applied: Snapshot) -> None:
 
 async def refuse_if_member(image: Image) -> None:
     """Raise RefusedError for an image of a cluster that is to be changed without it."""
-    if not image.read_only and await Notes.load(image) is not None:
+    if await Notes.load(image) is not None and not image.read_only:
         raise RefusedError(image.path, "belongs to a cluster", "serve it with a [cluster] table and ask the server")
 
 

@@ -20,7 +20,7 @@ from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.sealing import KEY_BYTES
 
 FORM = Form("RAFT", 64, 1)
-_IDENTITY = struct.Struct(f"<16sIII{KEY_BYTES}s")
+_IDENTITY = struct.Struct(f"<16sIII{KEY_BYTES}s16s")
 _VERSION = 1
 _LENGTH = struct.Struct("<I")
 _GROUP_BLOCKS = 16
@@ -37,6 +37,8 @@ class Identity(msgspec.Struct, frozen=True):
     node: int
     key: bytes
     """Of the cluster."""
+    origin: bytes = bytes(16)
+    """UUID of the image that it began with."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
@@ -84,8 +86,14 @@ class Notes:
 
     @classmethod
     async def load(cls, image: Image) -> "Notes | None":
-        """Those of an image that belongs to a cluster. Raises DamageError."""
-        return await _read(image)
+        """Those of an image that belongs to a cluster, which has its disks go by what the cluster does.
+
+        Raises DamageError.
+        """
+        notes = await _read(image)
+        if notes is not None:
+            image.namespace = notes.identity.origin
+        return notes
 
     async def rename(self, identity: Identity) -> None:
         """Have the image belong to another cluster; not durable yet. Raises NoSpaceError, PoisonedError."""
@@ -119,7 +127,7 @@ class Notes:
 
 
 def _packed(identity: Identity) -> bytes:
-    return FORM.block(_IDENTITY.pack(identity.cluster, _VERSION, identity.node, 0, identity.key), 0)
+    return FORM.block(_IDENTITY.pack(identity.cluster, _VERSION, identity.node, 0, identity.key, identity.origin), 0)
 
 
 async def _read(image: Image) -> Notes | None:
@@ -129,7 +137,7 @@ async def _read(image: Image) -> Notes | None:
     first = await _block(volume, 0)
     if not first.strip(b"\0"):  # a crash came before it was written
         return None
-    cluster, version, node, _, key = _IDENTITY.unpack_from(FORM.opened(first)[0])
+    cluster, version, node, _, key, origin = _IDENTITY.unpack_from(FORM.opened(first)[0])
     if version != _VERSION:
         raise DamageError("region RAFT", f"is of version {version}, which is not known", "use a newer nbdvde")
     notes: dict[str, tuple[int, Note]] = {}
@@ -139,7 +147,7 @@ async def _read(image: Image) -> Notes | None:
             break
         note = await _note(volume, place, block)
         notes[note.group] = place, note
-    return Notes(volume, Identity(cluster, node, key), notes)
+    return Notes(volume, Identity(cluster, node, key, origin), notes)
 
 
 async def _note(volume: Volume, place: int, block: bytes) -> Note:

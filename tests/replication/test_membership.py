@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nbdvde.disk import BLOCK
@@ -14,6 +15,7 @@ from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, Snapshot
 from nbdvde.replication import membership
 from nbdvde.replication.notes import Note, Notes, Place
 from nbdvde.replication.replica import GROUP
+from nbdvde.replication.ticket import Ticket
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 
@@ -21,16 +23,45 @@ THREE, ALONE = Members(frozenset({1, 2, 3})), Members(frozenset({1}))
 SIZES = Sizes(segment_bytes=1 << 20)
 
 
-async def member(applied: Snapshot) -> Image:
-    """The image of node 1, with so much applied."""
+async def empty() -> Image:
     storage = RecordingStorage()
     format_storage(storage, 1 << 20, KEY)
-    image = await open_storage(storage, KEY)
+    return await open_storage(storage, KEY)
+
+
+async def member(applied: Snapshot) -> Image:
+    """The image of node 1, with so much applied."""
+    image = await empty()
     await membership.found(image, Place("a:1", "a"))
     notes = await Notes.load(image)
     assert notes
     await notes.put(Note(GROUP, applied))
     return image
+
+
+async def test_disks_go_by_what_the_cluster_does() -> None:
+    """Whatever the image of a node calls itself, and whatever numbers its disks have; also when a majority is lost."""
+    first, second = await member(Snapshot()), await empty()
+    notes = await Notes.load(first)
+    assert notes
+    ticket = Ticket(msgspec.structs.replace(notes.identity, node=2), {})
+    await second.volumes.create("other", 1 << 20)
+    await membership.join(second, msgspec.json.decode(msgspec.json.encode(ticket), type=Ticket))
+    assert await Notes.load(second)
+    found = []
+    for image in (first, second):
+        if image is first:
+            await image.volumes.create("other", 1 << 20)
+        for name in ("b", "a") if image is first else ("a", "b"):
+            await image.volumes.snapshot("disk", name, created_ns=ord(name))
+        labels = ("disk", "other", "disk@a", "disk@b")
+        found.append([str(image.uuid_of(image.disk(label).number)) for label in labels])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
+    await notes.rename(msgspec.structs.replace(notes.identity, cluster=b"d" * 16))
+    assert str(first.uuid_of(first.disk().number)) == found[0][0]
+    await first.close()
+    await second.close()
 
 
 def data_of(index: int) -> bytes:
