@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter_ns
 from typing import NamedTuple, TypeAlias
 
@@ -69,6 +70,11 @@ class Answers(Outbox):
         self._flushes: list[Flush] = []
         """Those that wait for a task."""
         self._flushers = 0
+        self._writing = self._writing_bytes = 0
+        """Of writes that the disk has begun and that one task answers: how many, and what they hold."""
+        self._written: list[tuple[int, int]] = []
+        """(bytes, when it came) of those of them that have ended and are not sent yet."""
+        self._written_news = trio.lowlevel.ParkingLot()
 
     def _refuse(self, request: Request, refused: Refusal) -> None:
         command, flags, cookie, offset, *_ = request
@@ -113,7 +119,48 @@ class Answers(Outbox):
         self.requests_in_flight.take(1)
         self.account.take(charge)
         self._noted[command] += 1
+        if command == _WRITE and payload is not None:
+            done = partial(self._on_written, (cookie, offset), length, self._begun_ns)
+            if self._disk.begin_write(offset, payload, done):
+                self._writing += 1
+                self._writing_bytes += charge
+                if self._writing == 1:
+                    nursery.start_soon(self._answer_written)
+                return
         nursery.start_soon(self._work, (command, flags, cookie, offset, length, payload, None), charge, self._begun_ns)
+
+    def _on_written(self, origin: Origin, length: int, begun_ns: int, failure: Exception | None) -> None:
+        if failure is None:
+            self._replies.done(self._out, *origin)
+        else:
+            self._fail(origin, located(failure, self._disk.name, origin[1], length))
+        self._written.append((length, begun_ns))
+        self._written_news.unpark()
+
+    async def _answer_written(self) -> None:
+        """Send the answers of all writes that end at once in one go, until there is none under way."""
+        try:
+            while self._writing:
+                if not self._written:
+                    await self._written_news.park()
+                written, self._written = self._written, []
+                with suppress(trio.BrokenResourceError):
+                    await self._send()
+                self._end_writes(written)
+        finally:
+            self.account.give(self._writing_bytes)
+            self.requests_in_flight.give(self._writing)
+            self._writing = self._writing_bytes = 0
+
+    def _end_writes(self, written: Sequence[tuple[int, int]]) -> None:
+        latency, now_ns = self.traffic.latency(_WRITE), perf_counter_ns()
+        for _, begun_ns in written:
+            latency.add(now_ns - begun_ns)
+        held = sum(length for length, _ in written)
+        self._writing -= len(written)
+        self._writing_bytes -= held
+        self.account.give(held)
+        self.requests_in_flight.give(len(written))
 
     async def _work(self, request: Request, charge: int, begun_ns: int) -> None:
         """Do one request and answer it; what it holds it holds until the client has taken the answer."""

@@ -16,6 +16,10 @@ BLOCK = 4096
 """Bytes in a block: the preferred unit of every request."""
 
 
+Done = Callable[[Exception | None], None]
+"""Is told of the end of a request: why it failed, if so. It is called on the event loop, and never raises."""
+
+
 class Status(enum.IntFlag):
     """Allocation of a range; values of NBD's `base:allocation`."""
 
@@ -92,6 +96,13 @@ class Disk(abc.ABC):
     @abc.abstractmethod
     async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
         """As `write_nowait`, waiting for locks, for I/O and for space in the write buffer."""
+
+    def begin_write(self, offset: int, data: memoryview, done: Done) -> bool:
+        """Write `data`, which is given away, and call `done` when it is durable; False when `write` is to do it.
+
+        For disks on which every write takes long: none needs a task of its own then.
+        """
+        return False
 
     @abc.abstractmethod
     def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:

@@ -209,8 +209,12 @@ class TlsSocket:
         done, room = 0, len(target)
         while done < room:
             try:
-                count = self._tls.read(room - done, target[done:])
+                count = self._tls.read(room - done, target[done:]) if self._holds_any else None
             except ssl.SSLWantReadError:
+                count = None
+            except ssl.SSLEOFError:
+                break
+            if count is None:
                 sparse = 2 * self._held < self._came
                 if done and sparse:
                     break
@@ -219,9 +223,7 @@ class TlsSocket:
                     continue
                 if done:
                     break
-                raise BlockingIOError from None
-            except ssl.SSLEOFError:
-                break
+                raise BlockingIOError
             if not count:
                 break
             done += count  # type: ignore[operator]
@@ -264,6 +266,12 @@ class TlsSocket:
     def close(self) -> None:
         """See `socket.socket`."""
         self._sock.close()
+
+    @property
+    def _holds_any(self) -> bool:
+        """Whether TLS has anything to read; asking it in vain costs an exception."""
+        incoming = self._incoming
+        return bool(incoming.pending or self._tls.pending() or incoming.eof)
 
     def _arrived(self, most: int) -> bool:
         """Take in what has arrived, or its end; whether there was anything."""

@@ -87,11 +87,15 @@ class Transport:
                     return 0
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
-            self.receiving = True
-            with suppress(trio.ClosedResourceError):  # `stop` wakes us so
-                await trio.lowlevel.wait_readable(sock)
-            self.receiving = False
+            await self.readable()
             self._credit += 1
+
+    async def readable(self) -> None:
+        """Wait until there may be more to receive: after less came than there was room for, trying is of no use."""
+        self.receiving = True
+        with suppress(trio.ClosedResourceError):  # `stop` wakes us so
+            await trio.lowlevel.wait_readable(self._sock)
+        self.receiving = False
 
     def _poll(self, targets: Sequence[memoryview]) -> int:
         """Try for a moment. A client that answers in that time is asked so again, one that does not seldom is."""

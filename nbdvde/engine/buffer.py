@@ -5,7 +5,7 @@ changes, so what is hashed, compressed and encrypted is one and the same. Inside
 replace earlier ones, so the order of requests needs no record: blocks lie over zeroed ranges.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sortedcontainers import SortedDict
 
@@ -109,6 +109,14 @@ class Generation:
         for at in range(0, len(pages) - FRAME_BLOCKS + 1, FRAME_BLOCKS):
             frame = data[at * BLOCK : (at + FRAME_BLOCKS) * BLOCK]
             self._frames[first + at] = pages[at : at + FRAME_BLOCKS], frame
+
+    def put_many(self, writes: Iterable[tuple[int, memoryview]]) -> None:
+        """(offset, whole blocks), in order. Of single blocks copies are kept, as others may be what is kept of one."""
+        for offset, data in writes:
+            if len(data) == BLOCK:
+                self.blocks[offset // BLOCK] = bytes(data)
+            else:
+                self.put(offset // BLOCK, data)
 
     def frame(self, first: int, pages: list[Buffer]) -> Buffer:
         """The pages from block `first` joined: without a copy if they still are what was written together."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from nbdvde.errors import InUseError
 
 _IOV_MAX = 1024
+_ZEROES = memoryview(bytes(1 << 18))
 _SUFFIX = ".log"
 
 
@@ -25,6 +26,9 @@ class File(Protocol):
 
     def write(self, offset: int, buffers: Sequence[bytes]) -> None:
         """Write buffers one behind the other. After an error any part of them may be there."""
+
+    def make_ready(self, offset: int, length: int) -> None:
+        """Have a range that was never written at hand, which will be soon; it reads as before."""
 
     def sync(self) -> None:
         """Make everything written durable."""
@@ -80,6 +84,9 @@ class DiskFile:
         while rest:
             done = os.pwrite(self._fd, rest, offset)
             rest, offset = rest[done:], offset + done
+
+    def make_ready(self, offset: int, length: int) -> None:
+        os.pwritev(self._fd, [_ZEROES[:length]], offset)  # a part of it will do
 
     def sync(self) -> None:
         os.fdatasync(self._fd)

@@ -17,6 +17,7 @@ class Wire(Protocol):
     """Bytes in and out, as `nbdvde.transport.Transport`. Errors are trio.BrokenResourceError."""
 
     async def receive(self, targets: Sequence[memoryview], /) -> int: ...
+    async def readable(self) -> None: ...
     def send_nowait(self, buffers: Sequence[Buffer], /) -> Sequence[Buffer]: ...
     async def send(self, buffers: Sequence[Buffer], /) -> None: ...
     def abort(self) -> None: ...
@@ -35,6 +36,8 @@ class Link:
         """What the kernel has not taken."""
         self._wake, self._room = trio.Event(), trio.Event()
         self._silence = 0
+        self._drained = False
+        """Whether everything that had come was received."""
         self._is_over = False
         self._said = False
         """Whether anything was sent since the last tick."""
@@ -63,7 +66,8 @@ class Link:
                     frames = await self._received()
                     self._silence = 0
                     deliver(frames)
-                    await trio.lowlevel.checkpoint()  # whoever floods us must not hold up the others
+                    if not self._drained:
+                        await trio.lowlevel.checkpoint()  # whoever floods us must not hold up the others
             except NetworkError as error:
                 nursery.cancel_scope.cancel()
                 return error
@@ -118,12 +122,16 @@ class Link:
         self._wire.close()
 
     async def _received(self) -> list[Frame]:
+        target = self._incoming.target()
         try:
-            count = await self._wire.receive([self._incoming.target()])
+            if self._drained:
+                await self._wire.readable()
+            count = await self._wire.receive([target])
         except trio.BrokenResourceError as error:
             raise _broken(error) from None
         if not count:
             raise NetworkError("connection of a node", "ended")
+        self._drained = count < len(target)
         return self._incoming.received(count)
 
     async def _send(self) -> None:

@@ -11,17 +11,41 @@ from nbdvde.raft.plan import Batch
 from nbdvde.raft.records import (
     BLOCK,
     HEADER_BYTES,
+    SECTOR,
     Header,
+    data_bytes,
     encode,
     is_payload,
     pack_twin,
     place_of,
     split_place,
+    twin_sectors,
 )
 from nbdvde.raft.segment import Segment
 
+_AHEAD, _TWIN_AHEAD = 256 << 10, 32 << 10
+"""Bytes that are made ready at a time behind small batches, and behind their twins."""
 _HINT = "mend the device and start the node again"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class _Ahead:
+    """How far the end of a growing part of a segment is ready to be written over (`File.make_ready`).
+
+    Only where little is written at a time: else it would cost more than it saves.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step, self._segment, self._until = step, 0, 0
+
+    def behind(self, segment: int, start: int, end: int, limit: int) -> int:
+        """How many bytes to make ready behind what is written from `start` to `end`; the part ends at `limit`."""
+        if segment != self._segment:
+            self._segment, self._until = segment, 0
+        if end <= self._until or end - start >= self._step:
+            return 0
+        self._until = min(end + self._step, limit)
+        return self._until - end
 
 
 class LogFiles:
@@ -33,6 +57,7 @@ class LogFiles:
         self._files: dict[int, File] = {}
         self._log = self._chain = 0
         self._spare: tuple[int, File] | None = None
+        self._ahead, self._twin_ahead = _Ahead(_AHEAD), _Ahead(_TWIN_AHEAD)
         self.poisoned = False
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -73,10 +98,19 @@ class LogFiles:
                 batch.drafts, self._log, batch.number, self._chain, batch.segment, batch.start
             )
             twin = pack_twin(content, batch.number, batch.start, place_of(batch.segment, batch.twin_start))
+            self._make_ready(file, batch)
             file.write(batch.start, buffers)
             file.write(batch.twin_start, [twin])
             file.sync()
             self._chain = chain
+
+    def _make_ready(self, file: File, batch: Batch) -> None:
+        segment, end = batch.segment, batch.start + batch.data_bytes
+        twin_end = batch.twin_start + twin_sectors(batch.twin_bytes) * SECTOR
+        if length := self._ahead.behind(segment, batch.start, end, data_bytes(file.size)):
+            file.make_ready(end, length)
+        if length := self._twin_ahead.behind(segment, batch.twin_start, twin_end, file.size):
+            file.make_ready(twin_end, length)
 
     def prepare(self, number: int, size: int) -> None:
         """Have the next segment at hand before it is needed; if that fails now, it is tried again then."""

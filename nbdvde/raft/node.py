@@ -206,7 +206,8 @@ class Node:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            self._pass()
+            if self._touched:  # else a pass has come before
+                self._pass()
 
     async def _tick(self) -> None:
         tick_s, settings = self._options.tick_s, self._settings

@@ -136,12 +136,14 @@ class Peer:
     def flush(self) -> None:
         """Send what was said."""
         if link := self._link:
-            beats, self._beats = tuple(self._beats.items()), {}
-            for start in range(0, len(beats), BATCH_BEATS):
-                link.send(Beats(beats[start : start + BATCH_BEATS]))
-            replies, self._replies = tuple(self._replies.items()), {}
-            for start in range(0, len(replies), BATCH_BEATS):
-                link.send(BeatReplies(replies[start : start + BATCH_BEATS]))
+            if self._beats:
+                beats, self._beats = tuple(self._beats.items()), {}
+                for start in range(0, len(beats), BATCH_BEATS):
+                    link.send(Beats(beats[start : start + BATCH_BEATS]))
+            if self._replies:
+                replies, self._replies = tuple(self._replies.items()), {}
+                for start in range(0, len(replies), BATCH_BEATS):
+                    link.send(BeatReplies(replies[start : start + BATCH_BEATS]))
             link.flush()
 
     def tick(self, silence: int) -> None:

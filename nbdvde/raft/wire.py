@@ -214,12 +214,14 @@ class Outgoing:
         self._frames: dict[Lane, deque[bytes]] = {lane: deque() for lane in Lane}
         self.waiting = dict.fromkeys(Lane, 0)
         """Bytes."""
+        self._total = 0
+        """Of all lanes."""
         self._sent = dict.fromkeys(Lane, 0)
         """Of the first frame."""
         self._turn = Lane.ENTRIES
 
     def __bool__(self) -> bool:
-        return any(self.waiting.values())
+        return self._total > 0
 
     def put(self, frame: Frame) -> bool:
         """Have a frame sent; False when its lane is full. Raises WireError for one that is too long."""
@@ -231,6 +233,7 @@ class Outgoing:
             raise WireError(f"a {type(frame).__name__} of {len(data)} bytes", "is too long to be sent")
         self._frames[lane].append(data)
         self.waiting[lane] += len(data)
+        self._total += len(data)
         return True
 
     def take(self, max_bytes: int) -> Sequence[Buffer]:
@@ -259,4 +262,5 @@ class Outgoing:
         if not more:
             frames.popleft()
         self.waiting[lane] -= length
+        self._total -= length
         return length

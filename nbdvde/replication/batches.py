@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
+from nbdvde.disk import Done
 from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.operations import CHANGES_MAX, NAMES_MAX, Change
 
@@ -18,14 +19,13 @@ _BYTES = 1 << 20
 @dataclass(eq=False, slots=True)
 class _Waiting:
     change: Change
-    done: trio.Event = field(default_factory=trio.Event)
-    failure: Exception | None = None
+    done: Done | None
 
     def end(self, failure: Exception | None) -> None:
         """It is made, or refused; said for the first time this counts."""
-        if not self.done.is_set():
-            self.failure = failure
-            self.done.set()
+        done, self.done = self.done, None
+        if done:
+            done(failure)
 
 
 class Batches:
@@ -40,21 +40,32 @@ class Batches:
         self._under_way = 0
         self._ended = False
 
-    async def put(self, change: Change) -> None:
-        """Have a change made; it is durable, and seen by every later read. Raises what it was refused with.
-
-        Cancelled, it may be made all the same.
-        """
+    def begin(self, change: Change, done: Done) -> None:
+        """Have a change made: `done` is called, here or later, when it is durable and seen by every later read."""
         if self._ended:
-            raise unknown()
-        waiting = _Waiting(change)
-        self._queue.append(waiting)
+            done(unknown())
+            return
+        self._queue.append(_Waiting(change, done))
         if self._under_way < _UNDER_WAY:
             self._under_way += 1
             self._nursery.start_soon(self._work)
-        await waiting.done.wait()
-        if waiting.failure is not None:
-            raise waiting.failure
+
+    async def put(self, change: Change) -> None:
+        """As `begin`, waiting for the end. Raises what it was refused with.
+
+        Cancelled, it may be made all the same.
+        """
+        over = trio.Event()
+        failures: list[Exception | None] = []
+
+        def done(failure: Exception | None) -> None:
+            failures.append(failure)
+            over.set()
+
+        self.begin(change, done)
+        await over.wait()
+        if failure := failures[0]:
+            raise failure
 
     async def _work(self) -> None:
         try:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from nbdvde.disk import Buffer, Disk, Piece
+from nbdvde.disk import Buffer, Disk, Done, Piece
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.operations import Action, Change
@@ -56,6 +56,12 @@ class Ways(Protocol):
     async def put(self, change: Change) -> None:
         """Have a change made: durable, and seen by every later read. Raises DetachedError, NbdvdeError."""
 
+    def begin(self, change: Change, done: Done) -> None:
+        """As `put`; `done` is told of the end."""
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call a function after a while, if the node runs then."""
+
     async def barrier(self) -> None:
         """Wait until what is in the image is everything that was answered before this call."""
 
@@ -76,7 +82,9 @@ class ReplicatedDisk(Disk):
         self._abort: Callable[[], None] | None = None
         self._size = 0
         self._under_way: set[trio.CancelScope] = set()
-        """What is worked at for the client."""
+        """What is worked at for the client,"""
+        self._begun: set[Done] = set()
+        """and the writes of it that were begun."""
         self._ending_s = math.inf
         """When that is given up."""
 
@@ -113,6 +121,12 @@ class ReplicatedDisk(Disk):
         self._ending_s = trio.current_time() + _LINGER_S
         for scope in self._under_way:
             scope.deadline = self._ending_s
+        if self._begun:
+            self._ways.later(_LINGER_S, self._give_up)
+
+    def _give_up(self) -> None:
+        for done in tuple(self._begun):
+            done(self._unheard())
 
     def detach(self, *, clean: bool) -> None:
         if self._attachment and self._abort:
@@ -144,6 +158,19 @@ class ReplicatedDisk(Disk):
             piece = data[start : start + _WRITE_MAX]
             await self._change(Action.WRITE, offset + start, len(piece), piece)
 
+    def begin_write(self, offset: int, data: memoryview, done: Done) -> bool:
+        if len(data) > _WRITE_MAX or (self._attachment and self._attachment.over):
+            return False
+
+        def ended(failure: Exception | None) -> None:
+            if ended in self._begun:
+                self._begun.remove(ended)
+                done(failure)
+
+        self._begun.add(ended)
+        self._ways.begin(self._changed(Action.WRITE, offset, len(data), data), ended)
+        return True
+
     def zero_nowait(self, offset: int, length: int, *, allocate: bool) -> bool:
         return False
 
@@ -154,8 +181,11 @@ class ReplicatedDisk(Disk):
         attachment = self._attachment
         if attachment and attachment.over:
             raise DetachedError(f"disk {self.name}", "was taken over by another client", "connect again")
-        epoch = attachment.epoch if attachment else 0
-        await self._hearing(self._ways.put(Change(self.name, epoch, action, offset, length, data)))
+        await self._hearing(self._ways.put(self._changed(action, offset, length, data)))
+
+    def _changed(self, action: Action, offset: int, length: int, data: Buffer) -> Change:
+        epoch = self._attachment.epoch if self._attachment else 0
+        return Change(self.name, epoch, action, offset, length, data)
 
     async def _hearing(self, work: Awaitable[None]) -> None:
         """Wait for something as long as somebody may hear of it. Raises DetachedError when nobody does."""
@@ -166,7 +196,10 @@ class ReplicatedDisk(Disk):
             finally:
                 self._under_way.remove(scope)
         if scope.cancelled_caught:
-            raise DetachedError(f"disk {self.name}", "its cluster did not answer in time", "connect again")
+            raise self._unheard()
+
+    def _unheard(self) -> DetachedError:
+        return DetachedError(f"disk {self.name}", "its cluster did not answer in time", "connect again")
 
     def flush_nowait(self, mark: int) -> bool:
         return True  # a change is answered when a majority has it on disk

@@ -15,7 +15,6 @@ import msgspec
 import trio
 
 from nbdvde.engine.image import Image
-from nbdvde.engine.volume import Volume
 from nbdvde.errors import (
     DamageError,
     DetachedError,
@@ -27,9 +26,10 @@ from nbdvde.errors import (
     RefusedError,
 )
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
+from nbdvde.replication.changing import made_nowait, make, written_together
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note, Notes, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Compare, Dismiss, Enrol, Release, Repair, unpack
+from nbdvde.replication.operations import Attach, Call, Change, Compare, Dismiss, Enrol, Release, Repair
 from nbdvde.replication.regioncopy import found
 from nbdvde.replication.sealing import Sealer
 
@@ -112,7 +112,7 @@ class ImageMachine:
     async def _apply(self, entry: Entry) -> object:
         if entry.kind != EntryKind.NORMAL:
             return None
-        match unpack(self._sealer.open(self._group, entry.data)):
+        match self._sealer.open(self._group, entry.data):
             case Attach(disk=disk, node=node):
                 if disk not in self.epochs and len(self.epochs) >= _DISKS_MAX:
                     return RefusedError(f"disk {disk}", f"is one of more than {_DISKS_MAX} in use", "delete some")
@@ -136,6 +136,8 @@ class ImageMachine:
             case Repair() as repair:
                 return await self._repair(repair)
             case changes:
+                if self._written_together(changes):
+                    return [None] * len(changes)
                 return [await self._change(change) for change in changes]
 
     def _attach(self, disk: str, epoch: int, node: NodeId) -> None:
@@ -176,6 +178,24 @@ class ImageMachine:
         except NbdvdeError as error:  # the same on all nodes
             return error
 
+    def _written_together(self, changes: Sequence[Change]) -> bool:
+        """Make changes of one disk in one go, if they are writes that nothing stands against; whether they are made."""
+        disks = {change.disk for change in changes}
+        if len(disks) != 1:
+            return False
+        [disk] = disks
+        epoch, _ = self.epochs.get(disk, (0, 0))
+        if any(change.epoch < epoch for change in changes):
+            return False
+        try:
+            if not written_together(self._image.disk(disk), changes):
+                return False
+        except NbdvdeError:  # each is told
+            return False
+        for change in changes:
+            self.comparisons.touch(disk, change.offset, change.length)
+        return True
+
     async def _change(self, change: Change) -> Result:
         if change.epoch < self.epochs.get(change.disk, (0, 0))[0]:
             return DetachedError(f"disk {change.disk}", "was taken over by another client", "connect again")
@@ -186,7 +206,8 @@ class ImageMachine:
         if change.offset + change.length > volume.size:
             return RefusedError(f"disk {change.disk}", "has become shorter than that", "connect again")
         try:
-            await self._surely(lambda: _do(volume, change))
+            if not made_nowait(volume, change):
+                await self._surely(lambda: make(volume, change))
         except PoisonedError:
             raise
         except NbdvdeError as error:
@@ -259,18 +280,3 @@ class ImageMachine:
     def close(self) -> None:
         """Note nothing any more."""
         self._image.before_commit.remove(self._note_nowait)
-
-
-async def _do(volume: Volume, change: Change) -> None:
-    offset, length = change.offset, change.length
-    match change.action:
-        case Action.WRITE:
-            data = memoryview(change.data)
-            if not volume.write_nowait(offset, data, owned=True):
-                await volume.write(offset, data, owned=True)
-        case Action.TRIM:
-            if not volume.trim_nowait(offset, length):
-                await volume.trim(offset, length)
-        case Action.ZERO:
-            if not volume.zero_nowait(offset, length, allocate=True):
-                await volume.zero(offset, length, allocate=True)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
+import msgspec
+
 from nbdvde.disk import Buffer
 from nbdvde.errors import DamageError
 
@@ -48,8 +50,10 @@ class Action(IntEnum):
     """`ZERO` keeps the range allocated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+_ACTIONS = {int(action): action for action in Action}
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
     """A request of a client that changes a disk."""
 
     disk: str
@@ -190,7 +194,7 @@ def unpack(entry: memoryview) -> Operation:
                 _, compared, chunk, length = _REPAIR.unpack_from(entry)
                 stop = _REPAIR.size + length
                 return Repair(str(entry[_REPAIR.size : stop], "utf-8"), compared, chunk, entry[stop:])
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, LookupError, ValueError) as error:
         raise _damage(str(error)) from None
     raise _damage(f"is of the unknown kind {entry[0]}")
 
@@ -207,7 +211,7 @@ def _unpack_changes(entry: memoryview) -> list[Change]:
     data = records + count * _CHANGE.size
     changes = []
     for number, disk, epoch, offset, length in _CHANGE.iter_unpack(entry[records:data]):
-        action = Action(number)
+        action = _ACTIONS[number]
         stop = data + (length if action == Action.WRITE else 0)
         changes.append(Change(names[disk], epoch, action, offset, length, entry[data:stop]))
         data = stop

@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from nbdvde import moment
-from nbdvde.disk import BLOCK
+from nbdvde.disk import BLOCK, Done
 from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError, NbdvdeError, NetworkError, RefusedError
 from nbdvde.raft.calls import PeerError
@@ -27,7 +27,7 @@ from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.giving import Giver
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, Release, pack
+from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, Release
 from nbdvde.replication.questions import AskCompared, AskData
 from nbdvde.replication.regioncopy import found
 from nbdvde.replication.room import Room
@@ -107,6 +107,17 @@ class Replica:
     async def put(self, change: Change) -> None:
         await self._batches[change.action == Action.TRIM].put(change)
 
+    def begin(self, change: Change, done: Done) -> None:
+        self._batches[change.action == Action.TRIM].begin(change, done)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await trio.sleep(seconds)
+            call()
+
+        if not self._ended:
+            self._nursery.start_soon(wait)
+
     async def _propose_changes(self, changes: Sequence[Change]) -> Sequence[NbdvdeError | None]:
         blocks = sum(2 + len(change.data) // BLOCK for change in changes if change.action != Action.TRIM)
         return cast(Sequence[NbdvdeError | None], await self.propose(changes, growth=blocks * BLOCK))
@@ -167,7 +178,7 @@ class Replica:
         Raises DetachedError when nobody knows what became of it, NoSpaceError when most nodes have no room for
         `growth` bytes more, and what it was refused with.
         """
-        data = self._sealer.seal(GROUP, pack(operation))
+        data = self._sealer.seal(GROUP, operation)
 
         async def ask(leader: NodeId) -> object:
             question = growth.to_bytes(_GROWTH_BYTES, "little") + data

@@ -9,7 +9,7 @@ nonce comes twice, whoever seals. What stands before the ciphertext and the name
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from nbdvde.disk import Buffer
 from nbdvde.errors import DamageError
+from nbdvde.replication.operations import Operation, pack, unpack
 
 KEY_BYTES, SALT_BYTES = 32, 16
 _HEAD = struct.Struct(f"<{SALT_BYTES}sQB")
@@ -28,8 +28,13 @@ _SALT_LASTS = 64 << 20
 _LEVEL = 1
 _WORTH = 16
 """It is kept compressed when that saves a part of so many."""
+_SAMPLED, _SAMPLE_BYTES = 128 << 10, 4 << 10
+"""From so many bytes on a few samples tell first whether compressing pays."""
+_SAMPLES = 4
 _KEYS = 256
 """Derived keys at hand."""
+_OWN_BYTES = 16 << 20
+"""Of entries sealed here that are expected back, to be applied."""
 ENTRY_MAX = 40 << 20
 """Bytes of an entry: the longest request of a client fits."""
 
@@ -42,31 +47,59 @@ class Sealer:
         self._keys: OrderedDict[bytes, AESGCM] = OrderedDict()
         self._number = self._bytes = 0
         self._salt = random(SALT_BYTES)
+        self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
+        self._decompress = zstandard.ZstdDecompressor().decompress
+        self._own: OrderedDict[tuple[str, bytes], tuple[bytes, Operation]] = OrderedDict()
+        """By group, salt and number."""
+        self._own_bytes = 0
 
-    def seal(self, group: str, pieces: Sequence[Buffer]) -> bytes:
-        """An entry that consists of these pieces."""
-        whole = b"".join(pieces)
+    def seal(self, group: str, operation: Operation) -> bytes:
+        """An entry that says this."""
+        whole = b"".join(pack(operation))
         flags, body = 0, whole
-        shorter = zstandard.ZstdCompressor(level=_LEVEL).compress(whole)
-        if len(shorter) <= len(whole) - len(whole) // _WORTH:
-            flags, body = _COMPRESSED, shorter
+        if self._is_promising(whole):
+            shorter = self._compress(whole)
+            if _pays(shorter, whole):
+                flags, body = _COMPRESSED, shorter
         salt, number = self._next(len(body))
         head = _HEAD.pack(salt, number, flags)
-        return head + self._cipher(salt).encrypt(number.to_bytes(12, "little"), body, head + group.encode())
+        sealed = b"".join((head, self._cipher(salt).encrypt(_nonce(number), body, head + group.encode())))
+        self._expect((group, head), sealed, operation)
+        return sealed
 
-    def open(self, group: str, sealed: bytes) -> memoryview:
-        """The entry. Raises DamageError."""
+    def open(self, group: str, sealed: bytes) -> Operation:
+        """What an entry says. Raises DamageError."""
+        head = sealed[: _HEAD.size]
+        if own := self._own.pop((group, head), None):
+            self._own_bytes -= len(own[0])
+            if own[0] is sealed:  # it has never left this process
+                return own[1]
         try:
-            head = sealed[: _HEAD.size]
             salt, number, flags = _HEAD.unpack(head)
-            nonce = number.to_bytes(12, "little")
-            entry = self._cipher(salt).decrypt(nonce, sealed[_HEAD.size :], head + group.encode())
+            body = memoryview(sealed)[_HEAD.size :]
+            entry = self._cipher(salt).decrypt(_nonce(number), body, head + group.encode())
             if flags & _COMPRESSED:
-                entry = zstandard.ZstdDecompressor().decompress(entry, max_output_size=ENTRY_MAX)
+                entry = self._decompress(entry, max_output_size=ENTRY_MAX)
         except (struct.error, InvalidTag, zstandard.ZstdError):
             hint = "run nbdvde cluster verify"
             raise DamageError("entry of the replication log", "fails its authentication", hint) from None
-        return memoryview(entry)
+        return unpack(memoryview(entry))
+
+    def _is_promising(self, whole: bytes) -> bool:
+        """Whether it may be worth compressing: what does not compress costs as much time as what does."""
+        if len(whole) < _SAMPLED:
+            return True
+        starts = range(0, len(whole) - _SAMPLE_BYTES, len(whole) // _SAMPLES)
+        sample = b"".join(whole[start : start + _SAMPLE_BYTES] for start in starts)
+        return _pays(self._compress(sample), sample)
+
+    def _expect(self, head: tuple[str, bytes], sealed: bytes, operation: Operation) -> None:
+        """Remember what was sealed here: it is applied here as well, most of the time."""
+        self._own[head] = sealed, operation
+        self._own_bytes += len(sealed)
+        while self._own_bytes > _OWN_BYTES:
+            _, (oldest, _) = self._own.popitem(last=False)
+            self._own_bytes -= len(oldest)
 
     def _next(self, length: int) -> tuple[bytes, int]:
         if self._bytes >= _SALT_LASTS:
@@ -84,3 +117,11 @@ class Sealer:
             if len(self._keys) > _KEYS:
                 self._keys.popitem(last=False)
         return cipher
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "little")
+
+
+def _pays(shorter: bytes, whole: bytes) -> bool:
+    return len(shorter) <= len(whole) - len(whole) // _WORTH

@@ -85,6 +85,10 @@ class SimFile:
             raise
         self._put(offset, data)
 
+    def make_ready(self, offset: int, length: int) -> None:
+        assert 0 < length <= self.size - offset, "the file does not grow"
+        assert not any(self._content[offset : offset + length]), "nothing is lost"
+
     def sync(self) -> None:
         self._directory.enter("sync")
         self._directory.events.append(Sync(self._number))

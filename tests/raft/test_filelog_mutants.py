@@ -85,6 +85,13 @@ MUTANTS = [
         "file.sync()\n        file.write(batch.twin_start, [twin])",
         "flips",
     ),
+    mutant(
+        "more is made ready than belongs to a segment",
+        "logfiles:_Ahead.behind",
+        "min(end + self._step, limit)",
+        "end + self._step",
+        "crash",
+    ),
     mutant("rot is taken for a torn tail", "segment:Segment.is_torn", "offset = spot.start", "return True", "tail"),
     mutant(
         "a whole twin proves nothing",

@@ -32,9 +32,12 @@ class MemoryWire:
         self._capacity, self._came = capacity, bytearray()
         self._news, self._ended, self._broken = trio.Event(), False, False
 
-    async def receive(self, targets: Sequence[memoryview], /) -> int:
+    async def readable(self) -> None:
         while not self._broken and (self.stopped or not (self._came or self._ended)):
             await self._news.wait()
+
+    async def receive(self, targets: Sequence[memoryview], /) -> int:
+        await self.readable()
         if self._broken:
             raise trio.BrokenResourceError("broken off")
         count = min(len(self._came), len(targets[0]))

@@ -8,7 +8,7 @@ from nbdvde.engine.image import Image
 from nbdvde.raft.messages import Entry, EntryKind, Members, Snapshot
 from nbdvde.replication.machine import Fetch, ImageMachine
 from nbdvde.replication.notes import Identity, Note, Notes, Place
-from nbdvde.replication.operations import Operation, pack
+from nbdvde.replication.operations import Operation
 from nbdvde.replication.sealing import Sealer
 
 CLUSTER = Identity(b"c" * 16, 1, b"k" * 32)
@@ -26,7 +26,7 @@ class Author:
     def entry(self, operation: Operation) -> Entry:
         """The next one."""
         self.index += 1
-        return Entry(1, self.index, EntryKind.NORMAL, self._sealer.seal(GROUP, pack(operation)))
+        return Entry(1, self.index, EntryKind.NORMAL, self._sealer.seal(GROUP, operation))
 
     def entries(self, operations: Sequence[Operation]) -> list[Entry]:
         """The next ones."""

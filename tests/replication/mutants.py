@@ -16,6 +16,12 @@ FENCES = [
         "False",
     ),
     mutant(
+        "writes of any attachment count together",
+        "machine:ImageMachine._written_together",
+        "change.epoch < epoch",
+        "False",
+    ),
+    mutant(
         "who comes does not wait for what is agreed on",
         "disk:ReplicatedDisk.attach",
         "await self._ways.barrier()",
@@ -68,9 +74,9 @@ ANSWERS = [
         "pass",
     ),
     mutant("who cannot ask reads at once", "replica:Replica.barrier", "await trio.sleep(_PAUSE_S)", "return"),
-    mutant("a write is answered before it is agreed on", "batches:Batches.put", "await waiting.done.wait()", "pass"),
+    mutant("a write is answered before it is agreed on", "batches:Batches.put", "await over.wait()", "done(None)"),
     mutant("what was given up is done", "batches:Batches._send", "waiting.end(unknown())", "waiting.end(None)"),
-    mutant("what a node refused at its end is done", "batches:Batches.put", "raise unknown()", "return"),
+    mutant("what a node refused at its end is done", "batches:Batches.begin", "done(unknown())", "done(None)"),
     mutant(
         "whose leader was lost asks again",
         "replica:Replica._at_leader",
@@ -158,6 +164,7 @@ CLUSTER = [
         "",
     ),
     mutant("a nonce comes twice", "sealing:Sealer._next", "self._number += 1", "pass"),
+    mutant("what was sealed here is taken for anything", "sealing:Sealer.open", "own[0] is sealed", "True"),
     mutant("an entry of another group is taken", "sealing:Sealer.open", "head + group.encode()", "head"),
     mutant(
         "learners stay learners",

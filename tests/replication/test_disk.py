@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from nbdvde.disk import Done
 from nbdvde.errors import DetachedError
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.operations import Change
@@ -32,6 +33,13 @@ class Ways:
 
     async def put(self, change: Change) -> None:
         self.changes.append(change)
+
+    def begin(self, change: Change, done: Done) -> None:
+        self.changes.append(change)
+        done(None)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        raise AssertionError("nothing is under way")
 
     async def barrier(self) -> None:
         self.latest()
@@ -99,3 +107,12 @@ def test_whose_connection_broke_is_not_joined() -> None:
     attachment.join(aborts[0])
     attachment.leave(aborts[0], clean=False)
     assert not attachment.open
+
+
+async def test_a_write_is_begun_unless_it_takes_several_entries_or_the_disk_was_taken_over(ways: Ways) -> None:
+    disk, ended = await attached(ways), list[object]()
+    assert disk.begin_write(0, memoryview(b"data"), ended.append)
+    assert not disk.begin_write(0, memoryview(bytes((1 << 20) + 1)), ended.append)
+    ways.attachment.end()
+    assert not disk.begin_write(0, memoryview(b"data"), ended.append)
+    assert (ended, [(change.epoch, change.length) for change in ways.changes]) == ([None], [(7, 4)])

@@ -245,21 +245,51 @@ async def test_comparing_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatc
 
 async def test_damage_of_one_image_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch, autojump_clock: object):
     """Others may be able to: what was agreed on is tried again until it can be done."""
-    author, tries, write_once = Author(), 0, Volume.write_nowait
+    author, tries, write_nowait, write_once = Author(), 0, Volume.write_nowait, Volume.write
 
-    def fails_twice(volume: Volume, offset: int, data: memoryview, *, owned: bool) -> bool:
+    def fail_twice() -> None:
         nonlocal tries
         tries += 1
         if tries < 3:
             raise UnreadableError("extent", "cannot be read")
-        return write_once(volume, offset, data, owned=owned)
+
+    def fails_nowait(volume: Volume, offset: int, data: memoryview, *, owned: bool) -> bool:
+        fail_twice()
+        return write_nowait(volume, offset, data, owned=owned)
+
+    async def fails(volume: Volume, offset: int, data: memoryview, *, owned: bool) -> None:
+        fail_twice()
+        await write_once(volume, offset, data, owned=owned)
 
     image = await open_storage(fresh(), KEY)
     machine = await machine_of(image)
-    monkeypatch.setattr(Volume, "write_nowait", fails_twice)
-    assert await done(machine, author, [write(0, 7)]) == [[None]]
+    monkeypatch.setattr(Volume, "write_nowait", fails_nowait)
+    monkeypatch.setattr(Volume, "write", fails)
+    beside = Change("disk", 0, Action.TRIM, BLOCK, BLOCK)
+    assert await done(machine, author, [write(0, 7), beside]) == [[None, None]]
     assert (tries, machine.stuck, (await content(image))[0]) == (3, "", 7)
     await image.close()
+
+
+async def test_writes_of_an_entry_are_made_together_or_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """What they come to is the same: the last one of a block counts, and each is refused for itself."""
+    chance, contents, results = random.Random(1), list[list[int]](), list[Any]()
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(Volume, "write_many_nowait", lambda *_: False)
+        image, author, chance = await open_storage(fresh(), KEY), Author(), random.Random(1)
+        machine = await machine_of(image)
+        await done(machine, author, Attach("disk", 1))
+        for _ in range(20):
+            changes = [write(chance.randrange(BLOCKS), chance.randrange(1, 1 << 16), 1) for _ in range(16)]
+            changes.append(Change("disk", 1, Action.WRITE, 0, 3 * BLOCK, bytes([chance.randrange(1, 256)]) * 3 * BLOCK))
+            results.append(await done(machine, author, changes))
+        results.append(await done(machine, author, [write(0, 7, 1), write(1, 8, 0), write(1 << 20, 9, 1)]))
+        contents.append(await content(image))
+        await image.close()
+    assert contents[0] == contents[1]
+    assert [str(result) for result in results[:21]] == [str(result) for result in results[21:]]
+    assert [type(result) for result in results[20][0]] == [type(None), DetachedError, RefusedError]
 
 
 async def test_shrinking_does_not_depend_on_how_zeroes_are_stored():

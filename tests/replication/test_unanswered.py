@@ -6,11 +6,12 @@ from typing import cast
 import pytest
 import trio
 
-from nbdvde.disk import BLOCK, Disk
+from nbdvde.disk import BLOCK, Disk, Done
 from nbdvde.engine.access import open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.exported import RegionDisks
 from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.volume import Volume
 from nbdvde.errors import DetachedError, RefusedError
 from nbdvde.exports import Export
 from nbdvde.inventory import Inventory
@@ -29,6 +30,12 @@ class Silent:
 
     async def put(self, change: Change) -> None:
         await trio.sleep_forever()
+
+    def begin(self, change: Change, done: Done) -> None:
+        self.begun = done
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.given_up = seconds, call
 
     async def barrier(self) -> None:
         self.barriers += 1
@@ -62,6 +69,21 @@ async def test_nobody_waits_for_ever_who_cannot_be_answered(autojump_clock: obje
         nursery.start_soon(refused, disk.status("base:allocation", 0, BLOCK, 1), found)
     assert [round(at - begun) for at in found] == [105] * 3
     await image.close()
+
+
+async def test_a_write_that_was_begun_is_given_up_as_well() -> None:
+    """What becomes of it later nobody hears any more."""
+    ways, ends = Silent(), list[object]()
+    disk = ReplicatedDisk("disk", lambda: cast(Volume, None), ways)
+    disk.falter()
+    assert not hasattr(ways, "given_up"), "there is nothing to give up"
+    assert disk.begin_write(0, memoryview(b"data"), ends.append)
+    disk.falter()
+    seconds, give_up = ways.given_up
+    assert (seconds, ends) == (5, [])
+    give_up()
+    ways.begun(None)
+    assert [type(end) for end in ends] == [DetachedError]
 
 
 async def listed(image: Image, disk: Disk, inventory: Inventory) -> list[str]:
