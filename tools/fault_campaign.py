@@ -39,12 +39,12 @@ class Campaign:
         """After this round."""
         self.stopping = True
 
-    def round(self, count: int) -> None:
+    def round(self, count: int, pace: float) -> None:
         """The next seed."""
         totals, begun = self.totals, time.monotonic()
         folder = Path(mkdtemp(prefix=f"faults-{totals['next_seed']}-", dir=self._folder))
         try:
-            outcome = play(folder, totals["next_seed"], count)
+            outcome = play(folder, totals["next_seed"], count, pace)
         except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it is, it has failed
             totals["failures"] += 1
             print(f"seed {totals['next_seed']} failed, see {folder}\n{traceback.format_exc()}", flush=True)
@@ -74,6 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=1000, help="in all")
     parser.add_argument("--round", type=int, default=40, help="faults in a round")
+    parser.add_argument("--pace", type=float, default=1.0, help="how fast faults follow each other")
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--first-seed", type=int, default=1, help="first seed of a new campaign")
     parser.add_argument("--state", type=Path, help="file that keeps the counts, to go on later")
@@ -82,9 +83,9 @@ def main() -> int:
     alone = options.seed is not None
     campaign = Campaign(None if alone else options.state, options.seed if alone else options.first_seed, options.folder)
     signal.signal(signal.SIGINT, campaign.stop)
-    campaign.round(options.round) if alone else None
+    campaign.round(options.round, options.pace) if alone else None
     while not alone and campaign.totals["faults"] < options.faults and not campaign.stopping:
-        campaign.round(options.round)
+        campaign.round(options.round, options.pace)
     return 1 if campaign.totals["failures"] else 0
 
 

@@ -74,14 +74,14 @@ class Client:
         self._log.close()
 
 
-def play(folder: Path, seed: int, count: int) -> Outcome:
-    """A round with so many faults. Raises AssertionError, or whatever else went wrong."""
+def play(folder: Path, seed: int, count: int, pace: float = 1.0) -> Outcome:
+    """A round with so many faults, as `happen`. Raises AssertionError, or whatever else went wrong."""
     chance = random.Random(seed)
     kinds = [kind for kind in deck(chance, count) if kind != "full" or may_mount()]
     with closing(Machines(folder, _SIZE, chance)) as machines:
         machines.cluster.leader().control.change_volume("disks/create", VolumeRequest("shared", size=_SIZE))
         with _clients(folder, seed, machines) as clients:
-            happen(machines, kinds, chance, partial(_expect_running, machines, clients))
+            happen(machines, kinds, chance, partial(_expect_running, machines, clients), pace)
             _recover(machines, clients)
             for client in clients:
                 client.end()

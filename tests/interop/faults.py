@@ -250,15 +250,20 @@ def deck(chance: random.Random, count: int) -> list[str]:
     return kinds[:count]
 
 
-def happen(machines: Machines, kinds: Sequence[str], chance: random.Random, look: Callable[[], None]) -> None:
-    """Let faults happen, one after the other or two at a time; `look` after each. Raises AssertionError."""
+def happen(
+    machines: Machines, kinds: Sequence[str], chance: random.Random, look: Callable[[], None], pace: float
+) -> None:
+    """Let faults happen, one after the other or two at a time; `look` after each. Raises AssertionError.
+
+    Each takes up to 1.5 s / `pace`, and what it takes to be over.
+    """
     left = list(kinds)
     while left:
         kind = left.pop()
         with KINDS[kind][1](machines):
-            time.sleep(chance.uniform(0.1, 1.5))
+            time.sleep(chance.uniform(0.1, 1.5) / pace)
             if left and kind not in ALONE and left[-1] not in ALONE and chance.random() < 0.3:
                 with KINDS[left.pop()][1](machines):
-                    time.sleep(chance.uniform(0.1, 1.0))
+                    time.sleep(chance.uniform(0.1, 1.0) / pace)
         look()
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, 0.5) / pace)

@@ -4,7 +4,6 @@ Only one address of a node is known to all others, so who calls is found out fro
 end of the connection is. That needs no privilege as long as the nodes are processes of the same user.
 """
 
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +54,11 @@ class _Connection:
                 sink.sendall(data)
         direction.wait()  # that it has ended is not to be seen earlier either
         self.end()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything may still pass."""
+        return any(thread.is_alive() for thread in self.threads)
 
     def end(self) -> None:
         """Both ends see it end."""
@@ -156,8 +160,11 @@ class Lines:
             for sock in (caller, called):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made = _Connection(caller, called, self._ways[one, machine], self._ways[machine, one])
-            kept = [old for old in self._connections.get(pair, ()) if any(thread.is_alive() for thread in old.threads)]
-            self._connections[pair] = [*kept, made]
+            before = self._connections.get(pair, [])
+            for old in [old for old in before if not old.goes_on]:
+                before.remove(old)
+                old.close()
+            self._connections[pair] = [*before, made]
         return True
 
     def _who(self, port: int) -> int | None:
@@ -165,7 +172,7 @@ class Lines:
         wanted = f"socket:[{_inode(port)}]"
         for machine, pid in self._pids().items():
             with suppress(OSError):
-                if any(_leads_to(entry.path) == wanted for entry in os.scandir(f"/proc/{pid}/fd")):
+                if any(_leads_to(path) == wanted for path in Path(f"/proc/{pid}/fd").iterdir()):
                     return machine
         return None
 
@@ -177,8 +184,8 @@ def _inode(port: int) -> str:
     return next((row[9] for row in rows if row[1] == mine), "")
 
 
-def _leads_to(path: str) -> str:
+def _leads_to(path: Path) -> str:
     try:
-        return os.readlink(path)
+        return str(path.readlink())
     except OSError:  # closed meanwhile
         return ""
