@@ -207,6 +207,8 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Where the replication log is; `IMAGE.raft` by default."""
     log_size: Size = Size(64 << 20)
     """Of entries that are kept for nodes that are away for a short time: who was for longer compares its image."""
+    catch_up_rate: Size | None = None
+    """Bytes a second, at most, that are taken from another node after having been away for longer."""
     election: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds without a sign of the leader after which another is elected."""
 
@@ -219,6 +221,11 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         given = [name for name in ("listen", "cert", "key", "ca") if getattr(self, name) is not None]
         if given and len(given) < 4:
             raise ValueError(f"{given[0]} is of no use without the others of listen, cert, key and ca")
+        if self.catch_up_rate is not None:
+            try:
+                check_rate(self.catch_up_rate)
+            except UsageError as error:
+                raise ValueError(error.message) from None
 
 
 class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -153,6 +153,7 @@ def test_environment_has_types() -> None:
         ("[engine]\ncache_size = '12X'", "engine.cache_size: size '12X'"),
         ("[engine]\ncache_size = true", "engine.cache_size: expected a size"),
         ("[engine]\ncache_size = 0", "engine.cache_size: expected a size above 0"),
+        ("[cluster]\ncatch_up_rate = '1K'", "rate 1024: is less than 64K a second"),
         ("[server", "is not TOML"),
         ("x = " + "[" * 5000, "is not TOML: maximum recursion depth"),
         ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),

@@ -179,7 +179,7 @@ def _cluster(exports: Sequence[PlannedExport], options: ClusterOptions) -> Clust
         raise UsageError(f"cluster.listen {options.listen}", "is not HOST:PORT", "like 10.0.0.1:10810")
     files = TlsFiles(Path(options.cert), Path(options.key), Path(options.ca))
     directory = Path(options.directory) if options.directory else image.with_name(f"{image.name}.raft")
-    return ClusterPlan(address, files, directory, options.log_size, options.election)
+    return ClusterPlan(address, files, directory, options.log_size, options.election, options.catch_up_rate)
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:

@@ -7,7 +7,7 @@ import msgspec
 
 from nbdvde.replication.notes import Note
 
-CHUNKS_ASKED = 64
+CHUNKS_ASKED = 16
 """Whose hashes are asked for at a time."""
 
 

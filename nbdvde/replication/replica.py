@@ -76,6 +76,8 @@ class Replica:
         self.group: Group
         self.placed_changed: Callable[[Mapping[NodeId, Place]], None] = lambda nodes: None
         self._ended = False
+        self.catch_up_rate: int | None = None
+        """Bytes a second, at most, that are taken over."""
         self.taker: Taker | None = None
         """What is being taken over from another node, or was last."""
 
@@ -365,7 +367,7 @@ class Replica:
         async def ask(question: bytes) -> bytes:
             return await self.node.peer(source).request(CATCH_UP, question)
 
-        self.taker = Taker(self.image, self.identity.key, GROUP, ask)
+        self.taker = Taker(self.image, self.identity.key, GROUP, ask, rate=self.catch_up_rate)
         note = await self.taker.run()
         if note.applied.index < snapshot.index:
             raise NetworkError(f"node {source}", "has not applied what it offers", "it is tried again")

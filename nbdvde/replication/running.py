@@ -46,6 +46,8 @@ class Plan:
     log_bytes: int
     """Of entries that are kept for others, about."""
     election_s: float
+    catch_up_rate: int | None = None
+    """Bytes a second, at most, that are taken over from another node."""
 
 
 @asynccontextmanager
@@ -69,6 +71,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
             node.mesh.refresh()
 
         replica.placed_changed = placed
+        replica.catch_up_rate = plan.catch_up_rate
         machine = ImageMachine(
             image, notes, GROUP, sealer, note, execute=execute, fetch=replica.fetch, listener=replica
         )

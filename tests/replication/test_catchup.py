@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import trio
 
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
@@ -21,9 +22,9 @@ SIZE = 8 * CHUNK - 3 * 512
 NOTE = Note(GROUP, Snapshot(7, 2, MEMBERS), {"disk": (5, 1)})
 
 
-async def image() -> Image:
+async def image(size: int = SIZE) -> Image:
     storage = RecordingStorage()
-    format_storage(storage, SIZE, KEY)
+    format_storage(storage, size, KEY)
     return await open_storage(storage, KEY)
 
 
@@ -134,3 +135,46 @@ async def test_malformed_questions_are_refused(question: bytes) -> None:
     with pytest.raises(NetworkError, match="malformed"):
         await giver(source).answer(question)
     await source.close()
+
+
+async def test_it_takes_no_more_than_it_may(autojump_clock: object) -> None:
+    source, behind = await image(), await image()
+    await source.disk().write(0, memoryview(random.Random(1).randbytes(SIZE)))
+    begun_s = trio.current_time()
+    catching = Taker(behind, CLUSTER.key, GROUP, giver(source).answer, rate=1 << 20)
+    await catching.run()
+    assert trio.current_time() - begun_s > catching.received / (1 << 20) - 1
+    assert await everything(behind) == await everything(source)
+    await source.close()
+    await behind.close()
+
+
+async def test_who_answers_need_not_wait_for_who_asks(autojump_clock: object) -> None:
+    """Some questions are on their way at a time; a failure of one ends it all, and is told as it is."""
+    source, behind = await image(48 * CHUNK), await image(48 * CHUNK)
+    for chunk in range(48):
+        await source.disk().write(chunk * CHUNK, memoryview(bytes([chunk + 1]) * BLOCK))
+    answer, asking, most, failing = giver(source).answer, 0, 0, False
+
+    async def ask(question: bytes) -> bytes:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        try:
+            await trio.sleep(0.1)
+            if failing and asking > 1:
+                raise NetworkError("node 2", "is not connected any more")
+            return await answer(question)
+        finally:
+            asking -= 1
+
+    failing = True
+    with pytest.raises(NetworkError, match="not connected any more"):
+        await Taker(behind, CLUSTER.key, GROUP, ask).run()
+    failing = False
+    await Taker(behind, CLUSTER.key, GROUP, ask).run()
+    assert (most, asking) == (3, 0)
+    whole = await source.disk().read(0, 48 * CHUNK), await behind.disk().read(0, 48 * CHUNK)
+    assert b"".join(map(bytes, whole[0])) == b"".join(map(bytes, whole[1]))
+    await source.close()
+    await behind.close()
