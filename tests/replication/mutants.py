@@ -175,3 +175,55 @@ CLUSTER = [
 ]
 
 MUTANTS = FENCES + ANSWERS + STATES + CLUSTER
+
+
+def of_regions(name: str, where: str, old: str, new: str, package: str) -> Mutant:
+    """A fault that tests of regions notice."""
+    return Mutant(name, (Edit(where, old, new, package),), "regions")
+
+
+REGIONS = [
+    of_regions(
+        "a change of regions is made twice",
+        "replicated:_change_region",
+        ".entry >= index",
+        ".entry > index",
+        "nbdvde.admin",
+    ),
+    of_regions(
+        "regions do not know what changed them",
+        "managed.area:Area._write_together",
+        "blocks = {**blocks, ENTRY_BLOCK: ENTRY.block(_ENTRY.pack(entry), 0)}",
+        "pass",
+        "nbdvde.engine",
+    ),
+    of_regions(
+        "retention clocks stand still",
+        "replicated:executing",
+        "clock_ns=call.clock_ns",
+        "clock_ns=0",
+        "nbdvde.admin",
+    ),
+    of_regions(
+        "what is changed while it is copied is not told",
+        "managed.area:Area._write_together",
+        "watch.touch(start, start + -(-len(data) // BLOCK))",
+        "pass",
+        "nbdvde.engine",
+    ),
+    of_regions(
+        "what a node records of itself is replaced",
+        "regiontaker:RegionTaker.take",
+        "if slot.type != METRICS.tag or slot not in there",
+        "",
+        "nbdvde.replication",
+    ),
+    of_regions("reads are of any age", "calls:answer", "await caught_up(image)", "pass", "nbdvde.admin"),
+    of_regions(
+        "who comes later than others is forgotten",
+        "streamappends:Appends._settle",
+        "one.outcome = unknown() if one.outcome is None else one.outcome",
+        "pass",
+        "nbdvde.admin",
+    ),
+]

@@ -2,8 +2,9 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,18 +12,28 @@ import trio
 from trio.testing import MockClock
 
 from tests.crash.mutants import Mutant
-from tests.replication import test_batches, test_catchup, test_disk, test_machine, test_replica, test_sealing
-from tests.replication.mutants import MUTANTS
+from tests.replication import (
+    test_batches,
+    test_catchup,
+    test_disk,
+    test_everywhere,
+    test_machine,
+    test_regions,
+    test_replica,
+    test_sealing,
+)
+from tests.replication.mutants import MUTANTS, REGIONS
 
 _PATIENCE_S = 5.0
 """Of real time: virtual time runs while threads work."""
 _SLOW = ("test_after_a_crash_the_rest_is_applied_to_what_is_there",)
 DIRECTED = (test_disk, test_sealing, test_replica, test_batches, test_machine, test_catchup)
+OF_REGIONS = (test_everywhere, test_regions)
 
 
-def _cases() -> Iterator[tuple[str, Callable[..., Any]]]:
+def _cases(modules: Sequence[ModuleType]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The tests, each with each of its parameters."""
-    for module in DIRECTED:
+    for module in modules:
         for name, test in vars(module).items():
             if name.startswith("test_") and callable(test) and name not in _SLOW:
                 for parameters in _parameters(test):
@@ -63,9 +74,9 @@ def _run(test: Callable[..., Any]) -> None:
         trio.run(main, clock=clock)
 
 
-def first_to_fail() -> str | None:
+def first_to_fail(modules: Sequence[ModuleType] = DIRECTED) -> str | None:
     """The first directed test that fails."""
-    for name, test in _cases():
+    for name, test in _cases(modules):
         try:
             _run(test)
         except (Exception, BaseExceptionGroup, pytest.fail.Exception):  # a server with a fault may fail in any way
@@ -75,6 +86,12 @@ def first_to_fail() -> str | None:
 
 def test_without_a_fault_none_fails() -> None:
     assert first_to_fail() is None
+
+
+@pytest.mark.parametrize("mutant", REGIONS, ids=lambda mutant: mutant.name)
+def test_of_regions_is_noticed(mutant: Mutant) -> None:
+    with mutant.applied():
+        assert first_to_fail(OF_REGIONS), "no test of regions fails"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

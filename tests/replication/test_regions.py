@@ -166,7 +166,7 @@ async def test_retention_ends_for_all_at_once() -> None:
 async def test_who_catches_up_while_regions_change(seed: int) -> None:
     """What came over with the regions is not done again, and what came later is."""
     chance = random.Random(seed)
-    operations = [*history(seed), *history(seed + 10)[2:]]
+    operations = [*history(seed), *history(seed + 10)[2:], *history(seed + 20)[2:]]
     entries, away, begun = Author().entries(operations), 12, 30
     first, second = await open_storage(fresh(), KEY), await open_storage(fresh(), KEY)
     source, behind = await machine_of(first), await machine_of(second)
@@ -178,7 +178,7 @@ async def test_who_catches_up_while_regions_change(seed: int) -> None:
 
     async def ask(question: bytes) -> bytes:
         nonlocal at
-        count = chance.randrange(3)
+        count = chance.randrange(6)
         await source.apply(entries[at : at + count])
         at += count
         return await giver.answer(question)
