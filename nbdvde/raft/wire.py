@@ -162,7 +162,9 @@ class Incoming:
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._end = 0
-        self._parts = {lane: bytearray() for lane in Lane}
+        self._parts: dict[Lane, list[bytes]] = {lane: [] for lane in Lane}
+        self._lengths = dict.fromkeys(Lane, 0)
+        """Of the parts, together."""
 
     def target(self) -> memoryview:
         """Where to receive; never empty."""
@@ -187,17 +189,17 @@ class Incoming:
         return frames
 
     def _chunk(self, lane: Lane, chunk: memoryview, *, more: bool) -> Frame | None:
-        part = self._parts[lane]
-        if len(part) + len(chunk) > FRAME_BYTES[lane]:
+        parts = self._parts[lane]
+        if self._lengths[lane] + len(chunk) > FRAME_BYTES[lane]:
             raise WireError("what a node says", f"has a frame of more than {FRAME_BYTES[lane]} bytes")
         if more:
-            part += chunk
+            parts.append(bytes(chunk))
+            self._lengths[lane] += len(chunk)
             return None
-        if part:
-            part += chunk
-            self._parts[lane] = bytearray()
+        whole = b"".join((*parts, chunk)) if parts else chunk
+        self._parts[lane], self._lengths[lane] = [], 0
         try:
-            frame: Frame = _decode(part or chunk)
+            frame: Frame = _decode(whole)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError("what a node says", str(error).lower()) from None
         if lane_of(frame) is not lane:
