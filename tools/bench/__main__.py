@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nbdvde.config import parse_size
-from tools.bench import failover, history, more, network, replication, space, speed, streams
+from tools.bench import failover, groups, history, more, network, replication, space, speed, streams
 from tools.bench.report import Section, update_document, write_json
 from tools.bench.servers import SERVERS, Work
 
@@ -66,6 +66,7 @@ _SECTIONS: dict[str, Callable[[Work, argparse.Namespace], Section]] = {
         work, rounds=options.rounds, seconds=options.seconds or 5.0,
     ),
     "failover": lambda work, options: failover.measure(work, kills=options.kills),
+    "groups": lambda work, options: groups.measure(work, seconds=options.seconds or 5.0),
     "space": lambda work, options: space.measure(work, mib=options.mib),
     "opening": lambda work, options: more.opening(work, size=options.large_size, stored=options.large_stored),
 }  # fmt: skip
