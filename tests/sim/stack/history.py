@@ -21,6 +21,8 @@ class Session:
     node: NodeId
     granted: float = math.inf
     """When the first of them was let in."""
+    ended: bool = False
+    """Whether the server ended its connection: it knows then that requests of it may be on their way."""
 
 
 @dataclass(eq=False, slots=True)
@@ -112,10 +114,13 @@ class History:
             self.reads += 1
 
     def fence(self, disk: Disk, begun: int, node: NodeId) -> None:
-        """Nothing of who used the disk before `begun`, at other nodes, takes effect from now on; 0: at all nodes."""
+        """Nothing of who used the disk before `begun` takes effect from now on, unless at this node and still there.
+
+        0: wherever it was.
+        """
         now = self.moment()
         for op, session in list(disk.open.items()):
-            if session.node != node and session.granted < begun:
+            if (session.node != node or session.ended) and session.granted < begun:
                 op.ended = min(op.ended, now)
                 del disk.open[op]
                 self.fenced += 1

@@ -110,6 +110,11 @@ class Life:
     # What comes from outside
 
     @property
+    def callers(self) -> list[str]:
+        """Who has connections with it."""
+        return sorted({wire.there for wire in self.net.of(self.name)})
+
+    @property
     def is_serving(self) -> bool:
         """Whether clients are let in."""
         return self._nursery is not None and not self.disks.is_off

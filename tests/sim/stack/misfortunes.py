@@ -23,12 +23,15 @@ class Misfortunes:
 
     def __init__(self, world: World) -> None:
         self._world, self._random, self._net = world, world.random, world.net
-        kinds: list[Callable[[], Awaitable[None]]] = [
-            self._crash, self._power, self._stop, self._partition, self._one_way, self._distance, self._slow_disk,
-            self._full_image, self._full_log, self._failing_disk, self._transfer, self._away, self._replace,
-            self._clients_cut,
+        network: list[Callable[[], Awaitable[None]]] = [
+            self._partition, self._one_way, self._distance, self._clients_cut, self._isolated,
         ]  # fmt: skip
-        self._kinds = self._random.sample(kinds, self._random.randint(1, _KINDS_MAX))
+        machines: list[Callable[[], Awaitable[None]]] = [
+            self._crash, self._power, self._stop, self._slow_disk, self._full_image, self._full_log,
+            self._failing_disk, self._transfer, self._away, self._replace,
+        ]  # fmt: skip
+        some = self._random.randint(0, _KINDS_MAX - 1)
+        self._kinds = [self._random.choice(network), *self._random.sample([*network, *machines], some)]
         self._replacing = False
 
     async def run(self, until_s: float) -> None:
@@ -93,6 +96,16 @@ class Misfortunes:
             await self._wait(0.5, 5)
             self._net.mend()
 
+    async def _isolated(self) -> None:
+        """Clients reach a node that does not reach the others: what they ask it for waits there."""
+        used = [life for life in self._world.serving if set(life.callers) - set(self._world.lives)]
+        if used:
+            one = self._random.choice(used).name
+            for other in sorted(set(self._world.lives) - {one}):
+                self._net.shut |= {(one, other), (other, one)}
+            await self._wait(2, 9)
+            self._net.mend()
+
     async def _one_way(self) -> None:
         names = sorted(self._world.lives)
         if len(names) > 1:
@@ -105,9 +118,10 @@ class Misfortunes:
     async def _clients_cut(self) -> None:
         """What clients say arrives late, when they have gone elsewhere; or they hear nothing."""
         if life := self._one():
-            callers = {wire.there for wire in self._net.of(life.name)} - set(self._world.lives)
             mute = self._random.random() < 0.7
-            self._net.shut |= {(caller, life.name) if mute else (life.name, caller) for caller in sorted(callers)}
+            for caller in life.callers:
+                if caller not in self._world.lives:
+                    self._net.shut.add((caller, life.name) if mute else (life.name, caller))
             await self._wait(2, 9)
             self._net.mend()
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from nbdvde.engine.catalogue import SEPARATOR
 from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.replica import Replica
 from tests.sim.stack.history import BLOCK, Disk, Snapshot
@@ -24,6 +25,8 @@ class Ruler:
     def __init__(self, world: "World") -> None:
         self._world, self._random, self._history = world, world.random, world.history
         self._made = 0
+        self._unclear: set[str] = set()
+        """Disks of which something may be changed at any time."""
 
     async def run(self) -> None:
         """Change the catalogue until the world comes to rest."""
@@ -56,6 +59,8 @@ class Ruler:
         self._world.note(f"{path} {name}: {done}")
         if done:
             self._world.counts[path] += 1
+        elif done is None:
+            self._unclear.add(name.partition(SEPARATOR)[0])
         return done
 
     async def _snapshot(self, disk: Disk) -> None:
@@ -106,18 +111,21 @@ class Ruler:
 
     async def _make(self, disk: Disk) -> None:
         """A disk, empty or as a snapshot."""
-        if len(self._history.disks) > 4:
+        if len(self._history.disks) > 2:
             return
         self._made += 1
         kept = [snapshot for snapshot in disk.snapshots if snapshot.sure and not snapshot.doomed]
         origin = self._random.choice(kept) if kept and self._random.random() < 0.6 else None
-        new = Disk(f"d{self._made}", disk.blocks if origin else SIZE, origin)
+        old = [gone.name for gone in self._history.gone if gone.name not in self._unclear]
+        name = self._random.choice(old) if old and self._random.random() < 0.7 else f"d{self._made}"
+        new = Disk(name, disk.blocks if origin else SIZE, origin)
         if origin:
             origin.used = True
             done = await self._call("disks/clone", new.name, source=origin.label)
         else:
             done = await self._call("disks/create", new.name, size=SIZE * BLOCK)
         if done:
+            self._history.gone = [gone for gone in self._history.gone if gone.name != name]
             self._history.disks[new.name] = new
             self._world.welcome(User(self._world, f"user-{new.name}", new))
 
@@ -128,4 +136,6 @@ class Ruler:
         for snapshot in disk.snapshots:
             snapshot.doomed = True
             await self._call("snapshots/delete", snapshot.label)
-        await self._call("disks/delete", disk.name, force=True)
+        if await self._call("disks/delete", disk.name, force=True):
+            del self._history.disks[disk.name]
+            self._history.gone.append(disk)

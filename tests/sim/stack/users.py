@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 BLOCKS = (0, 1, 2, 3, 300, 301, 302, 520)
 """Those that are used: in three chunks of what is compared."""
-_ANSWER_S = 6.0
-"""After which a client takes its connection for dead."""
+_ANSWER_S = 1.0, 7.0
+"""After which clients take a connection for dead: from the most to the least impatient."""
 _REFUSALS = {NbdErrno.ENOSPC, NbdErrno.EPERM, NbdErrno.EINVAL}
 """Errors that say that nothing was done."""
 _LOST = (EOFError, trio.BrokenResourceError, trio.TooSlowError, Unreachable)
@@ -72,6 +72,7 @@ class User:
         self._unanswered: dict[int, int] = {}
         """Blocks and values of which it does not know whether they were written."""
         self._cookie = 0
+        self._answer_s = self._random.uniform(*_ANSWER_S)
 
     async def run(self) -> None:
         """Use the disk until the world comes to rest, or the disk to its end."""
@@ -110,7 +111,7 @@ class User:
         begun = history.moment()
         talk = _Talk(await life.connect(self.name))
         try:
-            with trio.fail_after(_ANSWER_S):
+            with trio.fail_after(self._answer_s):
                 await talk.greet()
                 talk.structured = True
                 await talk.option(Option.STRUCTURED_REPLY)
@@ -133,7 +134,7 @@ class User:
                 break
             batch = [self._request(session) for _ in range(random.choice((1, 1, 2, 4)))]
             await self._batch(talk, session, batch)
-            await trio.sleep(random.random() * random.choice((0.01, 0.2, 0.8)))
+            await trio.sleep(random.random() * random.choice((0.01, 0.4, 1.2)))
         if random.random() < 0.7:
             await talk.send(Command.DISC)
 
@@ -167,7 +168,7 @@ class User:
         """Ask for several things at once, and wait for the answers. Raises what ends the connection."""
         waiting: dict[int, _Asked] = {}
         try:
-            with trio.fail_after(_ANSWER_S):
+            with trio.fail_after(self._answer_s):
                 for asked, payload, flags in batch:
                     self._cookie += 1
                     waiting[self._cookie] = asked
@@ -179,6 +180,9 @@ class User:
                 while waiting:
                     reply = await talk.reply()
                     self._answered(waiting.pop(reply.cookie), reply)
+        except (EOFError, trio.BrokenResourceError):
+            session.ended = True
+            raise
         finally:
             for asked in waiting.values():
                 if asked.command == Command.WRITE:
