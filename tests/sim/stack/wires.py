@@ -40,11 +40,14 @@ class Wire:
         self._ended = self._reset = self._stopped = self._over = False
         self._news = trio.Event()
 
-    async def receive(self, targets: Sequence[memoryview], /, *, poll: bool = False) -> int:
+    async def readable(self) -> None:
         while not self._came and not (self._ended or self._reset or self._stopped):
             self.receiving = True
             await self._news.wait()
             self.receiving = False
+
+    async def receive(self, targets: Sequence[memoryview], /, *, poll: bool = False) -> int:
+        await self.readable()
         if self._reset:
             raise trio.BrokenResourceError("reset")
         count = 0
