@@ -14,7 +14,7 @@ from nbdvde import workers
 from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.calls import parse
 from nbdvde.admin.difference import Ranges, difference
-from nbdvde.admin.everywhere import caught_up, shown, written
+from nbdvde.admin.everywhere import caught_up, clock_ns, shown, written
 from nbdvde.admin.http import Emit
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.measures import as_text
@@ -38,6 +38,7 @@ from nbdvde.admin.messages import (
 )
 from nbdvde.admin.watching import check, watched
 from nbdvde.engine.access import fresh, naming, placing
+from nbdvde.engine.catalogue import SEPARATOR
 from nbdvde.engine.image import Image
 from nbdvde.engine.keys import KeyArea
 from nbdvde.engine.optimize import options_of
@@ -191,7 +192,8 @@ class ImageService:
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self.find(), parse(body, VolumeRequest)
         if replica := replica_of(image):
-            done = msgspec.json.decode(await replica.call(action, body), type=VolumeInfo)
+            clock = clock_ns(image, request.name.partition(SEPARATOR)[0])
+            done = msgspec.json.decode(await replica.call(action, body, clock_ns=clock), type=VolumeInfo)
             _log.info("%s: %s %s on all nodes", image.path, action, done.name)
             return done
         with naming(image.path):

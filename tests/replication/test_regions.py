@@ -1,9 +1,10 @@
 """Changes of regions as entries: the same on every node, and once, whatever a crash leaves."""
 
+import json
 import random
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -14,13 +15,14 @@ from nbdvde.admin.wormcalls import AppendData, CreateWorm, ExtendRetention, Worm
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.managed.area import Area
 from nbdvde.engine.managed.metricslog import MetricsLog
 from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.managed.vault import Vault
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.regions.query import Question
 from nbdvde.engine.regions.samples import Sample
-from nbdvde.errors import FullError, RefusedError
+from nbdvde.errors import DamageError, FullError, RefusedError
 from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.catchup import Taker
 from nbdvde.replication.compare import Hasher
@@ -221,3 +223,33 @@ async def test_regions_that_are_gone_and_those_that_a_node_records_of_itself() -
     assert [point["sum"] for point in answer.windows.rows] == [2.0, 2.0]
     await first.close()
     await second.close()
+
+
+async def test_what_a_node_cannot_read_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a WORM region that must not go: the others would give its disk up."""
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    author, tries = Author(), 0
+    load = Worm.load.__func__  # type: ignore[attr-defined]
+
+    async def fails_once(kind: type[Worm], area: Area) -> Worm:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise DamageError("extent", "fails its authentication")
+        return cast(Worm, await load(kind, area))
+
+    made = json.dumps({"name": "more", "size": 1 << 20}).encode()
+    create = call("worm/create", CreateWorm(4 * BLOCK, SECOND_NS, "more"))
+    await machine.apply(author.entries([Call("disks/create", made, BORN_NS, bytes(32)), create]))
+    image.regions.forget(Worm, image.disk("more"))
+    monkeypatch.setattr(Worm, "load", classmethod(fails_once))
+    monkeypatch.setattr("nbdvde.replication.machine._AGAIN_S", 0.01)
+    delete = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS)
+    early = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS - 1)
+    refused, gone = await machine.apply(author.entries([early, delete]))
+    assert isinstance(refused, RefusedError)
+    assert "retained" in refused.why
+    assert isinstance(gone, bytes)
+    assert tries == 2
+    await image.close()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from nbdvde import moment
 from nbdvde.engine.managed.area import Area
 from nbdvde.engine.managed.regions import Regions
 from nbdvde.engine.managed.worm import Worm
@@ -14,7 +15,7 @@ from nbdvde.errors import DamageError, RefusedError
 async def giving_up(regions: Regions, disk: Volume) -> AsyncIterator[None]:
     """Around whatever gives up something of a disk, and what follows: no region of it is made or gets longer meanwhile.
 
-    Raises RefusedError while it has a WORM region that must not go, or that cannot be read.
+    Raises RefusedError while it has a WORM region that must not go, or that cannot be read: DamageError in a cluster.
     """
     area, worm = await _found(regions, disk)
     async with area.unchanged():
@@ -32,5 +33,7 @@ async def _found(regions: Regions, disk: Volume) -> tuple[Area, Worm | None]:
         area = await regions.area(disk)
         return area, await regions.get(Worm, disk) if area.find(Worm.FORM) else None
     except DamageError as damage:
+        if moment.entry() is not None:  # others may be able to tell, and all have to come to the same
+            raise
         why = f"what it retains cannot be read: {damage.message}"
         raise RefusedError(f"disk {disk.name}", why, "run nbdvde check") from None
