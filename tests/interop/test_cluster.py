@@ -143,7 +143,7 @@ def test_an_import_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: Path) -> None:
-    """The log has forgotten what it missed; snapshots come along."""
+    """The log has forgotten what it missed; snapshots and regions come along."""
     leader = cluster.leader()
     away, other = (member for member in cluster.members if member is not leader)
     away.stop()
@@ -152,6 +152,9 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     for _ in range(2):
         run("nbdcopy", data, other.uri)
     nbdvde("snapshot", "create", leader.image, "disk@while-away")
+    entry = tmp_path / "entry"
+    entry.write_text("while away")
+    nbdvde("stream", "append", leader.image, entry)
     assert leader.status().log_bytes < SIZE
     away.start()
     index = cluster.leader().status().committed
@@ -161,6 +164,7 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     assert copy.read_bytes() == data.read_bytes()
     found = nbdvde_json("snapshot", "list", away.image, "--key-file", away.key_file, "--json")
     assert [snapshot["name"] for snapshot in found["snapshots"]][-1] == "while-away"
+    assert nbdvde("stream", "read", away.image, "--raw").endswith("while away")
     assert "differs" not in nbdvde("cluster", "verify", leader.image)
     assert "taking over the state" in (away.folder / "server.log").read_text()
     run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", away.uri)
