@@ -10,20 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from nbdvde import KeyFile, create_image, open_image
-from nbdvde.admin.calls import Nothing
+from nbdvde.admin.calls import Call, Nothing
 from nbdvde.admin.client import ControlClient, connect, control_path
 from nbdvde.admin.clustercalls import INVITE, STATUS, ClusterStatus, Invitation, place_of
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.stream import Stream
-from nbdvde.errors import NetworkError
+from nbdvde.errors import NetworkError, RefusedError
 from nbdvde.replication import membership
 from tests.certificates import make_authority
 from tests.interop.harness import Process
 
+Q = TypeVar("Q")
+A = TypeVar("A")
 WAIT_S = 60
 """More than this is a hang."""
 
@@ -146,9 +149,8 @@ class Cluster:
 
     def add(self, *members: Member) -> None:
         """Have nodes join that are served nowhere yet; they are voters in the end."""
-        leader = self.leader()
         for member in members:
-            ticket = leader.control.call(INVITE, Invitation(member.called, member.name))
+            ticket = self.ask_leader(INVITE, Invitation(member.called, member.name))
             member.number = ticket.identity.node
             member.create(self._size, self._capacity)
             member.change(partial(membership.join, ticket=ticket))
@@ -166,6 +168,17 @@ class Cluster:
         """The node that leads, when one does."""
         found = self.wait(lambda status: status.role == "leader")
         return next(member for member in self.members if member.number == found.node)
+
+    def ask_leader(self, call: Call[Q, A], request: Q) -> A:
+        """What the node that leads answers, once it can: one that has just been elected changes no members."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return self.leader().control.call(call, request)
+            except (NetworkError, RefusedError):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def wait(self, wanted: Callable[[ClusterStatus], bool]) -> ClusterStatus:
         """Wait until a node's view of the cluster is as wanted; that view."""

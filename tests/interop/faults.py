@@ -201,7 +201,7 @@ class Machines:
         member = self.draw()
         member.kill()
         yield
-        self.cluster.leader().control.call(LEAVE, NodeRequest(member.number))
+        self.cluster.ask_leader(LEAVE, NodeRequest(member.number))
         for path in member.image.parent.iterdir():
             subprocess.run(["rm", "-r", path], check=True)
         self.cluster.add(member)
