@@ -19,8 +19,9 @@ from tests.interop.records import Record, pack
 BLOCK, BLOCKS = 4096, 64
 _DEPTH = 4
 _PATIENCE_S = 120
-_ANSWER_S = 2.5
-"""After which it goes to another node: this one may be cut off."""
+_CONNECT_S = 2.5
+_ANSWER_S = (0.3, 1.0, 2.5)
+"""One of them, after which it goes to another node: this one may be cut off, and say late what it was told."""
 _PAUSE_S = 0.02
 """Between requests: it is not how much they do that counts."""
 _HEAD = struct.Struct("<QQ")
@@ -89,17 +90,17 @@ class Client:
     def _use(self, handle: nbd.NBD) -> None:
         """Write and read until the connection breaks, or all is told at the end. Raises nbd.Error, TimeoutError."""
         pending: dict[int, Request] = {}
-        answered = time.monotonic()
+        answered, patience_s = time.monotonic(), self._chance.choice(_ANSWER_S)
         try:
             while pending or not self.ended:
                 while len(pending) < _DEPTH and not self.ended:
                     request = self._drawn()
                     pending[self._send(handle, request)] = request
-                handle.poll(500)
+                handle.poll(100)
                 for cookie in [cookie for cookie in pending if self._is_done(handle, cookie, pending)]:
                     answered = time.monotonic()
                     del pending[cookie]
-                _expect_before(answered + _ANSWER_S)
+                _expect_before(answered + patience_s)
                 time.sleep(_PAUSE_S)
         finally:
             self._lost += [request for request in pending.values() if request.version]
@@ -158,7 +159,7 @@ class Client:
 
 def _connected(uri: str) -> nbd.NBD:
     """Raises nbd.Error, TimeoutError."""
-    handle, deadline = nbd.NBD(), time.monotonic() + _ANSWER_S
+    handle, deadline = nbd.NBD(), time.monotonic() + _CONNECT_S
     handle.aio_connect_uri(uri)
     while not handle.aio_is_ready():
         handle.poll(500)
