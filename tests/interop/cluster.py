@@ -10,23 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 
 from nbdvde import KeyFile, create_image, open_image
-from nbdvde.admin.calls import Call, Nothing
+from nbdvde.admin.calls import Nothing
 from nbdvde.admin.client import ControlClient, connect, control_path
-from nbdvde.admin.clustercalls import INVITE, STATUS, ClusterStatus, Invitation, place_of
+from nbdvde.admin.clustercalls import INVITE, LEAVE, STATUS, ClusterStatus, Invitation, NodeRequest, place_of
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.stream import Stream
-from nbdvde.errors import NetworkError, RefusedError
+from nbdvde.errors import NbdvdeError, NetworkError
 from nbdvde.replication import membership
+from nbdvde.replication.ticket import Ticket
 from tests.certificates import make_authority
 from tests.interop.harness import Process
 
-Q = TypeVar("Q")
-A = TypeVar("A")
 WAIT_S = 60
 """More than this is a hang."""
 
@@ -148,9 +146,9 @@ class Cluster:
         self.add(*others)
 
     def add(self, *members: Member) -> None:
-        """Have nodes join that are served nowhere yet; they are voters in the end."""
+        """Have nodes join that are served nowhere; they are voters in the end."""
         for member in members:
-            ticket = self.ask_leader(INVITE, Invitation(member.called, member.name))
+            ticket = self._ticket(member)
             member.number = ticket.identity.node
             member.create(self._size, self._capacity)
             member.change(partial(membership.join, ticket=ticket))
@@ -169,13 +167,17 @@ class Cluster:
         found = self.wait(lambda status: status.role == "leader")
         return next(member for member in self.members if member.number == found.node)
 
-    def ask_leader(self, call: Call[Q, A], request: Q) -> A:
-        """What the node that leads answers, once it can: one that has just been elected changes no members."""
+    def _ticket(self, member: Member) -> Ticket:
+        """Invite a node, instead of who was called at its address before. A leader may be lost meanwhile, or be new."""
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
-                return self.leader().control.call(call, request)
-            except (NetworkError, RefusedError):
+                leader = self.leader()
+                for node in leader.status().nodes:
+                    if node.address == member.called:
+                        leader.control.call(LEAVE, NodeRequest(node.node))
+                return leader.control.call(INVITE, Invitation(member.called, member.name))
+            except NbdvdeError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.1)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
-from nbdvde.admin.clustercalls import LEAVE, TRANSFER, NodeRequest
+from nbdvde.admin.clustercalls import TRANSFER, NodeRequest
 from nbdvde.errors import NbdvdeError
 from tests.interop.cluster import Cluster, Member, free_ports
 from tests.interop.lines import Lines
@@ -201,7 +201,6 @@ class Machines:
         member = self.draw()
         member.kill()
         yield
-        self.cluster.ask_leader(LEAVE, NodeRequest(member.number))
         for path in member.image.parent.iterdir():
             subprocess.run(["rm", "-r", path], check=True)
         self.cluster.add(member)
