@@ -228,6 +228,8 @@ class Talk:
 class Client(Talk):
     """The same, through a socket."""
 
+    stream: trio.abc.Stream
+
     def __init__(self, sock: socket.socket) -> None:
         self.socket = trio.socket.from_stdlib_socket(sock)
         super().__init__(trio.SocketStream(self.socket))
