@@ -21,7 +21,7 @@ from nbdvde.inventory import Inventory
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
 from nbdvde.replication.membership import refuse_if_member
-from nbdvde.replication.regionexport import UpToDate
+from nbdvde.replication.regionexport import shown_through
 from nbdvde.replication.replica import Replica
 from nbdvde.server import Server
 
@@ -296,7 +296,7 @@ def _inventory(opened: _OpenImage, *, whole: bool) -> Inventory:
     regions = RegionDisks(image.regions)
     if replica is None:
         return Inventory(image.volumes, regions, whole=whole)
-    return Inventory(image.volumes, regions, whole=whole, shown=replica.disk, up_to_date=UpToDate.on(replica.barrier))
+    return Inventory(image.volumes, regions, whole=whole, shown=replica.disk, up_to_date=shown_through(replica))
 
 
 def _refuse_clients(what: str, users: list[Export], hint: str = _FORCE) -> None:

@@ -14,6 +14,8 @@ from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.regions.worm import Record
 from nbdvde.errors import NbdvdeError, UsageError
 from nbdvde.moment import now_ns
+from nbdvde.replication.regionexport import APPEND as APPEND_PATH
+from nbdvde.replication.regionexport import AppendData
 from nbdvde.replication.registry import replica_of
 
 _PART = 1 << 20
@@ -33,13 +35,6 @@ class CreateWorm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """Bytes, a multiple of 4096."""
     retention_ns: int
     """Nanoseconds of the retention clock; 0 is for ever."""
-    disk: str | None = None
-
-
-class AppendData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Data to be appended, up to 1 MiB."""
-
-    data: bytes
     disk: str | None = None
 
 
@@ -115,7 +110,7 @@ async def create(image: Image, request: CreateWorm) -> WormInfo:
 
 async def append(image: Image, request: AppendData) -> WormRecord:
     """Append data at the mark; durable then."""
-    return _told(await (await _worm(image, request.disk)).append(request.data))
+    return _told(await (await _worm(image, request.disk)).append(request.data, request.block))
 
 
 async def records(image: Image, request: WormRequest) -> AsyncGenerator[WormRecord, None]:
@@ -180,7 +175,7 @@ async def keep_clocks(image: Image, period_s: float) -> None:
 
 
 CREATE = Call("worm/create", CreateWorm, WormInfo, create)
-APPEND = Call("worm/append", AppendData, WormRecord, append)
+APPEND = Call(APPEND_PATH, AppendData, WormRecord, append)
 LIST = Feed("worm/list", WormRequest, WormRecord, records)
 EXPORT = Feed("worm/export", WormRequest, WormData, content)
 VERIFY = Call("worm/verify", WormRequest, WormInfo, verify, changes=False)

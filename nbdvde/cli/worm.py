@@ -46,13 +46,14 @@ def append(
     """Append a file, or what comes on standard input, 1 MiB to a record, each durable before the next."""
     from nbdvde.admin import wormcalls
     from nbdvde.cli.files import opened
+    from nbdvde.replication.regionexport import AppendData
 
     def show(record: "WormRecord") -> None:
         if json:
             output.json(record)
 
     with opened(file) as read:
-        requests = (wormcalls.AppendData(part, disk) for part in _parts(read))
+        requests = (AppendData(part, disk) for part in _parts(read))
         image_at(image, key_file, control).calls(wormcalls.APPEND, requests, show)
 
 

@@ -1,40 +1,99 @@
-"""A region of a replicated disk as clients read it."""
+"""Regions of a replicated disk as clients use them: who reads finds what was answered before, on any node."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from nbdvde.disk import Disk, Piece
+import msgspec
+
+from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.managed.regiondisk import RegionDisk
+from nbdvde.engine.managed.worm import Worm
+from nbdvde.engine.managed.wormdisk import WormDisk
+
+APPEND = "worm/append"
+"""The call that appends to a WORM region."""
+
+
+class AppendData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What that call is asked: data for the WORM region of a disk, up to 1 MiB."""
+
+    data: bytes
+    disk: str | None = None
+    """The first one without."""
+    block: int | None = None
+    """Only if the region has so many blocks."""
+
+
+class Ways(Protocol):
+    """How regions reach their group."""
+
+    async def barrier(self) -> None:
+        """Wait until what is in the image is everything that was answered before this call."""
+
+    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+        """Have a change made on every node; its answer. Raises NbdvdeError."""
 
 
 class UpToDate(RegionDisk):
-    """Whoever reads it finds what was answered before on any node. It takes no writes: what is appended is an entry."""
+    """A region that takes no writes."""
 
-    def __init__(self, disk: RegionDisk, barrier: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, disk: RegionDisk, ways: Ways) -> None:
         self.name, self.size, self.read_only = disk.name, disk.size, True
-        self._disk, self._barrier, self._owner = disk, barrier, disk.owner
-
-    @staticmethod
-    def on(barrier: Callable[[], Awaitable[None]]) -> Callable[[Disk], Disk]:
-        """Makes such disks, of the same disk always the same. `barrier` waits until the image is up to date."""
-        made: dict[str, UpToDate] = {}
-
-        def of(disk: Disk) -> Disk:
-            assert isinstance(disk, RegionDisk), "it is a region"
-            known = made.get(disk.name)
-            if known is None or known._disk is not disk:
-                known = made[disk.name] = UpToDate(disk, barrier)
-            return known
-
-        return of
+        self._disk, self._ways, self._owner = disk, ways, disk.owner
 
     @property
     def used(self) -> tuple[int, int]:
         return self._disk.used
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._barrier()
+        await self._ways.barrier()
         return await self._disk.read(offset, length)
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._barrier()
+        await self._ways.barrier()
         return await super().status(context, offset, length, max_extents)
+
+
+class ReplicatedWormDisk(WormDisk):
+    """A WORM region: what is written at its mark is appended on all nodes."""
+
+    def __init__(self, worm: Worm, ways: Ways) -> None:
+        super().__init__(worm)
+        self._ways = ways
+
+    async def read(self, offset: int, length: int) -> Sequence[Piece]:
+        await self._ways.barrier()
+        return await super().read(offset, length)
+
+    async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
+        await self._ways.barrier()
+        return await super().status(context, offset, length, max_extents)
+
+    async def put(self, data: memoryview, block: int) -> None:
+        worm = self.worm
+        request = AppendData(bytes(data), worm.disk.name, block)
+        await self._ways.call(APPEND, msgspec.msgpack.encode(request), clock_ns=worm.clock_ns)
+        end = block + -(-len(data) // BLOCK)
+        while worm.mark < end:  # who asked hears of it before it is in this image
+            await worm.moved.park()
+            worm.refuse_if_gone()
+
+    def flush_nowait(self, mark: int) -> bool:
+        return True  # a majority has it on disk
+
+    async def flush(self, mark: int | None = None, *, alone: bool = False) -> None: ...
+
+
+def shown_through(ways: Ways) -> Callable[[Disk], Disk]:
+    """Answers regions as clients use them, of the same one always the same."""
+    made: dict[str, tuple[Disk, Disk]] = {}
+
+    def shown(disk: Disk) -> Disk:
+        assert isinstance(disk, RegionDisk), "it is a region"
+        of, known = made.get(disk.name, (None, None))
+        if known is None or of is not disk:
+            known = ReplicatedWormDisk(disk.worm, ways) if isinstance(disk, WormDisk) else UpToDate(disk, ways)
+            made[disk.name] = disk, known
+        return known
+
+    return shown

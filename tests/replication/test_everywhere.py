@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import pytest
@@ -17,9 +18,12 @@ from nbdvde.disk import BLOCK
 from nbdvde.engine.access import open_storage
 from nbdvde.engine.image import Image
 from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.worm import Worm
+from nbdvde.engine.managed.wormdisk import WormDisk
 from nbdvde.errors import DetachedError, FullError, NbdvdeError, QuorumError, RefusedError, UsageError
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.operations import Call
+from nbdvde.replication.regionexport import AppendData, shown_through
 from nbdvde.replication.registry import register
 from nbdvde.replication.replica import Replica
 from tests.crash.session import KEY
@@ -161,3 +165,25 @@ async def test_what_would_stay_in_logs_is_refused() -> None:
     async with replicated() as (image, _):
         with pytest.raises(RefusedError, match="cannot be changed in a cluster"):
             await answer(anoncalls.CREATE, image, anoncalls.CreateTable())
+
+
+async def test_a_client_appends_by_writing_at_the_mark() -> None:
+    """Whoever is told that it is there may go on behind it, though the node that told may not have got so far."""
+    async with replicated() as (image, alone):
+        await answer(wormcalls.CREATE, image, CreateWorm(64 * BLOCK, 0))
+        worm = await image.regions.get(Worm, image.disk())
+        disk = shown_through(alone)(WormDisk(worm))
+        for at in (0, BLOCK):
+            assert disk.write_nowait(at, memoryview(b"x" * BLOCK), owned=False) is False
+        async with trio.open_nursery() as nursery:
+            for at in (0, BLOCK):
+                nursery.start_soon(partial(disk.write, at, memoryview(b"x" * BLOCK)))
+        await disk.write(2 * BLOCK, memoryview(b"y" * (2 * BLOCK)))
+        await disk.flush(disk.mark())
+        assert [record.block for record in await worm.records()] == [0, 1, 2]
+        assert b"".join(map(bytes, await disk.read(0, 4 * BLOCK))) == b"x" * 2 * BLOCK + b"y" * 2 * BLOCK
+        assert await disk.status("base:allocation", 0, 8 * BLOCK, 4) == [(4 * BLOCK, 0), (4 * BLOCK, 3)]
+        with pytest.raises(RefusedError, match="cannot be changed"):
+            await disk.write(BLOCK, memoryview(b"z" * BLOCK))
+        with pytest.raises(RefusedError, match="by somebody else"):
+            await answer(wormcalls.APPEND, image, AppendData(b"z", block=3))

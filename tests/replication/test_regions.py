@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream
-from nbdvde.admin.wormcalls import AppendData, CreateWorm, ExtendRetention, WormRequest
+from nbdvde.admin.wormcalls import CreateWorm, ExtendRetention, WormRequest
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
@@ -31,6 +31,7 @@ from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Note
 from nbdvde.replication.operations import Action, Call, Change, Operation
 from nbdvde.replication.regioncopy import found, labels_of
+from nbdvde.replication.regionexport import AppendData
 from nbdvde.replication.results import pack
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY

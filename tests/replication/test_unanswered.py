@@ -17,7 +17,7 @@ from nbdvde.exports import Export
 from nbdvde.inventory import Inventory
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.operations import Change
-from nbdvde.replication.regionexport import UpToDate
+from nbdvde.replication.regionexport import shown_through
 from tests.crash.session import KEY
 from tests.replication.test_regions import fresh
 
@@ -41,6 +41,9 @@ class Silent:
         self.barriers += 1
         if not self.leader:
             await trio.sleep_forever()
+
+    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+        raise AssertionError("nobody appends")
 
     def release(self, disk: str, attachment: Attachment) -> None: ...
 
@@ -99,7 +102,7 @@ async def test_snapshots_and_regions_are_listed_and_read_up_to_date() -> None:
     disk = ReplicatedDisk("disk", image.disk, ways)
     inventory = Inventory(
         image.volumes, RegionDisks(image.regions), whole=False, shown=lambda name: disk,
-        up_to_date=UpToDate.on(ways.barrier),
+        up_to_date=shown_through(ways),
     )  # fmt: skip
     assert await listed(image, disk, inventory) == ["main/stream", "main@a"]
     export = Export("main", disk)

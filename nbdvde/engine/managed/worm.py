@@ -149,12 +149,12 @@ class Worm:
 
     # Changes
 
-    async def append(self, data: Buffer) -> Record:
-        """Append up to 4 MiB at the mark, in whole blocks; answers the record of it, durable.
+    async def append(self, data: Buffer, block: int | None = None) -> Record:
+        """Append up to 4 MiB at the mark, in whole blocks; answers the record of it, durable. `block`: see `put`.
 
         Raises UsageError, FullError, NoSpaceError when the image is full, RefusedError, PoisonedError.
         """
-        record = await self.put(data)
+        record = await self.put(data, block)
         await self.flush()
         return record
 

@@ -72,6 +72,10 @@ class WormDisk(RegionDisk):
     async def flush(self, mark: int | None = None, *, alone: bool = False) -> None:
         await self.worm.volume.flush(mark, alone=alone)
 
+    async def put(self, data: memoryview, block: int) -> None:
+        """Append something at the mark, which is there."""
+        await self.worm.put(data, block)
+
     def _promise(self, offset: int, length: int) -> None:
         """Give a request its place, if it is at the end of what came before it."""
         if offset != (self._promised if self._under_way else self.worm.mark * BLOCK):
@@ -97,7 +101,7 @@ class WormDisk(RegionDisk):
             for at in range(0, length, APPEND_MAX):
                 count = min(APPEND_MAX, length - at)
                 start = 0 if data is _ZEROES else at
-                await worm.put(data[start : start + count], (offset + at) // BLOCK)
+                await self.put(data[start : start + count], (offset + at) // BLOCK)
         except BaseException:
             self._under_way.clear()
             raise
