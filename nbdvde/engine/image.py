@@ -51,6 +51,7 @@ from nbdvde.engine.optimize import Options, Workshop, optimize
 from nbdvde.engine.pace import paced
 from nbdvde.engine.reader import Reader
 from nbdvde.engine.recovery import Loaded
+from nbdvde.engine.regions.directory import CLUSTER
 from nbdvde.engine.report import CheckReport, DiskInfo, ImageInfo, OptimizeReport, SnapshotInfo, SpaceReport
 from nbdvde.engine.volume import Volume
 from nbdvde.engine.volumes import Volumes
@@ -117,6 +118,7 @@ class Image:
             lambda: {disk.number for disk in self.volumes.disks}, read_only=read_only,
         )  # fmt: skip
         self.regions = Regions(self.volumes, self.enable_regions, self._subjects)
+        self.regions.alone = self.volumes.existing_region(CLUSTER) is None
         self.volumes.guard = partial(giving_up, self.regions)
         self._hooking = Background(self._failed)
         self.namespace: bytes | None = None

@@ -13,13 +13,13 @@ import msgspec
 from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
 from nbdvde.engine.pieces import page_of
-from nbdvde.engine.regions.form import ROOM, Form
+from nbdvde.engine.regions.directory import CLUSTER as FORM
+from nbdvde.engine.regions.form import ROOM
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DamageError, RefusedError
 from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.sealing import KEY_BYTES
 
-FORM = Form("RAFT", 64, 1)
 _IDENTITY = struct.Struct(f"<16sIII{KEY_BYTES}s16s")
 _VERSION = 1
 _LENGTH = struct.Struct("<I")

@@ -28,6 +28,8 @@ _REST_CHUNKS = 8
 """That are told of in one go: a moment in which no region of the disk is changed."""
 _WATCHES = 8
 WINDOW_CHUNKS = WINDOW * BLOCK // CHUNK
+_HEAD = RegionState(DIRECTORY.tag, 0, HEAD_BLOCKS)
+"""Directory, and what changed the regions last."""
 
 
 class Window(Disk):
@@ -74,7 +76,14 @@ async def regions_of(image: Image, disk: Volume) -> list[RegionState]:
 async def labels_of(image: Image, disk: Volume) -> list[str]:
     """What is to be compared of a disk: itself and its regions, but not what each node records of itself."""
     slots = await regions_of(image, disk)
-    return [disk.name, *(label_of(disk.name, slot) for slot in slots if slot.type != METRICS.tag)]
+    compared = [_HEAD, *(slot for slot in slots if slot.type != METRICS.tag)] if slots else []
+    return [disk.name, *(label_of(disk.name, slot) for slot in compared)]
+
+
+def directory_of(label: str) -> str:
+    """What is asked for to compare the directory of a region; nothing for a disk."""
+    disk, separator, _ = label.partition(SEPARATOR)
+    return f"{disk}{SEPARATOR}0" if separator else ""
 
 
 def label_of(disk: str, slot: RegionState) -> str:
@@ -88,7 +97,8 @@ async def found(image: Image, label: str) -> Disk:
     if not separator:
         return image.disk(name)
     volume = image.disk(name)
-    for slot in await regions_of(image, volume):
+    slots = await regions_of(image, volume)
+    for slot in [_HEAD, *slots] if slots else ():
         if str(slot.start // WINDOW) == window:
             return Window(volume_of(image, volume), slot)
     raise UsageError(f"region {label}", "does not exist")

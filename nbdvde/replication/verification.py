@@ -11,7 +11,7 @@ from nbdvde.raft.messages import NodeId
 from nbdvde.replication.compare import HASH_BYTES, chunks_of, read_chunk
 from nbdvde.replication.comparison import CHUNKS, UNREADABLE
 from nbdvde.replication.operations import Compare, Repair
-from nbdvde.replication.regioncopy import found, labels_of
+from nbdvde.replication.regioncopy import directory_of, found, labels_of
 
 if TYPE_CHECKING:
     from nbdvde.replication.replica import Replica
@@ -44,18 +44,22 @@ class Verified(msgspec.Struct, frozen=True):
 async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified, None]:
     """Compare every disk of all nodes that can be reached, and its regions; a line for every few chunks.
 
-    Raises NbdvdeError.
+    Regions are not mended where their directories differ: such a node has made changes that the others have not, and
+    has to join anew. Raises NbdvdeError.
     """
-    image = replica.image
+    image, strange = replica.image, set[str]()
     for name in [label for disk in list(image.volumes.disks) for label in await labels_of(image, disk)]:
         size = (await found(image, name)).size
         for first in range(0, chunks_of(size), CHUNKS):
             index, told = await _compared(replica, name, first)
+            mend = repair and directory_of(name) not in {name, *strange}
             differences = [
-                await _settled(replica, index, name, first + at, hashes, repair=repair)
+                await _settled(replica, index, name, first + at, hashes, repair=mend)
                 for at, hashes in enumerate(_by_chunk(told))
                 if len(set(hashes.values())) > 1 or UNREADABLE in hashes.values()
             ]
+            if differences and directory_of(name) == name:
+                strange.add(name)
             done = min((first + CHUNKS) << 20, size)
             yield Verified(name, done, size, sorted(told), differences)
 

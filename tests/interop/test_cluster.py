@@ -129,7 +129,7 @@ def test_regions_are_changed_on_all_nodes(cluster: Cluster, tmp_path: Path) -> N
     nbdvde("worm", "append", third, entry)
     assert nbdvde_json("worm", "verify", first, "--json")["records"] == 1
     compared = [json.loads(line)["disk"] for line in nbdvde("cluster", "verify", first, "--json").splitlines()]
-    assert sorted(set(compared)) == ["disk", "disk/1", "disk/2"]
+    assert sorted(set(compared)) == ["disk", "disk/0", "disk/1", "disk/2"]
 
 
 def test_an_import_reaches_all_nodes(cluster: Cluster, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from nbdvde.errors import RefusedError
 
 FORM = Form("RDIR", 16, 32)
 ENTRY, ENTRY_BLOCK = Form("RENT", 8, 0), 1
+CLUSTER = Form("RAFT", 64, 1)
+"""Of the region that an image has, and no disk, when it belongs to a cluster (`replication.notes`)."""
 HEAD_BLOCKS = 2
 """Directory and entry."""
 _HEADER = struct.Struct("<I12s")
