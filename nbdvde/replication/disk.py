@@ -154,9 +154,22 @@ class ReplicatedDisk(Disk):
         return False
 
     async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
-        for start in range(0, len(data), _WRITE_MAX):
-            piece = data[start : start + _WRITE_MAX]
-            await self._change(Action.WRITE, offset + start, len(piece), piece)
+        failures: list[NbdvdeError] = []
+
+        async def change(start: int, piece: memoryview) -> None:
+            try:
+                await self._change(Action.WRITE, offset + start, len(piece), piece)
+            except NbdvdeError as error:
+                failures.append(error)
+
+        if len(data) <= _WRITE_MAX:
+            await change(0, data)
+        else:
+            async with trio.open_nursery() as nursery:  # one is sent while another one is synced
+                for start in range(0, len(data), _WRITE_MAX):
+                    nursery.start_soon(change, start, data[start : start + _WRITE_MAX])
+        if failures:
+            raise failures[0]
 
     def begin_write(self, offset: int, data: memoryview, done: Done) -> bool:
         if len(data) > _WRITE_MAX or (self._attachment and self._attachment.over):

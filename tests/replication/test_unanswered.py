@@ -12,7 +12,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.managed.exported import RegionDisks
 from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.volume import Volume
-from nbdvde.errors import DetachedError, RefusedError
+from nbdvde.errors import DetachedError, NoSpaceError, RefusedError
 from nbdvde.exports import Export
 from nbdvde.inventory import Inventory
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
@@ -115,4 +115,22 @@ async def test_snapshots_and_regions_are_listed_and_read_up_to_date() -> None:
     with pytest.raises(RefusedError):
         await first.disk.write(BLOCK, memoryview(bytes(BLOCK)))
     assert cast(Export, inventory.find(export, "main@a")).disk.name == "disk@a"
+    await image.close()
+
+
+async def test_the_parts_of_a_long_write_are_under_way_together(autojump_clock: object) -> None:
+    """And one that fails is told as if there were no others."""
+
+    class Slow(Silent):
+        async def put(self, change: Change) -> None:
+            await trio.sleep(10)
+            if change.offset:
+                raise NoSpaceError("cluster", "is full")
+
+    image = await open_storage(fresh(), KEY)
+    disk, begun_s = ReplicatedDisk("disk", image.disk, Slow()), trio.current_time()
+    await disk.write(0, memoryview(bytes(1 << 20)))
+    with pytest.raises(NoSpaceError, match="is full"):
+        await disk.write(0, memoryview(bytes(8 << 20)))
+    assert trio.current_time() - begun_s == pytest.approx(20)
     await image.close()
