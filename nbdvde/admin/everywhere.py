@@ -1,6 +1,6 @@
 """Calls about an image that a cluster replicates: all nodes make a change, and who is read is up to date."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,10 +28,23 @@ async def make(call: "Call[Q, A]", image: Image, request: Q) -> A:
     replica = replica_of(image)
     assert replica is not None, "the caller looked"
     asked: Any = request  # each of these names a disk
-    named = msgspec.structs.replace(asked, disk=image.disk(asked.disk).name)
+
+    async def name() -> str:
+        return image.disk(asked.disk).name
+
+    named = msgspec.structs.replace(asked, disk=await found(image, name))
     packed = msgspec.msgpack.encode(named)
     answer = await replica.call(call.path, packed, clock_ns=clock_ns(image, named.disk))
     return msgspec.json.decode(answer, type=call.answer)
+
+
+async def found(image: Image, look: Callable[[], Awaitable[A]]) -> A:
+    """What `look` finds in an image that may not know yet what another node was told. Raises NbdvdeError."""
+    try:
+        return await look()
+    except UsageError:
+        await caught_up(image)
+        return await look()
 
 
 def clock_ns(image: Image, disk: str) -> int:

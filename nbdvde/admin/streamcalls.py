@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from nbdvde.admin.calls import Call, Feed
-from nbdvde.admin.everywhere import make
+from nbdvde.admin.everywhere import found, make
 from nbdvde.admin.streamappends import ENTRIES_MAX, appends_to
 from nbdvde.disk import BLOCK
 from nbdvde.engine.image import Image
@@ -181,8 +181,8 @@ async def delete(image: Image, request: StreamRequest) -> StreamInfo:
 
 async def append_everywhere(image: Image, request: AppendEntries) -> Positions:
     """The same on all nodes of a cluster; of more than 1 MiB only the first parts, when a later one is refused."""
-    disk = image.disk(request.disk).name
-    stream = await _stream(image, disk)
+    stream = await found(image, lambda: _stream(image, request.disk))
+    disk = stream.disk.name
 
     async def propose(entries: Sequence[bytes]) -> Sequence[int]:
         return (await make(APPEND, image, AppendEntries(list(entries), disk, wait=False))).positions

@@ -153,6 +153,22 @@ async def test_reads_wait_for_what_was_answered(autojump_clock: object) -> None:
             await answer(streamcalls.STATUS, image, StreamRequest())
 
 
+async def test_a_disk_that_was_made_elsewhere_a_moment_ago() -> None:
+    """The node that is asked may not have heard of it."""
+    async with replicated() as (image, alone):
+
+        async def made() -> None:
+            if image.volumes.find("new") is None:
+                await image.volumes.create("new", 1 << 20)
+                await Stream.create(image.regions, image.disk("new"), 16, increment=1)
+
+        alone.barrier = made  # type: ignore[method-assign]
+        found = await answer(streamcalls.APPEND, image, AppendEntries([b"x"], disk="new"))
+        assert found.positions == [0]
+        with pytest.raises(UsageError, match="other"):
+            await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 0, disk="other"))
+
+
 async def test_the_clock_of_who_is_asked_is_told(autojump_clock: object) -> None:
     async with replicated() as (image, _):
         await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 1))
