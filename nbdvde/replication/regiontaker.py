@@ -35,9 +35,13 @@ class RegionTaker:
 
         What a node records of itself it keeps. Raises NbdvdeError; nothing may be made of any of them then.
         """
-        there = await regions_of(self._image, disk)
-        if not wanted and not there:
-            return
+        try:
+            there = await regions_of(self._image, disk)
+        except DamageError:  # all of it is replaced
+            there = []
+        else:
+            if not wanted and not there:
+                return
         await self._image.enable_regions()
         volume = await self._image.volumes.region(DIRECTORY, VOLUME_BYTES, disk.number)
         for gone in there:

@@ -20,6 +20,8 @@ from nbdvde.engine.managed.metricslog import MetricsLog
 from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.managed.vault import Vault
 from nbdvde.engine.managed.worm import Worm
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.engine.regions.directory import VOLUME_BYTES
 from nbdvde.engine.regions.query import Question
 from nbdvde.engine.regions.samples import Sample
 from nbdvde.errors import DamageError, FullError, RefusedError
@@ -222,6 +224,22 @@ async def test_regions_that_are_gone_and_those_that_a_node_records_of_itself() -
     await log.append([Sample(1, 2, value)])
     (answer,) = await log.ask([Question(next(iter(await log.series())))])
     assert [point["sum"] for point in answer.windows.rows] == [2.0, 2.0]
+    await first.close()
+    await second.close()
+
+
+@pytest.mark.parametrize("regions", [True, False])
+async def test_a_directory_that_is_damaged_is_replaced(regions: bool) -> None:
+    first, second = await open_storage(fresh(), KEY), await open_storage(fresh(), KEY)
+    if regions:
+        await Stream.create(first.regions, first.disk(), 4, increment=1)
+    await second.enable_regions()
+    volume = await second.volumes.region(DIRECTORY, VOLUME_BYTES, second.disk().number)
+    await volume.write(0, memoryview(b"damaged" * 100))
+    giver = Giver(first, CLUSTER.key, lambda group: Note(GROUP, Snapshot(1, 1, MEMBERS)), nothing_compared)
+    await Taker(second, CLUSTER.key, GROUP, giver.answer).run()
+    area = await second.regions.area(second.disk())
+    assert [slot.name for slot in area.directory] == (["STRE"] if regions else [])
     await first.close()
     await second.close()
 
