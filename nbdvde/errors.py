@@ -152,6 +152,10 @@ class DetachedError(NbdvdeError):
     exit_code = ExitCode.NO_QUORUM
 
 
+class MovedError(DetachedError):
+    """Another group of the cluster has that part of a disk now: ask again."""
+
+
 class QuorumError(NbdvdeError):
     """A cluster has no majority, or this node does not know of one."""
 

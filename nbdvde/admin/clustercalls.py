@@ -31,6 +31,20 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Entries that it lacks, as the leader knows."""
 
 
+class GroupStatus(msgspec.Struct, frozen=True):
+    """A group that has a part of the disks, as one node sees it."""
+
+    group: str
+    slots: int
+    """Of the 1024 parts of the disks."""
+    leader: int
+    """0 for none."""
+    role: str
+    term: int
+    committed: int
+    applied: int
+
+
 class ClusterStatus(msgspec.Struct, frozen=True):
     """A cluster as one of its nodes sees it."""
 
@@ -52,6 +66,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     problem: str
     """What keeps this node from taking part, if anything does."""
     nodes: list[NodeStatus]
+    groups: list[GroupStatus] = []
 
 
 class Invitation(msgspec.Struct, frozen=True):
@@ -61,6 +76,15 @@ class Invitation(msgspec.Struct, frozen=True):
     """`HOST:PORT` where it can be called."""
     name: str | None = None
     """In its certificate; the host by default."""
+
+
+class GroupsRequest(msgspec.Struct, frozen=True):
+    """Body of a request that has disks shared by other groups."""
+
+    add: int = 0
+    """So many more."""
+    remove: tuple[str, ...] = ()
+    """Not these any more."""
 
 
 class NodeRequest(msgspec.Struct, frozen=True):
@@ -125,14 +149,26 @@ def _served(replica: Replica) -> ClusterStatus:
     nodes = []
     for node, place in sorted(machine.nodes.items()):
         if place.address:
-            connected = node == replica.node.number or replica.is_connected(node)
+            connected = node == replica.node.number or replica.node.is_connected(node)
             behind = seen.last - seen.matches[node] if node in seen.matches else None
             role = _role(node, seen.leader, seen.members.voters)
             nodes.append(NodeStatus(node, place.address, place.name, role, connected, behind))
     return ClusterStatus(
         replica.identity.cluster.hex(), replica.node.number, seen.leader, seen.role, seen.term, seen.commit,
-        machine.applied.index, seen.log_bytes, seen.elections, machine.stuck, nodes,
+        machine.applied.index, seen.log_bytes, seen.elections, replica.problem, nodes, _groups(replica),
     )  # fmt: skip
+
+
+def _groups(replica: Replica) -> list[GroupStatus]:
+    found = []
+    for name, slots in sorted(replica.assembly.routing.table.groups.items()):
+        lane = replica.lanes.get(name)
+        if lane is None:  # this node takes part in it in a moment
+            continue
+        seen = lane.group.status()
+        applied = lane.machine.applied.index
+        found.append(GroupStatus(name, slots, seen.leader, seen.role, seen.term, seen.commit, applied))
+    return found
 
 
 def _role(node: int, leader: int, voters: frozenset[int]) -> str:
@@ -145,7 +181,7 @@ async def invite(image: Image, request: Invitation) -> Ticket:
     """Let a node join; what it needs for that, which has to be kept secret."""
     replica = _replica(image)
     place = place_of(request.address, request.name)
-    number = await replica.invite(place)
+    number = await replica.roster.invite(place)
     return Ticket(msgspec.structs.replace(replica.identity, node=number), replica.machine.nodes)
 
 
@@ -153,14 +189,23 @@ async def leave(image: Image, request: NodeRequest) -> Agreed:
     """Have a node, or the one that is asked, belong to the cluster no more."""
     replica = _replica(image)
     node = request.node or replica.node.number
-    await replica.dismiss(node)
+    await replica.roster.dismiss(node)
     return Agreed(node)
+
+
+async def groups(image: Image, request: GroupsRequest) -> ClusterStatus:
+    """Have more groups share the disks, or fewer; the cluster then."""
+    replica = _replica(image)
+    if request.add < 0 or not (request.add or request.remove):
+        raise UsageError("groups", "are neither added nor removed", "say how many, or which")
+    await replica.arrange(request.add, request.remove)
+    return _served(replica)
 
 
 async def transfer(image: Image, request: NodeRequest) -> Agreed:
     """Have a node lead, or whichever has most besides the one that does."""
     replica = _replica(image)
-    await replica.transfer(request.node or 0)
+    await replica.roster.transfer(request.node or 0)
     while not (leader := request.node or replica.group.leader):
         await replica.group.news()
     return Agreed(leader)
@@ -176,6 +221,7 @@ async def verify_(image: Image, request: VerifyRequest) -> AsyncGenerator[Verifi
 STATUS = Call("cluster/status", Nothing, ClusterStatus, status, changes=False, here=True)
 INVITE = Call("cluster/invite", Invitation, Ticket, invite, here=True)
 LEAVE = Call("cluster/leave", NodeRequest, Agreed, leave, here=True)
+GROUPS = Call("cluster/groups", GroupsRequest, ClusterStatus, groups, here=True)
 TRANSFER = Call("cluster/transfer", NodeRequest, Agreed, transfer, here=True)
 VERIFY = Feed("cluster/verify", VerifyRequest, Verified, verify_, here=True)
-CALLS = (STATUS, INVITE, LEAVE, TRANSFER, VERIFY)
+CALLS = (STATUS, INVITE, LEAVE, GROUPS, TRANSFER, VERIFY)

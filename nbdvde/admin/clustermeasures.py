@@ -45,7 +45,7 @@ def cluster_measures(image: Image) -> ClusterMeasures | None:
     others = [node for node in seen.members if node != replica.node.number]
     return ClusterMeasures(
         replica.node.number, seen.role, seen.leader, seen.term, seen.elections, len(list(seen.members)),
-        sum(map(replica.is_connected, others)), seen.commit, machine.applied.index, seen.log_bytes,
+        sum(map(replica.node.is_connected, others)), seen.commit, machine.applied.index, seen.log_bytes,
         max((seen.last - match for match in seen.matches.values()), default=None),
         taker.received if taker else 0, _problem_of(replica),
     )  # fmt: skip
@@ -53,11 +53,11 @@ def cluster_measures(image: Image) -> ClusterMeasures | None:
 
 def _problem_of(replica: Replica) -> str:
     """What keeps a node from taking part, if anything does."""
-    if replica.machine.stuck:
-        return replica.machine.stuck
+    if replica.problem:
+        return replica.problem
     if not replica.group.status().leader:
         return "there is no leader"
-    return "it is taking over what another node has" if replica.machine.incomplete else ""
+    return "it is taking over what another node has" if replica.incomplete else ""
 
 
 def cluster_problem(image: Image) -> str:

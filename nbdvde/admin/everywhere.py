@@ -64,7 +64,7 @@ async def caught_up(image: Image) -> None:
     replica = replica_of(image)
     if replica is None:
         return
-    if replica.machine.incomplete:
+    if replica.incomplete:
         why = "is taking over what another node has"
         raise RefusedError(f"image {image.path}", why, "wait for that, or ask another node")
     with trio.move_on_after(_PATIENCE_S) as waiting:

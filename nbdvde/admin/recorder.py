@@ -69,7 +69,7 @@ class Recorder:
     async def record(self) -> None:
         """Record all disks that have a log; what one did is known from the second time on. Raises NbdvdeError."""
         replica = replica_of(self._image)
-        if replica and replica.machine.incomplete:  # logs may be taken over just now
+        if replica and replica.incomplete:  # logs may be taken over just now
             return
         disks = [disk for disk in list(self._image.volumes.disks) if await self._has_log(disk)]
         before, self._before = self._before, {}

@@ -99,6 +99,34 @@ def transfer(image: ImageArgument, node: NodeNumber = None, control: Control = N
     _about(clustercalls.TRANSFER, image, node, control, json)
 
 
+@cluster_app.command("groups")
+def groups(
+    image: ImageArgument,
+    add: Annotated[int, typer.Option(min=0, metavar="N", help="Have so many more.", show_default=False)] = 0,
+    remove: Annotated[
+        list[str], typer.Option(metavar="GROUP", help="Have this one no more; may come again.", show_default=False)
+    ] = [],  # noqa: B006 - it is only read
+    key_file: KeyFile = None, control: Control = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Show the groups that share the disks, or have more or fewer: each has its own leader and order of changes."""
+    from nbdvde.admin import clustercalls
+    from nbdvde.admin.calls import Nothing
+
+    if add or remove:
+        request = clustercalls.GroupsRequest(add, tuple(remove))
+        found = image_at(image, None, control).server().call(clustercalls.GROUPS, request)
+    else:
+        found = image_at(image, key_file, control).call(clustercalls.STATUS, Nothing())
+    if json:
+        output.json(found.groups)
+        return
+    rows = [("GROUP", "SLOTS", "LEADER", "TERM", "APPLIED")]
+    for group in found.groups:
+        leader = str(group.leader or "none")
+        rows.append((group.group, str(group.slots), leader, str(group.term), f"{group.applied} of {group.committed}"))
+    output.table(rows)
+
+
 @cluster_app.command("status")
 def status(image: ImageArgument, key_file: KeyFile = None, control: Control = None, json: Json = False) -> None:
     """Show the nodes of a cluster, who leads, and how far they are. Of an image at rest, what it knows."""

@@ -61,11 +61,16 @@ class Applier:
                 await self._news.wait()
 
     async def _apply(self, entries: Sequence[Entry]) -> None:
-        fresh = [entry for entry in entries if entry.index > self._contained]
-        results = await self._machine.apply(fresh) if fresh else ()
-        assert len(results) == len(fresh), "a result for each"
-        self._contained = max(self._contained, entries[-1].index)
-        self._applied(entries, (*(None for _ in range(len(entries) - len(fresh))), *results))
+        old = sum(entry.index <= self._contained for entry in entries)
+        if old:
+            self._applied(entries[:old], (None,) * old)
+        while old < len(entries):
+            results = await self._machine.apply(entries[old:])
+            done = entries[old : old + len(results)]
+            assert done, "at least one is applied"
+            old += len(done)
+            self._contained = done[-1].index
+            self._applied(done, results)
 
     async def _install(self, source: NodeId, snapshot: Snapshot) -> None:
         try:

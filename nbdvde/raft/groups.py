@@ -16,7 +16,7 @@ from nbdvde.raft import quorum
 from nbdvde.raft.applier import Applier
 from nbdvde.raft.core import Core, Ready
 from nbdvde.raft.machine import Machine
-from nbdvde.raft.messages import Append, Entry, Members, Message, NodeId, Snapshot
+from nbdvde.raft.messages import Append, Entry, HardState, Members, Message, NodeId, Snapshot
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore, write
 from nbdvde.raft.upkeep import Helper, Upkeep
@@ -330,3 +330,10 @@ def reconcile(name: str, store: LogStore, state: Snapshot) -> None:
         raise DamageError(f"state of raft group {name}", why, "have the node join again as a new one")
     if state.index > store.last_index or store.term(state.index) != state.term:
         store.reset(state)
+        know_term(store, state)
+
+
+def know_term(store: LogStore, state: Snapshot) -> None:
+    """Have a node take no part in terms before that in which a state was agreed on that it holds."""
+    if store.hard.term < state.term and not store.unsure:
+        store.save(HardState(state.term, 0, state.index))

@@ -14,9 +14,9 @@ class Machine(Protocol):
         """What the state contains when the node starts: up to which entry, of which term, and the members then."""
 
     async def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
-        """Apply entries, of all kinds, in order, each once; a result for each.
+        """Apply entries, of all kinds, in order, each once; a result for each of the first ones, at least one.
 
-        A result that is an exception is raised to whoever proposed the entry.
+        The others come again. A result that is an exception is raised to whoever proposed the entry.
         """
 
     async def durable(self) -> Snapshot:

@@ -14,7 +14,7 @@ import trio
 
 from nbdvde import workers
 from nbdvde.errors import NbdvdeError, NetworkError, RefusedError, RequestError, UsageError
-from nbdvde.raft.groups import Group, reconcile
+from nbdvde.raft.groups import Group, know_term, reconcile
 from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Body, Message, NodeId, Snapshot
 from nbdvde.raft.repair import ENTRIES, STATE, Wanted
@@ -74,6 +74,11 @@ class Node:
             return found
         raise UsageError(f"node {node}", "is not known", "see nbdvde cluster status")
 
+    def is_connected(self, node: NodeId) -> bool:
+        """Whether another node can be reached."""
+        peer = self.mesh.peers.get(node)
+        return peer is not None and peer.connected
+
     def open(self, name: str, machine: Machine) -> Group:
         """A group that the log has. Raises UsageError, DamageError."""
         store = self._log.group(name)
@@ -85,6 +90,7 @@ class Node:
     async def create(self, name: str, machine: Machine, start: Snapshot) -> Group:
         """A new group, whose state is what the machine holds; while the node runs. Raises UsageError."""
         store = self._log.create(name, start)
+        know_term(store, start)
         await self._writer.durable()
         return self._add(name, store, machine)
 

@@ -38,12 +38,12 @@ class Batches:
         self._nursery, self._propose = nursery, propose
         self._queue: deque[_Waiting] = deque()
         self._under_way = 0
-        self._ended = False
+        self._ended: DetachedError | None = None
 
     def begin(self, change: Change, done: Done) -> None:
         """Have a change made: `done` is called, here or later, when it is durable and seen by every later read."""
         if self._ended:
-            done(unknown())
+            done(self._ended)
             return
         self._queue.append(_Waiting(change, done))
         if self._under_way < _UNDER_WAY:
@@ -77,8 +77,10 @@ class Batches:
     def _take(self) -> list[_Waiting]:
         taken = list[_Waiting]()
         size = 0
-        disks = set[str]()
+        disks, table = set[str](), self._queue[0].change.table
         while self._queue and len(taken) < CHANGES_MAX and len(disks) < NAMES_MAX and (not taken or size < _BYTES):
+            if self._queue[0].change.table != table:
+                break
             taken.append(self._queue.popleft())
             disks.add(taken[-1].change.disk)
             size += len(taken[-1].change.data)
@@ -95,11 +97,11 @@ class Batches:
             for waiting in batch:
                 waiting.end(unknown())
 
-    def end(self) -> None:
-        """Nothing is proposed any more: nobody who waits, or comes, learns what becomes of a change."""
-        self._ended = True
+    def end(self, why: DetachedError) -> None:
+        """Nothing is proposed any more: that is what anybody who waits, or comes, is told."""
+        self._ended = why
         while self._queue:
-            self._queue.popleft().end(unknown())
+            self._queue.popleft().end(why)
 
 
 def unknown() -> DetachedError:

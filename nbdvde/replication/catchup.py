@@ -5,7 +5,7 @@ afterwards may be newer. That does no harm: the entries from there on are applie
 before that. Only a change of the catalogue in between would; then the whole begins again, and finds little to do.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 import msgspec
@@ -52,25 +52,33 @@ def unpacked(answer: bytes) -> bytes:
 class Taker:
     """Catches up from one other node."""
 
-    def __init__(self, image: Image, key: bytes, group: str, ask: Ask, *, rate: int | None = None) -> None:
+    def __init__(self, image: Image, key: bytes, ask: Ask, *, rate: int | None = None) -> None:
         """Takes `rate` bytes a second at most."""
-        self._image, self._hasher, self._group, self._ask_raw = image, Hasher(key), group, ask
+        self._image, self._hasher, self._ask_raw = image, Hasher(key), ask
         self._pace = Pace(rate)
         self.received = 0
         """Bytes of answers."""
         self.compared = self.copied = 0
         """Blocks."""
 
-    async def run(self) -> Note:
-        """Take over everything; answers how far the image is then. Raises NbdvdeError; nothing may be read then."""
+    async def run(self, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]) -> Mapping[str, Note]:
+        """Take over everything; answers how far the image is then, by group.
+
+        `have` are indexes, by group, that the other node must have applied; `begin` comes before anything is changed.
+        Raises NbdvdeError; nothing may be read then, unless it was before `begin`.
+        """
         volumes = self._image.volumes
         async with self._unguarded():
             for _ in range(_TRIES):
                 state = await self._state()
+                notes = {note.group: note for note in state.notes}
+                if any(name in notes and notes[name].applied.index < index for name, index in have.items()):
+                    raise NetworkError("catching up", "the other node is not as far as this one", "it is tried again")
+                await begin()
                 await self._take(state)
                 if (await self._state()).disks == state.disks:
                     await load_exported(self._image.path, volumes, self._image.regions)
-                    return state.note
+                    return notes
         raise NetworkError("catching up", "disks or snapshots change all the time", "it is tried again")
 
     @asynccontextmanager
@@ -86,7 +94,7 @@ class Taker:
             await self._image.regions.forget_deleted()
 
     async def _state(self) -> ImageState:
-        return msgspec.msgpack.decode(await self.ask(AskState(self._group)), type=ImageState)
+        return msgspec.msgpack.decode(await self.ask(AskState()), type=ImageState)
 
     async def ask(self, question: Question) -> bytes:
         """Have a question answered. Raises NbdvdeError."""

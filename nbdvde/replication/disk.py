@@ -3,6 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -11,6 +12,8 @@ from nbdvde.disk import Buffer, Disk, Done, Piece
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import DetachedError, NbdvdeError
 from nbdvde.replication.operations import Action, Change
+from nbdvde.replication.routing import STRIPE, pieces
+from nbdvde.replication.together import together
 
 _LINGER_S = 5.0
 """So long requests of a client whose connection has ended wait for the cluster."""
@@ -57,13 +60,16 @@ class Ways(Protocol):
         """Have a change made: durable, and seen by every later read. Raises DetachedError, NbdvdeError."""
 
     def begin(self, change: Change, done: Done) -> None:
-        """As `put`; `done` is told of the end."""
+        """As `put`, of a write that fits into one entry; `done` is told of the end."""
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call a function after a while, if the node runs then."""
 
-    async def barrier(self) -> None:
-        """Wait until what is in the image is everything that was answered before this call."""
+    async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
+        """Wait until what is in the image of a range is everything that was answered before this call.
+
+        Without a disk: of the catalogue.
+        """
 
     def release(self, disk: str, attachment: Attachment) -> None:
         """The last client has gone, and nothing of any is on its way."""
@@ -141,38 +147,31 @@ class ReplicatedDisk(Disk):
         return None
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._hearing(self._ways.barrier())
+        await self._hearing(self._ways.barrier(self.name, offset, length))
         volume = self._find()
         pieces = volume.read_nowait(offset, length)
         return await volume.read(offset, length) if pieces is None else pieces
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._hearing(self._ways.barrier())
+        await self._hearing(self._ways.barrier(self.name, offset, length))
         return await self._find().status(context, offset, length, max_extents)
 
     def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
         return False
 
     async def write(self, offset: int, data: memoryview, *, owned: bool = False) -> None:
-        failures: list[NbdvdeError] = []
-
-        async def change(start: int, piece: memoryview) -> None:
-            try:
-                await self._change(Action.WRITE, offset + start, len(piece), piece)
-            except NbdvdeError as error:
-                failures.append(error)
-
-        if len(data) <= _WRITE_MAX:
-            await change(0, data)
-        else:
-            async with trio.open_nursery() as nursery:  # one is sent while another one is synced
-                for start in range(0, len(data), _WRITE_MAX):
-                    nursery.start_soon(change, start, data[start : start + _WRITE_MAX])
-        if failures:
-            raise failures[0]
+        if _is_one(offset, len(data)):
+            await self._change(Action.WRITE, offset, len(data), data)
+            return
+        await together(
+            [
+                partial(self._change, Action.WRITE, start, length, data[start - offset : start - offset + length])
+                for start, length in pieces(offset, len(data), _WRITE_MAX)
+            ]
+        )
 
     def begin_write(self, offset: int, data: memoryview, done: Done) -> bool:
-        if len(data) > _WRITE_MAX or (self._attachment and self._attachment.over):
+        if not _is_one(offset, len(data)) or (self._attachment and self._attachment.over):
             return False
 
         def ended(failure: Exception | None) -> None:
@@ -218,3 +217,8 @@ class ReplicatedDisk(Disk):
         return True  # a change is answered when a majority has it on disk
 
     async def flush(self, mark: int | None = None, *, alone: bool = False) -> None: ...
+
+
+def _is_one(offset: int, length: int) -> bool:
+    """Whether a write fits into one entry."""
+    return length <= _WRITE_MAX and offset // STRIPE == (offset + length - 1) // STRIPE

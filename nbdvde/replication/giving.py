@@ -32,9 +32,10 @@ class Giver:
     """Answers those who have to catch up."""
 
     def __init__(
-        self, image: Image, key: bytes, note: Callable[[str], Note], compared: Callable[[int], Awaitable[bytes]]
-    ) -> None:
-        self._image, self._hasher, self._note, self._compared = image, Hasher(key), note, compared
+        self, image: Image, key: bytes, notes: Callable[[], list[Note]],
+        compared: Callable[[str, int], Awaitable[bytes]],
+    ) -> None:  # fmt: skip
+        self._image, self._hasher, self._notes, self._compared = image, Hasher(key), notes, compared
         self._regions = RegionGiver(image)
 
     async def answer(self, question: bytes) -> bytes:
@@ -44,10 +45,10 @@ class Giver:
         except msgspec.MsgspecError as error:
             raise NetworkError("catching up", f"a question is malformed: {error}") from None
         match asked:
-            case AskState(group=group):
-                if self._note(group).incomplete:
+            case AskState():
+                if any(note.incomplete for note in self._notes()):
                     raise RefusedError(self._image.path, "is itself taking over a state", "ask another node")
-                return msgspec.msgpack.encode(await self._state(group))
+                return msgspec.msgpack.encode(await self._state())
             case AskChunks(label=label, first=first, count=count):
                 disk = await found(self._image, label)
                 stop = min(first + min(count, CHUNKS_ASKED), chunks_of(disk.size))
@@ -61,16 +62,16 @@ class Giver:
                 return msgspec.msgpack.encode(await self._regions.watch(disk))
             case AskRest(watch=watch):
                 return msgspec.msgpack.encode(await self._regions.rest(watch))
-            case AskCompared(index=index):
-                return await self._compared(index)
+            case AskCompared(group=group, index=index):
+                return await self._compared(group, index)
 
-    async def _state(self, group: str) -> ImageState:
-        note, volumes = self._note(group), self._image.volumes
+    async def _state(self) -> ImageState:
+        notes, volumes = self._notes(), self._image.volumes
         disks = []
         for disk in list(volumes.disks):
             snapshots = [SnapshotState(m.name, m.size, m.created_ns) for m in volumes.snapshots(disk)]
             disks.append(DiskState(disk.name, disk.size, snapshots, await regions_of(self._image, disk)))
-        return ImageState(note, disks)
+        return ImageState(notes, disks)
 
 
 def _packed(data: bytes, blocks: bytes) -> bytes:

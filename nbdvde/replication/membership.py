@@ -1,6 +1,7 @@
 """Making an image part of a cluster: the first of a new one, or one more."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,9 @@ from nbdvde.errors import RefusedError
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
 from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, NodeId, Snapshot
+from nbdvde.raft.store import LogStore
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.notes import Identity, Note, Notes, Place
-from nbdvde.replication.replica import GROUP
 from nbdvde.replication.sealing import KEY_BYTES
 from nbdvde.replication.ticket import Ticket
 
@@ -26,7 +28,7 @@ async def found(image: Image, place: Place) -> Identity:
     """Make a cluster of one node with what the image holds. Raises RefusedError, NbdvdeError."""
     await _refuse_subjects(image)
     identity = Identity(os.urandom(16), _FIRST, os.urandom(KEY_BYTES), image.superblock.uuid)
-    await _belong(image, identity, Note(GROUP, _WHAT_WAS_THERE, {}, {_FIRST: place}))
+    await _belong(image, identity, Note(DEFAULT, _WHAT_WAS_THERE, {}, {_FIRST: place}))
     return identity
 
 
@@ -35,7 +37,7 @@ async def join(image: Image, ticket: Ticket) -> Identity:
     if any(disk.map.mapped for disk in image.volumes.disks):
         raise RefusedError(image.path, "holds data, which would be replaced", "make a new image for the cluster")
     await _refuse_subjects(image)
-    await _belong(image, ticket.identity, Note(GROUP, Snapshot(), {}, ticket.nodes))
+    await _belong(image, ticket.identity, Note(DEFAULT, Snapshot(), {}, ticket.nodes))
     return ticket.identity
 
 
@@ -56,35 +58,38 @@ async def recover(image: Image, directory: Path) -> Identity:
     notes = await Notes.load(image)
     if notes is None:
         raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init")
-    note = notes.found[GROUP]
-    if note.incomplete:
+    if any(note.incomplete for note in notes.found.values()):
         raise RefusedError(image.path, "was becoming what another node's is", "recover another node of the cluster")
-    await workers.run(_stand_alone, directory, notes.identity.node, note.applied)
     identity = msgspec.structs.replace(notes.identity, cluster=os.urandom(16))
-    await notes.rename(identity)
+    await notes.rename(identity)  # first: alone it must never lead those who may be left
     await image.flush()
+    await workers.run(_stand_alone, directory, notes.identity.node, list(notes.found.values()))
     return identity
 
 
-def _stand_alone(directory: Path, node: NodeId, applied: Snapshot) -> None:
+def _stand_alone(directory: Path, node: NodeId, notes: Sequence[Note]) -> None:
     """Have the log of a node say that it is the only member, and everything committed, from what the image has on."""
     log = FileLog(DiskDirectory(directory))
     try:
-        store = log.group(GROUP) or log.create(GROUP, applied)
-        if not store.snapshot.index <= applied.index <= store.last_index:
-            store.reset(applied)
-        elif store.snapshot.index < applied.index:
-            store.compact_to(applied)
-        if store.damaged:
-            store.truncate_from(store.damaged[0].start)
-        term, index = max(store.hard.term, store.last_term) + 1, store.last_index + 1
-        store.append([Entry(term, index, EntryKind.MEMBERS, Members(frozenset({node})).pack())])
-        hard = HardState(term, 0, index)
-        store.settle(hard) if store.unsure else store.save(hard)
+        for note in notes:
+            _take_alone(log.group(note.group) or log.create(note.group, note.applied), node, note.applied)
         while work := log.take():
             work()
     finally:
         log.close()
+
+
+def _take_alone(store: LogStore, node: NodeId, applied: Snapshot) -> None:
+    if not store.snapshot.index <= applied.index <= store.last_index:
+        store.reset(applied)
+    elif store.snapshot.index < applied.index:
+        store.compact_to(applied)
+    if store.damaged:
+        store.truncate_from(store.damaged[0].start)
+    term, index = max(store.hard.term, store.last_term) + 1, store.last_index + 1
+    store.append([Entry(term, index, EntryKind.MEMBERS, Members(frozenset({node})).pack())])
+    hard = HardState(term, 0, index)
+    store.settle(hard) if store.unsure else store.save(hard)
 
 
 async def refuse_if_member(image: Image) -> None:
@@ -97,5 +102,5 @@ async def _belong(image: Image, identity: Identity, note: Note) -> None:
     await Notes.make(image, identity)
     notes = await Notes.load(image)
     assert notes is not None, "they were made just now"
-    await notes.put(note)
+    await notes.put(lambda: [note])
     await image.flush()

@@ -2,11 +2,13 @@
 
 Block 0 says which cluster and node the image belongs to, and holds the cluster's key. Then come, for each group, so
 many blocks: up to which entry everything is in the image, the members of the group there, and who is attached to which
-disk. The volume comes last in every commit: what it says is applied is in the image, whatever a crash leaves of it.
+disk; of `default` what concerns all groups, too. The volume comes last in every commit: what it says is applied is in
+the image, whatever a crash leaves of it.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 
 import msgspec
 
@@ -26,6 +28,8 @@ _LENGTH = struct.Struct("<I")
 _GROUP_BLOCKS = 16
 """Of each group: 64 KiB."""
 _GROUPS_MAX = 1024
+_NOBODY = b""
+"""In place of the note of a group that is gone."""
 _SIZE = (1 + _GROUPS_MAX * _GROUP_BLOCKS) * BLOCK
 
 
@@ -63,6 +67,12 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     """The state of another node is being taken over: what the image holds is nothing yet."""
     begun: bool = False
     """The node has taken part: without the log of that it never may again."""
+    table: bytes = b""
+    """Which groups have what (`raft.placement`); noted by `default`, empty while it is the only one."""
+    holding: int = 0
+    """Number of the hold that is under way; of a group that is not `default`, of the last one that it has come to."""
+    settled: int = 0
+    """Number of the last hold that is over."""
 
 
 class Notes:
@@ -71,6 +81,8 @@ class Notes:
     def __init__(self, volume: Volume, identity: Identity, notes: Mapping[str, tuple[int, Note]]) -> None:
         self._volume, self.identity = volume, identity
         self._places = {group: place for group, (place, _) in notes.items()}
+        self._put: dict[int, bytes] = {}
+        """What was put last, by place."""
         self.found = {group: note for group, (_, note) in notes.items()}
         """Of each group, as the image was opened."""
 
@@ -100,30 +112,61 @@ class Notes:
         await self._volume.write_together({0: _packed(identity)})
         self.identity = identity
 
-    def block_of(self, note: Note) -> Mapping[int, bytes]:
-        """Where a note is to be written, and the blocks."""
-        place = self._places.setdefault(note.group, len(self._places))
-        raw = msgspec.msgpack.encode(note)
-        body = _LENGTH.pack(len(raw)) + raw
-        if len(body) > _GROUP_BLOCKS * ROOM or place >= _GROUPS_MAX:
-            raise RefusedError("cluster", "has more groups or disks than can be noted", "delete some")
-        blocks = {at: FORM.block(body[at * ROOM : (at + 1) * ROOM], 0) for at in range(-(-len(body) // ROOM))}
-        return {_first(place) + at: block for at, block in blocks.items()}
-
-    def put_nowait(self, note: Note) -> bool:
-        """Have a note be part of the commit that begins; whether there is room for it."""
-        pages = self.block_of(note)
+    def put_nowait(self, notes: Iterable[Note]) -> bool:
+        """Have the notes of all groups be part of the commit that begins; whether there is room for them."""
+        changed = self._changed(notes)
+        cost = len(_pages(changed)) * BLOCK
         writer = self._volume.writer
-        if writer is None or not writer.admit_nowait(len(pages) * BLOCK, freeing=True):
+        if writer is None or not writer.admit_nowait(cost, freeing=True):
             return False
-        for block, page in pages.items():
-            self._volume.active.put(block, memoryview(page))
-        self._volume.active.payload += len(pages) * BLOCK
+        self._write(changed, cost)
         return True
 
-    async def put(self, note: Note) -> None:
-        """The same, waiting for room; not durable yet. Raises NoSpaceError, PoisonedError."""
-        await self._volume.write_together(self.block_of(note))
+    async def put(self, notes: Callable[[], Iterable[Note]]) -> None:
+        """Have the notes of all groups, as they are when there is room for them, be part of every commit from now on.
+
+        Not durable yet. Raises NoSpaceError, PoisonedError, RefusedError.
+        """
+        writer = self._volume.writer
+        assert writer is not None, "the image is open for writing"
+        cost = 0
+        while True:
+            changed = self._changed(notes())
+            needed = len(_pages(changed)) * BLOCK
+            if needed <= cost:
+                break
+            writer.withdraw(cost)
+            cost = 0
+            await writer.admit(needed, freeing=True)
+            cost = needed
+        self._write(changed, cost)
+
+    def _write(self, notes: Mapping[int, bytes], cost: int) -> None:
+        """Put what `cost` bytes were reserved for."""
+        for block, page in _pages(notes).items():
+            self._volume.active.put(block, memoryview(page))
+        self._volume.active.payload += cost
+        self._put |= notes
+        self._places = {group: place for group, place in self._places.items() if notes.get(place) != _NOBODY}
+
+    def _changed(self, notes: Iterable[Note]) -> dict[int, bytes]:
+        """By place, those that are not what was put last, and of groups that are gone. Raises RefusedError."""
+        changed, gone = dict[int, bytes](), {**self._places}
+        for note in notes:
+            gone.pop(note.group, None)
+            place = self._place(note.group)
+            raw = msgspec.msgpack.encode(note)
+            if len(raw) + _LENGTH.size > _GROUP_BLOCKS * ROOM or place >= _GROUPS_MAX:
+                raise RefusedError("cluster", "has more groups or disks than can be noted", "delete some")
+            if self._put.get(place) != raw:
+                changed[place] = raw
+        return changed | dict.fromkeys(gone.values(), _NOBODY)
+
+    def _place(self, group: str) -> int:
+        if group not in self._places:
+            used = {*self._places.values()}
+            self._places[group] = next(place for place in count() if place not in used)
+        return self._places[group]
 
 
 def _packed(identity: Identity) -> bytes:
@@ -145,14 +188,27 @@ async def _read(image: Image) -> Notes | None:
         block = await _block(volume, _first(place))
         if not block.strip(b"\0"):
             break
-        note = await _note(volume, place, block)
-        notes[note.group] = place, note
+        if note := await _note(volume, place, block):
+            notes[note.group] = place, note
     return Notes(volume, Identity(cluster, node, key, origin), notes)
 
 
-async def _note(volume: Volume, place: int, block: bytes) -> Note:
+def _pages(notes: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The blocks, by number, of packed notes by place."""
+    pages = dict[int, bytes]()
+    for place, raw in notes.items():
+        body = _LENGTH.pack(len(raw)) + raw
+        for at in range(-(-len(body) // ROOM)):
+            pages[_first(place) + at] = FORM.block(body[at * ROOM : (at + 1) * ROOM], 0)
+    return pages
+
+
+async def _note(volume: Volume, place: int, block: bytes) -> Note | None:
+    """That at a place, None where a group was that is gone."""
     body = FORM.opened(block)[0]
     (length,) = _LENGTH.unpack_from(body)
+    if not length:
+        return None
     for at in range(1, -(-(length + _LENGTH.size) // ROOM)):
         body += FORM.opened(await _block(volume, _first(place) + at))[0]
     try:

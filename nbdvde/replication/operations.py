@@ -3,20 +3,27 @@
 All integers are little-endian.
 
     entry    = kind u8 | body
-    CHANGES  = disks u8 | (length u8 | name) for each | changes u16 | change for each | data of the writes, joined
+    CHANGES  = table u32, its version | disks u8 | (length u8 | name) for each | changes u16 | change for each |
+               data of the writes, joined
     change   = action u8 | disk u8, which of the names | epoch u64 | offset u64 | length u64
     ATTACH   = node u32 | name
-    CALL     = time u64, nanoseconds since 1970 | seed, 32 bytes | retention clock u64, nanoseconds | length u8 | path |
-               request
+    FENCE    = node u32 | epoch u64 | name
+    CALL     = hold u64 | time u64, nanoseconds since 1970 | seed, 32 bytes | retention clock u64, nanoseconds |
+               length u8 | path | request
+    BEGIN    = nothing
+    HOLD     = hold u64
+    GIVE_UP  = hold u64
+    ARRANGE  = hold u64 | names of groups, each behind its length u8
+    RETIRE   = names of groups, each behind its length u8
     ENROL    = length u8 | address | name in its certificate
     DISMISS  = node u32
-    COMPARE  = first chunk u64 | chunks u16 | name
+    COMPARE  = table u32, its version | first chunk u64 | chunks u16 | name
     RELEASE  = epoch u64 | name
     REPAIR   = index u64 | chunk u64 | length u8 | name | data
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
@@ -26,12 +33,14 @@ import msgspec
 from nbdvde.disk import Buffer
 from nbdvde.errors import DamageError
 
-_HEAD = struct.Struct("<BB")
+_HEAD = struct.Struct("<BIB")
 _COUNT = struct.Struct("<H")
 _CHANGE = struct.Struct("<BBQQQ")
 _ATTACH = struct.Struct("<BI")
-_CALL = struct.Struct("<BQ32sQB")
-_COMPARE = struct.Struct("<BQH")
+_FENCE = struct.Struct("<BIQ")
+_HOLD = struct.Struct("<BQ")
+_CALL = struct.Struct("<BQQ32sQB")
+_COMPARE = struct.Struct("<BIQH")
 _RELEASE = struct.Struct("<BQ")
 _REPAIR = struct.Struct("<BQQB")
 CHANGES_MAX = 4096
@@ -40,7 +49,9 @@ NAMES_MAX = 255
 
 
 class _Kind(IntEnum):
-    CHANGES, ATTACH, CALL, ENROL, DISMISS, COMPARE, REPAIR, RELEASE = range(1, 9)
+    CHANGES, ATTACH, CALL, ENROL, DISMISS, COMPARE, REPAIR, RELEASE, FENCE, BEGIN, HOLD, GIVE_UP, ARRANGE, RETIRE = (
+        range(1, 15)
+    )
 
 
 class Action(IntEnum):
@@ -64,6 +75,8 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     length: int
     data: Buffer = b""
     """Of a write, `length` bytes."""
+    table: int = 0
+    """Version of the slot table by which it was sent to its group: under another one it comes to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,50 @@ class Attach:
 
     disk: str
     node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What `default` agreed on about who uses a disk, for another group."""
+
+    disk: str
+    epoch: int
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """All groups are to stand still for one operation; the result is the number of that hold, 0 while there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A group, other than `default`, goes on when `default` has settled this hold."""
+
+    hold: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nothing will be done under this hold."""
+
+    hold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrange:
+    """These groups share the disks from now on."""
+
+    hold: int
+    groups: tuple[str, ...]
+    """Those that are new have names that no group ever had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """These groups, which have no part of the disks any more, come to an end: all nodes know that they have none."""
+
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +150,13 @@ class Call:
     seed: bytes
     clock_ns: int = 0
     """What the retention clock of the disk shows where this was asked for."""
+    hold: int = 0
+    """Under which it is done, if it concerns all groups and there are several."""
+
+    @property
+    def concerns_all(self) -> bool:
+        """Whether all groups have to stand still: what it is about is what they write."""
+        return self.path.startswith(("disks/", "snapshots/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +183,8 @@ class Compare:
     disk: str
     first: int
     count: int
+    table: int = 0
+    """See `Change`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,36 +198,66 @@ class Repair:
     data: Buffer
 
 
-Operation: TypeAlias = Sequence[Change] | Attach | Release | Call | Enrol | Dismiss | Compare | Repair
+Operation: TypeAlias = (
+    Sequence[Change]
+    | Attach
+    | Fence
+    | Release
+    | Call
+    | Enrol
+    | Dismiss
+    | Compare
+    | Repair
+    | Begin
+    | Hold
+    | GiveUp
+    | Arrange
+    | Retire
+)
 
 
 def pack(operation: Operation) -> list[Buffer]:
-    """An entry in pieces: changes, at most `CHANGES_MAX` and of `NAMES_MAX` disks, or something else."""
+    """An entry in pieces: changes by one table, at most `CHANGES_MAX` and of `NAMES_MAX` disks, or something else."""
     match operation:
         case Attach(disk=disk, node=node):
             return [_ATTACH.pack(_Kind.ATTACH, node), disk.encode()]
-        case Call(path=path, request=request, time_ns=time_ns, seed=seed, clock_ns=clock_ns):
+        case Fence(disk=disk, epoch=epoch, node=node):
+            return [_FENCE.pack(_Kind.FENCE, node, epoch), disk.encode()]
+        case Call(path=path, request=request, time_ns=time_ns, seed=seed, clock_ns=clock_ns, hold=hold):
             raw = path.encode()
-            return [_CALL.pack(_Kind.CALL, time_ns, seed, clock_ns, len(raw)), raw, request]
+            return [_CALL.pack(_Kind.CALL, hold, time_ns, seed, clock_ns, len(raw)), raw, request]
+        case Begin():
+            return [bytes((_Kind.BEGIN,))]
+        case Hold(hold=hold):
+            return [_HOLD.pack(_Kind.HOLD, hold)]
+        case GiveUp(hold=hold):
+            return [_HOLD.pack(_Kind.GIVE_UP, hold)]
+        case Arrange(hold=hold, groups=groups):
+            return [_HOLD.pack(_Kind.ARRANGE, hold), _pack_names(groups)]
+        case Retire(groups=groups):
+            return [bytes((_Kind.RETIRE,)), _pack_names(groups)]
         case Enrol(address=address, name=name):
             return [bytes((_Kind.ENROL, len(address.encode()))), address.encode(), name.encode()]
         case Dismiss(node=node):
             return [_ATTACH.pack(_Kind.DISMISS, node)]
         case Release(disk=disk, epoch=epoch):
             return [_RELEASE.pack(_Kind.RELEASE, epoch), disk.encode()]
-        case Compare(disk=disk, first=first, count=count):
-            return [_COMPARE.pack(_Kind.COMPARE, first, count), disk.encode()]
+        case Compare(disk=disk, first=first, count=count, table=table):
+            return [_COMPARE.pack(_Kind.COMPARE, table, first, count), disk.encode()]
         case Repair(disk=disk, compared=compared, chunk=chunk, data=data):
             raw = disk.encode()
             return [_REPAIR.pack(_Kind.REPAIR, compared, chunk, len(raw)), raw, data]
     return _pack_changes(operation)
 
 
+def _pack_names(names: Iterable[str]) -> bytes:
+    return b"".join(bytes((len(raw),)) + raw for raw in map(str.encode, names))
+
+
 def _pack_changes(changes: Sequence[Change]) -> list[Buffer]:
     names = {name: number for number, name in enumerate(dict.fromkeys(change.disk for change in changes))}
-    head = bytearray(_HEAD.pack(_Kind.CHANGES, len(names)))
-    for raw in map(str.encode, names):
-        head += bytes((len(raw),)) + raw
+    head = bytearray(_HEAD.pack(_Kind.CHANGES, changes[0].table, len(names)))
+    head += _pack_names(names)
     head += _COUNT.pack(len(changes))
     for change in changes:
         head += _CHANGE.pack(change.action, names[change.disk], change.epoch, change.offset, change.length)
@@ -171,41 +267,71 @@ def _pack_changes(changes: Sequence[Change]) -> list[Buffer]:
 def unpack(entry: memoryview) -> Operation:
     """What an entry says; writes are views of it. Raises DamageError."""
     try:
-        match entry[0]:
-            case _Kind.CHANGES:
-                return _unpack_changes(entry)
-            case _Kind.ATTACH:
-                return Attach(str(entry[_ATTACH.size :], "utf-8"), _ATTACH.unpack_from(entry)[1])
-            case _Kind.CALL:
-                _, time_ns, seed, clock_ns, length = _CALL.unpack_from(entry)
-                body = entry[_CALL.size :]
-                return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed, clock_ns)
-            case _Kind.ENROL:
-                stop = 2 + entry[1]
-                return Enrol(str(entry[2:stop], "utf-8"), str(entry[stop:], "utf-8"))
-            case _Kind.DISMISS:
-                return Dismiss(_ATTACH.unpack(entry)[1])
-            case _Kind.RELEASE:
-                return Release(str(entry[_RELEASE.size :], "utf-8"), _RELEASE.unpack_from(entry)[1])
-            case _Kind.COMPARE:
-                _, first, count = _COMPARE.unpack_from(entry)
-                return Compare(str(entry[_COMPARE.size :], "utf-8"), first, count)
-            case _Kind.REPAIR:
-                _, compared, chunk, length = _REPAIR.unpack_from(entry)
-                stop = _REPAIR.size + length
-                return Repair(str(entry[_REPAIR.size : stop], "utf-8"), compared, chunk, entry[stop:])
+        unpack_one = _UNPACK.get(entry[0])
+        if unpack_one is not None:
+            return unpack_one(entry)
     except (struct.error, LookupError, ValueError) as error:
         raise _damage(str(error)) from None
     raise _damage(f"is of the unknown kind {entry[0]}")
 
 
-def _unpack_changes(entry: memoryview) -> list[Change]:
-    _, count = _HEAD.unpack_from(entry)
-    at, names = _HEAD.size, list[str]()
-    for _ in range(count):
+def _unpack_call(entry: memoryview) -> Call:
+    _, hold, time_ns, seed, clock_ns, length = _CALL.unpack_from(entry)
+    body = entry[_CALL.size :]
+    return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed, clock_ns, hold)
+
+
+def _unpack_attach(entry: memoryview) -> Attach:
+    return Attach(_rest(entry, _ATTACH.size), _ATTACH.unpack_from(entry)[1])
+
+
+def _unpack_fence(entry: memoryview) -> Fence:
+    _, node, epoch = _FENCE.unpack_from(entry)
+    return Fence(_rest(entry, _FENCE.size), epoch, node)
+
+
+def _unpack_release(entry: memoryview) -> Release:
+    return Release(_rest(entry, _RELEASE.size), _RELEASE.unpack_from(entry)[1])
+
+
+def _unpack_enrol(entry: memoryview) -> Enrol:
+    stop = 2 + entry[1]
+    return Enrol(str(entry[2:stop], "utf-8"), _rest(entry, stop))
+
+
+def _unpack_compare(entry: memoryview) -> Compare:
+    _, table, first, count = _COMPARE.unpack_from(entry)
+    return Compare(_rest(entry, _COMPARE.size), first, count, table)
+
+
+def _unpack_repair(entry: memoryview) -> Repair:
+    _, compared, chunk, length = _REPAIR.unpack_from(entry)
+    stop = _REPAIR.size + length
+    return Repair(str(entry[_REPAIR.size : stop], "utf-8"), compared, chunk, entry[stop:])
+
+
+def _unpack_arrange(entry: memoryview) -> Arrange:
+    return Arrange(_HOLD.unpack_from(entry)[1], tuple(_unpack_names(entry, _HOLD.size)))
+
+
+def _rest(entry: memoryview, start: int) -> str:
+    return str(entry[start:], "utf-8")
+
+
+def _unpack_names(entry: memoryview, at: int, count: int | None = None) -> list[str]:
+    """So many names from `at` on, or all there are."""
+    names = list[str]()
+    while at < len(entry) if count is None else len(names) < count:
         stop = at + 1 + entry[at]
         names.append(str(entry[at + 1 : stop], "utf-8"))
         at = stop
+    return names
+
+
+def _unpack_changes(entry: memoryview) -> list[Change]:
+    _, table, count = _HEAD.unpack_from(entry)
+    names = _unpack_names(entry, _HEAD.size, count)
+    at = _HEAD.size + sum(1 + len(name.encode()) for name in names)
     (count,) = _COUNT.unpack_from(entry, at)
     records = at + _COUNT.size
     data = records + count * _CHANGE.size
@@ -213,7 +339,7 @@ def _unpack_changes(entry: memoryview) -> list[Change]:
     for number, disk, epoch, offset, length in _CHANGE.iter_unpack(entry[records:data]):
         action = _ACTIONS[number]
         stop = data + (length if action == Action.WRITE else 0)
-        changes.append(Change(names[disk], epoch, action, offset, length, entry[data:stop]))
+        changes.append(Change(names[disk], epoch, action, offset, length, entry[data:stop], table))
         data = stop
     if data != len(entry):
         raise _damage("is not as long as it says")
@@ -222,3 +348,21 @@ def _unpack_changes(entry: memoryview) -> list[Change]:
 
 def _damage(why: str) -> DamageError:
     return DamageError("entry of the replication log", why, "run nbdvde cluster verify")
+
+
+_UNPACK: Mapping[int, Callable[[memoryview], Operation]] = {
+    _Kind.CHANGES: _unpack_changes,
+    _Kind.ATTACH: _unpack_attach,
+    _Kind.FENCE: _unpack_fence,
+    _Kind.RELEASE: _unpack_release,
+    _Kind.CALL: _unpack_call,
+    _Kind.ENROL: _unpack_enrol,
+    _Kind.DISMISS: lambda entry: Dismiss(_ATTACH.unpack(entry)[1]),
+    _Kind.COMPARE: _unpack_compare,
+    _Kind.REPAIR: _unpack_repair,
+    _Kind.BEGIN: lambda entry: Begin(),
+    _Kind.HOLD: lambda entry: Hold(_HOLD.unpack(entry)[1]),
+    _Kind.GIVE_UP: lambda entry: GiveUp(_HOLD.unpack(entry)[1]),
+    _Kind.ARRANGE: _unpack_arrange,
+    _Kind.RETIRE: lambda entry: Retire(tuple(_unpack_names(entry, 1))),
+}

@@ -40,7 +40,8 @@ class DiskState(msgspec.Struct, frozen=True, array_like=True):
 class ImageState(msgspec.Struct, frozen=True, array_like=True):
     """How far an image is, and what there is in it."""
 
-    note: Note
+    notes: list[Note]
+    """Of all groups."""
     disks: list[DiskState]
 
 
@@ -71,8 +72,6 @@ class AskData(msgspec.Struct, frozen=True, array_like=True, tag=3):
 class AskState(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """The `ImageState`."""
 
-    group: str
-
 
 class AskWatch(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Remember what of the regions of a disk is changed from now on; answers a number for that."""
@@ -100,6 +99,7 @@ class Rest(msgspec.Struct, frozen=True, array_like=True):
 class AskCompared(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """What the node found when it applied an entry that compares."""
 
+    group: str
     index: int
 
 

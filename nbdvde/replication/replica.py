@@ -1,9 +1,10 @@
 """An image that a cluster replicates, on one of its nodes: disks for clients, changes, and the members."""
 
+import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from enum import IntEnum
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -12,52 +13,35 @@ import trio
 from nbdvde import moment
 from nbdvde.disk import BLOCK, Done
 from nbdvde.engine.image import Image
-from nbdvde.errors import DetachedError, NbdvdeError, NetworkError, RefusedError
-from nbdvde.raft.calls import PeerError
+from nbdvde.errors import DetachedError, MovedError, NbdvdeError, NetworkError, RefusedError, UsageError
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
-from nbdvde.raft.messages import Members, NodeId, Snapshot
+from nbdvde.raft.messages import NodeId
 from nbdvde.raft.node import Node
-from nbdvde.raft.waiting import GroupEnded, LeadershipLost
-from nbdvde.replication import results
-from nbdvde.replication.batches import Batches, unknown
+from nbdvde.replication.assembly import DEFAULT, Assembly
+from nbdvde.replication.batches import unknown
 from nbdvde.replication.catchup import Taker, unpacked
 from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.giving import Giver
+from nbdvde.replication.holds import Holds
+from nbdvde.replication.lane import PROPOSE, Lane, unpack_question
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Place
-from nbdvde.replication.operations import Action, Attach, Call, Change, Dismiss, Enrol, Operation, Release
+from nbdvde.replication.operations import Arrange, Attach, Call, Change, Fence, Release
 from nbdvde.replication.questions import AskCompared, AskData
 from nbdvde.replication.regioncopy import found
+from nbdvde.replication.retiring import Retiring
 from nbdvde.replication.room import Room
+from nbdvde.replication.roster import Roster
 from nbdvde.replication.sealing import Sealer
+from nbdvde.replication.together import together
 
 _log = logging.getLogger(__name__)
-GROUP = "default"
-PROPOSE, CATCH_UP, CONTROL, ROOM = 1, 2, 3, 4
-_GROWTH_BYTES = 8
-"""Before the entry in a question that proposes it: bytes that it may take in an image."""
-"""Kinds of questions between nodes."""
-_UNSURE = (LeadershipLost.__name__, GroupEnded.__name__, "Exception")
-"""Names of errors of the leader after which nobody knows what becomes of what it was asked."""
+CATCH_UP, ROOM = 2, 4
+"""Kinds of questions between nodes, besides those of `lane`, `roster` and `retiring`."""
 _PAUSE_S = 0.05
-"""Between two looks for a leader."""
-_LOOK_S = 0.5
-"""Between two looks at whether a learner has caught up."""
-_CLOSE = 4096
-"""Entries that a learner may be behind to become a voter."""
-
-
-class _Action(IntEnum):
-    """What only the leader can do."""
-
-    INVITE, DISMISS, TRANSFER = 1, 2, 3
-
-
-class _Ask(msgspec.Struct, frozen=True, array_like=True):
-    action: _Action
-    node: NodeId
+"""Between two tries."""
 
 
 class Replica:
@@ -67,13 +51,16 @@ class Replica:
         """Tasks run in `nursery`."""
         self.image, self.identity, self.node = image, identity, node
         self._sealer, self._nursery = sealer, nursery
-        self._batches = Batches(nursery, self._propose_changes), Batches(nursery, self._propose_changes)
-        """Of what takes space, and of what may free some: that must go on when there is none."""
+        self.lanes: dict[str, Lane] = {}
+        """Of the groups that this node takes part in by now."""
+        self._lanes_changed, self._arranged = trio.Event(), trio.Event()
+        self._room = Room(image, node, lambda: [lane.group for lane in self.lanes.values()], ROOM)
         self._attachments: dict[str, Attachment] = {}
         self._attaching: dict[str, trio.Lock] = {}
         self._disks: dict[str, ReplicatedDisk] = {}
-        self.machine: ImageMachine
-        self.group: Group
+        self.assembly: Assembly
+        self.roster: Roster
+        self._holds: Holds
         self.placed_changed: Callable[[Mapping[NodeId, Place]], None] = lambda nodes: None
         self._ended = False
         self.catch_up_rate: int | None = None
@@ -81,21 +68,114 @@ class Replica:
         self.taker: Taker | None = None
         """What is being taken over from another node, or was last."""
 
-    async def start(self, machine: ImageMachine, group: Group) -> None:
-        """Begin to serve others, and clients."""
-        self.machine, self.group = machine, group
-        self._room = Room(self.image, self.node, group, ROOM)
-        giver = Giver(self.image, self.identity.key, lambda group: machine.note, self._compared_here)
+    async def start(self, assembly: Assembly, groups: Mapping[str, Group]) -> None:
+        """Begin to serve others, and clients; `groups` are those that the node has, `default` among them."""
+        self.assembly = assembly
+        for name, group in groups.items():
+            self._add(group)
+            await assembly.machines[name].begin()
+        self._holds = Holds(assembly, self.main, self._others, self._nursery)
+        self.roster = Roster(assembly, self.node, self.lane)
+        retiring = Retiring(assembly, self.main, self.node)
+        giver = Giver(self.image, self.identity.key, assembly.all, self._compared_here)
 
         async def give(node: NodeId, question: bytes) -> bytes:
             return await giver.answer(question)
 
         self.node.mesh.handle(PROPOSE, self._on_propose)
         self.node.mesh.handle(CATCH_UP, give)
-        self.node.mesh.handle(CONTROL, self._on_control)
         self.node.mesh.handle(ROOM, self._room.answer)
-        self._nursery.start_soon(self._room.watch)
-        self._nursery.start_soon(self._promote)
+        for task in (self._room.watch, self.roster.watch, self._holds.watch, retiring.watch, self._follow):
+            self._nursery.start_soon(task)
+        self.arranged()
+
+    # Groups
+
+    @property
+    def main(self) -> Lane:
+        """That of `default`."""
+        return self.lanes[DEFAULT]
+
+    @property
+    def group(self) -> Group:
+        """`default`."""
+        return self.main.group
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether what the image holds is nothing yet."""
+        return self.assembly.incomplete
+
+    @property
+    def problem(self) -> str:
+        """Why this node does not go on, if so."""
+        stuck = (machine.stuck for machine in self.assembly.machines.values() if machine.stuck)
+        return next(stuck, "")
+
+    @property
+    def machine(self) -> ImageMachine:
+        """Of `default`."""
+        return cast(ImageMachine, self.main.machine)
+
+    def _add(self, group: Group) -> None:
+        machine = self.assembly.machines[group.name]
+        self.lanes[group.name] = Lane(machine, group, self.node, self._sealer, self._room, self._nursery)
+
+    def arranged(self) -> None:
+        self._arranged.set()
+
+    async def _follow(self) -> None:
+        """Take part in the groups that there are, and in no others; for ever."""
+        while True:
+            await self._arranged.wait()
+            self._arranged = trio.Event()
+            machines = self.assembly.machines
+            for name in {*self.lanes} - {*machines}:
+                self.lanes.pop(name).end(gone=True)
+                await self.node.remove(name)
+            for name, machine in [*machines.items()]:
+                if name not in self.lanes:
+                    group = await self.node.create(name, machine, machine.applied)
+                    await machine.begin()
+                    self._add(group)
+            self._lanes_changed.set()
+            self._lanes_changed = trio.Event()
+
+    async def lane(self, name: str) -> Lane:
+        """That of a group, as soon as this node takes part in it. Raises MovedError when it is gone."""
+        while name not in self.lanes:
+            if name not in self.assembly.machines:
+                raise MovedError(f"raft group {name}", "is gone", "connect again")
+            await self._lanes_changed.wait()
+        return self.lanes[name]
+
+    async def _others(self) -> Iterable[Lane]:
+        """Those of all groups but `default`."""
+        return [await self.lane(machine.name) for machine in self.assembly.others]
+
+    async def _in(self, groups: Iterable[str], do: Callable[[Lane], Awaitable[object]]) -> None:
+        """Do something in several groups at the same time. Raises the first error."""
+
+        async def run(name: str) -> None:
+            await do(await self.lane(name))
+
+        await together([partial(run, name) for name in groups])
+
+    async def arrange(self, add: int, remove: Collection[str]) -> None:
+        """Have so many more groups share the disks, and some no longer. Raises NbdvdeError."""
+
+        def operation(hold: int) -> Arrange:
+            there = self.assembly.routing.groups
+            for name in remove:
+                if name not in there or name == DEFAULT:
+                    raise UsageError(f"group {name}", "is not one that can be removed", "see nbdvde cluster status")
+            # The number of a hold comes once: a name must never mean another group, whose log somebody may have.
+            new = [f"g{hold}.{at}" for at in range(add)]
+            return Arrange(hold, tuple([name for name in there if name not in remove] + new))
+
+        await self._holds.under_hold(operation)
+        await self.main.barrier()
+        await self._others()
 
     # Disks
 
@@ -107,10 +187,47 @@ class Replica:
         return self._disks[name]
 
     async def put(self, change: Change) -> None:
-        await self._batches[change.action == Action.TRIM].put(change)
+        while True:
+            routing = self.assembly.routing
+            sent = change if change.table == routing.version else msgspec.structs.replace(change, table=routing.version)
+            groups = routing.along(change.disk, change.offset, change.length)
+            try:
+                await self._in(groups, lambda lane: lane.put(sent))  # noqa: B023 - it ends before the next one
+            except MovedError:
+                await self._moved(routing.version)
+            else:
+                return
 
     def begin(self, change: Change, done: Done) -> None:
-        self._batches[change.action == Action.TRIM].begin(change, done)
+        """Of changes that lie in one stripe."""
+        routing = self.assembly.routing
+        lane = self.lanes.get(routing.at(change.disk, change.offset))
+        if lane is None:
+            self._again(change, done)
+            return
+
+        def ended(failure: Exception | None) -> None:
+            if isinstance(failure, MovedError):
+                self._again(change, done)
+            else:
+                done(failure)
+
+        sent = change if change.table == routing.version else msgspec.structs.replace(change, table=routing.version)
+        lane.begin(sent, ended)
+
+    def _again(self, change: Change, done: Done) -> None:
+        if self._ended:
+            done(unknown())
+        else:
+            self._nursery.start_soon(self._put_and_tell, change, done)
+
+    async def _put_and_tell(self, change: Change, done: Done) -> None:
+        try:
+            await self.put(change)
+        except NbdvdeError as error:
+            done(error)
+        else:
+            done(None)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         async def wait() -> None:
@@ -120,19 +237,17 @@ class Replica:
         if not self._ended:
             self._nursery.start_soon(wait)
 
-    async def _propose_changes(self, changes: Sequence[Change]) -> Sequence[NbdvdeError | None]:
-        blocks = sum(2 + len(change.data) // BLOCK for change in changes if change.action != Action.TRIM)
-        return cast(Sequence[NbdvdeError | None], await self.propose(changes, growth=blocks * BLOCK))
+    async def _moved(self, version: int) -> None:
+        """Another table of slots holds than that of `version`: wait until this node knows it."""
+        await self.main.barrier()
+        if self.assembly.routing.version == version:
+            await trio.sleep(_PAUSE_S)
 
-    async def barrier(self) -> None:
+    async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         while True:
-            try:
-                await self.group.read_barrier()
-            except (NotLeaderError, LeadershipLost):
-                await trio.sleep(_PAUSE_S)
-            except GroupEnded as error:
-                raise unknown() from error
-            else:
+            routing = self.assembly.routing
+            await self._in(routing.along(disk, offset, length) if disk else (DEFAULT,), Lane.barrier)
+            if routing is self.assembly.routing:
                 return
 
     async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
@@ -142,6 +257,7 @@ class Replica:
                 epoch = await self._epoch(disk)
                 await self.barrier()
                 if self.machine.epochs.get(disk, (0, 0))[0] == epoch:  # nobody has taken it over already
+                    await self._fence(disk, epoch)
                     attachment = self._attachments[disk] = Attachment(epoch)
             attachment.join(abort)
             return attachment
@@ -152,15 +268,26 @@ class Replica:
 
     async def _release(self, disk: str, attachment: Attachment) -> None:
         with suppress(NbdvdeError):  # then it counts as in use until somebody else comes
-            await self.propose(Release(disk, attachment.epoch))
+            await self.main.propose(Release(disk, attachment.epoch))
 
     async def _epoch(self, disk: str) -> int:
         """Have a disk used by clients of this node from now on, and by nobody else."""
         while True:
             try:
-                return cast(int, await self.propose(Attach(disk, self.node.number)))
+                return cast(int, await self.main.propose(Attach(disk, self.node.number)))
             except DetachedError:  # it may be done twice
                 await trio.sleep(_PAUSE_S)
+
+    async def _fence(self, disk: str, epoch: int) -> None:
+        """Have the other groups know it: those that come later begin with what `default` knows."""
+        fence = Fence(disk, epoch, self.node.number)
+        while True:
+            try:
+                await self._in([machine.name for machine in self.assembly.others], lambda lane: lane.propose(fence))
+            except DetachedError:  # it may be done twice
+                await trio.sleep(_PAUSE_S)
+            else:
+                return
 
     def attached(self, disk: str, epoch: int, node: NodeId) -> None:
         attachment = self._attachments.get(disk)
@@ -171,147 +298,19 @@ class Replica:
 
     async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
         """Have a change of the image made on every node; its answer. `clock_ns`: see `Call`. Raises NbdvdeError."""
-        operation = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
-        return cast(bytes, await self.propose(operation))
+        asked = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
+        if asked.concerns_all:
+            return cast(bytes, await self._holds.call(lambda hold: dataclasses.replace(asked, hold=hold)))
+        return cast(bytes, await self.main.propose(asked))
 
-    async def propose(self, operation: Operation, *, growth: int = 0) -> object:
-        """Have an operation done on every node; its result. Waits while there is no leader.
-
-        Raises DetachedError when nobody knows what became of it, NoSpaceError when most nodes have no room for
-        `growth` bytes more, and what it was refused with.
-        """
-        data = self._sealer.seal(GROUP, operation)
-
-        async def ask(leader: NodeId) -> object:
-            question = growth.to_bytes(_GROWTH_BYTES, "little") + data
-            return self._result(await self.node.peer(leader).request(PROPOSE, question))
-
-        return await self._at_leader(lambda: self._propose_here(data, growth), ask)
-
-    async def _propose_here(self, data: bytes, growth: int) -> object:
-        if growth:
-            await self._room.admit(growth)
-        return await self.group.propose(data)
-
-    def is_connected(self, node: NodeId) -> bool:
-        """Whether another node can be reached."""
-        peer = self.node.mesh.peers.get(node)
-        return peer is not None and peer.connected
-
-    async def _at_leader(
-        self, do: Callable[[], Awaitable[object]], ask: Callable[[NodeId], Awaitable[object]]
-    ) -> object:
-        """`do` something if this node leads, or else `ask` the one that does. Waits while none does.
-
-        Raises DetachedError when nobody knows what became of it.
-        """
-        while True:
-            leader = self.group.leader
-            try:
-                if leader == self.node.number:
-                    return await do()
-                if leader and self.is_connected(leader):
-                    return await ask(leader)
-            except NotLeaderError:
-                pass
-            except (LeadershipLost, GroupEnded) as error:
-                raise unknown() from error
-            except PeerError as error:
-                if error.error in _UNSURE:
-                    raise unknown() from error
-                if error.error != NotLeaderError.__name__:
-                    raise
-            except NetworkError as error:
-                raise unknown() from error
-            await trio.sleep(_PAUSE_S)
-
-    @staticmethod
-    def _result(packed: bytes) -> object:
-        result = results.unpack(packed)
-        if isinstance(result, NbdvdeError):
-            raise result
-        return result
-
-    async def _on_propose(self, node: NodeId, data: bytes) -> bytes:
+    async def _on_propose(self, node: NodeId, question: bytes) -> bytes:
         """Another node has a client who wants something done."""
-        try:
-            growth = int.from_bytes(data[:_GROWTH_BYTES], "little")
-            return results.pack(await self._propose_here(data[_GROWTH_BYTES:], growth))
-        except (NotLeaderError, LeadershipLost, GroupEnded):
-            raise
-        except NbdvdeError as error:
-            return results.pack(error)
+        name, growth, data = unpack_question(question)
+        if name not in self.lanes:
+            raise NotLeaderError(f"raft group {name}", "is not here", "ask the leader")
+        return await self.lanes[name].propose_for_another(data, growth)
 
-    # Members
-
-    async def invite(self, place: Place) -> NodeId:
-        """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
-        number = cast(NodeId, await self.propose(Enrol(place.address, place.name)))
-        await self._lead(_Ask(_Action.INVITE, number))
-        return number
-
-    async def dismiss(self, node: NodeId) -> None:
-        """Have a node belong to the cluster no more. Raises NbdvdeError."""
-        if not self.machine.nodes.get(node, Place("", "")).address:
-            raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
-        try:
-            await self._lead(_Ask(_Action.DISMISS, node))
-        except DetachedError:
-            if node != self.node.number:  # who leaves is not told: its connections end
-                raise
-
-    async def transfer(self, node: NodeId) -> None:
-        """Have another node lead; 0 for whichever has most. Raises NbdvdeError."""
-        await self._lead(_Ask(_Action.TRANSFER, node))
-
-    async def _lead(self, asked: "_Ask") -> None:
-        """Have the leader do something that only it can. Waits while there is none. Raises NbdvdeError."""
-        await self._at_leader(
-            lambda: self._do(asked), lambda node: self.node.peer(node).request(CONTROL, msgspec.msgpack.encode(asked))
-        )
-
-    async def _on_control(self, node: NodeId, data: bytes) -> bytes:
-        await self._do(msgspec.msgpack.decode(data, type=_Ask))
-        return b""
-
-    async def _do(self, asked: "_Ask") -> None:
-        group, node = self.group, asked.node
-        members = group.core.members
-        match asked.action:
-            case _Action.INVITE if node not in members:
-                await group.change_members(Members(members.voters, members.learners | {node}))
-            case _Action.DISMISS if members.voters == {node}:
-                raise RefusedError(f"node {node}", "is the only one", "delete the image instead")
-            case _Action.DISMISS if node == self.node.number:
-                await group.hand_over()
-                raise NotLeaderError(f"node {node}", "has handed over", "ask the leader")
-            case _Action.DISMISS:
-                if node in members:
-                    await group.change_members(Members(members.voters - {node}, members.learners - {node}))
-                await self.propose(Dismiss(node))
-            case _Action.TRANSFER:
-                await (group.transfer(node) if node else group.hand_over())
-
-    async def _promote(self) -> None:
-        """Make voters of learners that have everything, while this node leads.
-
-        One that has answered to the entry that made it one is there.
-        """
-        while True:
-            await trio.sleep(_LOOK_S)
-            core = self.group.core
-            office = core.office
-            if office is None:
-                continue
-            for node in sorted(core.members.learners):
-                progress = office.followers.get(node)
-                if progress and progress.match >= max(core.log.members_index, core.log.last_index - _CLOSE):
-                    members = core.members
-                    try:
-                        await self.group.change_members(Members(members.voters | {node}, members.learners - {node}))
-                    except RefusedError as error:
-                        _log.debug("node %d is not a voter yet: %s", node, error)
-                    break
+    # What the groups agreed on
 
     def placed(self, nodes: Mapping[NodeId, Place]) -> None:
         self.placed_changed(nodes)
@@ -319,35 +318,36 @@ class Replica:
     def end(self) -> None:
         """Nobody is served any more: who waits is told that nobody knows."""
         self._ended = True
-        for batches in self._batches:
-            batches.end()
+        for lane in self.lanes.values():
+            lane.end()
 
     # Comparing
 
-    async def compared(self, index: int) -> Mapping[NodeId, bytes]:
+    async def compared(self, group: str, index: int) -> Mapping[NodeId, bytes]:
         """What the nodes that can be reached found when they applied an entry that compares. Raises NbdvdeError."""
-        found = {self.node.number: await self._compared_here(index)}
-        question = msgspec.msgpack.encode(AskCompared(index))
+        told = {self.node.number: await self._compared_here(group, index)}
+        question = msgspec.msgpack.encode(AskCompared(group, index))
 
         async def ask(node: NodeId) -> None:
             try:
-                found[node] = await self.node.peer(node).request(CATCH_UP, question)
+                told[node] = await self.node.peer(node).request(CATCH_UP, question)
             except NbdvdeError as error:
                 _log.warning("node %d is not compared: %s", node, error)
 
         async with trio.open_nursery() as nursery:
             for node in self.group.core.members:
-                if self.is_connected(node):
+                if self.node.is_connected(node):
                     nursery.start_soon(ask, node)
-        return found
+        return told
 
-    async def _compared_here(self, index: int) -> bytes:
-        while self.machine.applied.index < index:
-            await self.group.news()
-        found = self.machine.comparisons.of(index)
-        if found is None:
+    async def _compared_here(self, group: str, index: int) -> bytes:
+        lane = await self.lane(group)
+        while lane.machine.applied.index < index:
+            await lane.group.news()
+        hashes = lane.machine.comparisons.of(index)
+        if hashes is None:
             raise RefusedError(f"entry {index}", "compared nothing here, or too long ago", "try again")
-        return found
+        return hashes
 
     async def chunk_of(self, node: NodeId, disk: str, chunk: int) -> bytes:
         """What a chunk of a disk holds on another node. Raises NbdvdeError."""
@@ -357,8 +357,10 @@ class Replica:
 
     # Catching up
 
-    async def fetch(self, source: NodeId, snapshot: Snapshot) -> Note:
-        """Make the image what that of another node is (`machine.Fetch`). Raises NbdvdeError."""
+    async def fetch(
+        self, source: NodeId, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]
+    ) -> Mapping[str, Note]:
+        """Make the image what that of another node is (`assembly.Fetch`). Raises NbdvdeError."""
         source = source or self.group.leader
         if source in (0, self.node.number):
             raise NetworkError("cluster", "has no leader to take the state from", "it is tried again")
@@ -367,9 +369,7 @@ class Replica:
         async def ask(question: bytes) -> bytes:
             return await self.node.peer(source).request(CATCH_UP, question)
 
-        self.taker = Taker(self.image, self.identity.key, GROUP, ask, rate=self.catch_up_rate)
-        note = await self.taker.run()
-        if note.applied.index < snapshot.index:
-            raise NetworkError(f"node {source}", "has not applied what it offers", "it is tried again")
+        self.taker = Taker(self.image, self.identity.key, ask, rate=self.catch_up_rate)
+        notes = await self.taker.run(have, begin)
         _log.info("%d of %d blocks compared were copied", self.taker.copied, self.taker.compared)
-        return note
+        return notes

@@ -6,6 +6,7 @@ stands still (`machine`), and the others go on.
 """
 
 import logging
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -26,11 +27,11 @@ _BYTES = 8
 
 
 class Room:
-    """That of all voters, as the leader sees it."""
+    """That of all voters, as a leader sees it."""
 
-    def __init__(self, image: Image, node: Node, group: Group, kind: int) -> None:
-        """`kind` is that of the questions between nodes."""
-        self._image, self._node, self._group, self._kind = image, node, group, kind
+    def __init__(self, image: Image, node: Node, groups: Callable[[], Iterable[Group]], kind: int) -> None:
+        """`groups` are those of the image, `kind` is that of the questions between nodes."""
+        self._image, self._node, self._groups, self._kind = image, node, groups, kind
         self._others: dict[NodeId, int] = {}
         self._cleaning = trio.Lock()
         self._again = 0.0
@@ -46,10 +47,10 @@ class Room:
         """Ask the other voters, again and again while this node leads."""
         while True:
             await trio.sleep(_LOOK_S)
-            if self._group.is_leader:
-                async with trio.open_nursery() as nursery:
-                    for node in self._group.core.members.voters - {self._node.number}:
-                        nursery.start_soon(self._ask, node)
+            led = [group.core.members.voters for group in self._groups() if group.is_leader]
+            async with trio.open_nursery() as nursery:
+                for node in frozenset().union(*led) - {self._node.number}:
+                    nursery.start_soon(self._ask, node)
 
     async def _ask(self, node: NodeId) -> None:
         try:
@@ -59,20 +60,20 @@ class Room:
         else:
             self._others[node] = int.from_bytes(answer, "little")
 
-    async def admit(self, size: int) -> None:
+    async def admit(self, group: Group, size: int) -> None:
         """Let an entry of so many bytes be proposed. Raises NoSpaceError."""
         if not self._fits(self._image.spare_bytes, size):
             await self._clean()
             if not self._fits(self._image.spare_bytes, size):
                 raise NoSpaceError("image", "is full on the node that leads", "trim or delete data")
-        voters = self._group.core.members.voters
+        voters = group.core.members.voters
         full = [node for node, spare in self._others.items() if node in voters and not self._fits(spare, size)]
         if 2 * (len(voters) - len(full)) <= len(voters):
             raise NoSpaceError("image", f"is full on nodes {', '.join(map(str, sorted(full)))}", "trim or delete data")
 
     def _fits(self, spare: int, size: int) -> bool:
-        office = self._group.core.office
-        return spare >= _SPARE + size + (office.uncommitted_bytes if office else 0)
+        offices = [office for group in self._groups() if (office := group.core.office)]
+        return spare >= _SPARE + size + sum(office.uncommitted_bytes for office in offices)
 
     async def _clean(self) -> None:
         """Win space back, once for all who need it now or in the next seconds."""

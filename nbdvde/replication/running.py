@@ -16,16 +16,19 @@ from nbdvde.errors import DamageError, NoSpaceError, PoisonedError, RefusedError
 from nbdvde.listeners import TcpAddress, open_listener, parse_listen
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
+from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import NodeId
 from nbdvde.raft.node import Node, Options
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.sockets import Place as NodePlace
 from nbdvde.raft.sockets import TlsNetwork
 from nbdvde.raft.transport import Identity as NodeIdentity
-from nbdvde.replication.machine import Execute, ImageMachine
+from nbdvde.replication.assembly import DEFAULT, Assembly
+from nbdvde.replication.changes import GroupMachine
+from nbdvde.replication.machine import Execute
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.registry import register
-from nbdvde.replication.replica import GROUP, Replica
+from nbdvde.replication.replica import Replica
 from nbdvde.replication.sealing import Sealer
 from nbdvde.tls import TlsFiles
 
@@ -56,7 +59,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     notes = await Notes.load(image)
     if notes is None:
         raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init and nbdvde cluster join")
-    identity, note = notes.identity, notes.found[GROUP]
+    identity, note = notes.identity, notes.found[DEFAULT]
     network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
     me = NodeIdentity(identity.node, identity.cluster.hex())
     options = Options(tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes)
@@ -72,16 +75,13 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
 
         replica.placed_changed = placed
         replica.catch_up_rate = plan.catch_up_rate
-        machine = ImageMachine(
-            image, notes, GROUP, sealer, note, execute=execute, fetch=replica.fetch, listener=replica
-        )
-        group = node.open(GROUP, machine) if GROUP in log.groups() else None
-        if group is None and note.begun:
-            why = "there is no log of what this node has promised"
-            raise DamageError(str(plan.directory), why, "bring it back, or have the node join as a new one")
+        assembly = Assembly(image, notes, sealer, replica, replica.fetch)
+        assembly.open(notes.found, execute)
+        groups = _open(node, log, assembly.machines, plan.directory)
         await nursery.start(node.run)
-        await replica.start(machine, group or await node.create(GROUP, machine, note.applied))
-        await machine.begin()
+        if DEFAULT not in groups:
+            groups[DEFAULT] = await node.create(DEFAULT, assembly.machines[DEFAULT], note.applied)
+        await replica.start(assembly, groups)
         register(image, replica)
         try:
             yield replica
@@ -90,9 +90,22 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
             with trio.CancelScope(shield=True):
                 await node.stop(_STOP_S)
                 with suppress(NoSpaceError, PoisonedError):  # or more of the log is applied again
-                    await machine.durable()
-            machine.close()
+                    await assembly.durable()
+            assembly.close()
             nursery.cancel_scope.cancel()
+
+
+def _open(node: Node, log: FileLog, machines: Mapping[str, GroupMachine], directory: Path) -> dict[str, Group]:
+    """The groups that have a log; those that do not are new. Raises DamageError."""
+    for name in log.groups():
+        if name not in machines:  # it was given up when this node ended
+            log.remove(name)
+    found = {name: node.open(name, machine) for name, machine in machines.items() if name in log.groups()}
+    for name, machine in machines.items():
+        if machine.begun and name not in found:
+            why = f"there is no log of what this node has promised in group {name}"
+            raise DamageError(str(directory), why, "bring it back, or have the node join as a new one")
+    return found
 
 
 def _places(nodes: Mapping[NodeId, Place]) -> dict[NodeId, NodePlace]:

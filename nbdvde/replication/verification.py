@@ -8,6 +8,7 @@ import msgspec
 
 from nbdvde.errors import DetachedError, NbdvdeError, RefusedError
 from nbdvde.raft.messages import NodeId
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.compare import HASH_BYTES, chunks_of, read_chunk
 from nbdvde.replication.comparison import CHUNKS, UNREADABLE
 from nbdvde.replication.operations import Compare, Repair
@@ -51,10 +52,10 @@ async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified
     for name in [label for disk in list(image.volumes.disks) for label in await labels_of(image, disk)]:
         size = (await found(image, name)).size
         for first in range(0, chunks_of(size), CHUNKS):
-            index, told = await _compared(replica, name, first)
+            group, index, told = await _compared(replica, name, first)
             mend = repair and directory_of(name) not in {name, *strange}
             differences = [
-                await _settled(replica, index, name, first + at, hashes, repair=mend)
+                await _settled(replica, group, index, name, first + at, hashes, repair=mend)
                 for at, hashes in enumerate(_by_chunk(told))
                 if len(set(hashes.values())) > 1 or UNREADABLE in hashes.values()
             ]
@@ -64,25 +65,29 @@ async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified
             yield Verified(name, done, size, sorted(told), differences)
 
 
-async def _compared(replica: "Replica", disk: str, first: int) -> tuple[int, Mapping[NodeId, bytes]]:
-    """(index, hashes by node)."""
+async def _compared(replica: "Replica", disk: str, first: int) -> tuple[str, int, Mapping[NodeId, bytes]]:
+    """(group, index, hashes by node)."""
+    is_region = replica.image.volumes.find(disk) is None
     for _ in range(_TRIES):
+        routing = replica.assembly.routing
+        lane = await replica.lane(DEFAULT if is_region else routing.at(disk, first << 20))
         try:
-            index, _ = cast(tuple[int, bytes], await replica.propose(Compare(disk, first, CHUNKS)))
+            index, _ = cast(tuple[int, bytes], await lane.propose(Compare(disk, first, CHUNKS, routing.version)))
         except DetachedError:  # it is harmless to do it twice
             continue
-        return index, await replica.compared(index)
+        return lane.name, index, await replica.compared(lane.name, index)
     raise RefusedError("cluster", "changes its leader all the time", "try again")
 
 
 def _by_chunk(found: Mapping[NodeId, bytes]) -> Sequence[Mapping[NodeId, bytes]]:
+    """Hashes by node, of each chunk; all nodes compared as many, or they would have different disks."""
     count = max(map(len, found.values())) // HASH_BYTES
     places = [slice(at * HASH_BYTES, (at + 1) * HASH_BYTES) for at in range(count)]
     return [{node: hashes[place] for node, hashes in found.items()} for place in places]
 
 
 async def _settled(
-    replica: "Replica", index: int, disk: str, chunk: int, hashes: Mapping[NodeId, bytes], *, repair: bool
+    replica: "Replica", group: str, index: int, disk: str, chunk: int, hashes: Mapping[NodeId, bytes], *, repair: bool
 ) -> Difference:
     """A difference, mended if most nodes agree."""
     (most, count), *_ = Counter(found for found in hashes.values() if found != UNREADABLE).most_common() or [(b"", 0)]
@@ -92,7 +97,8 @@ async def _settled(
         sound = next(node for node, found in hashes.items() if found == most)
         try:
             data = await _data(replica, sound, disk, chunk)
-            repaired = bool(await replica.propose(Repair(disk, index, chunk, data)))
+            lane = await replica.lane(group)
+            repaired = bool(await lane.propose(Repair(disk, index, chunk, data)))
         except NbdvdeError:
             repaired = False
     return Difference(disk, chunk << 20, wrong, repaired)

@@ -187,7 +187,7 @@ async def test_entries_that_a_state_contains_are_left_out() -> None:
         applier.hand([Entry(1, index, 0, b"1") for index in range(2, 6)])
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert applied == [(None, None, 1, 2)]
+    assert applied == [(None, None), [1, 2]]
 
 
 async def test_handing_over_loses_no_proposal(autojump_clock: MockClock) -> None:

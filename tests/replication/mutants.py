@@ -11,13 +11,13 @@ def mutant(name: str, where: str, old: str, new: str) -> Mutant:
 FENCES = [
     mutant(
         "a change of any attachment counts",
-        "machine:ImageMachine._change",
+        "changes:GroupMachine._change",
         "change.epoch < self.epochs.get(change.disk, (0, 0))[0]",
         "False",
     ),
     mutant(
         "writes of any attachment count together",
-        "machine:ImageMachine._written_together",
+        "changes:GroupMachine._written_together",
         "change.epoch < epoch",
         "False",
     ),
@@ -42,20 +42,20 @@ FENCES = [
     ),
     mutant(
         "anybody lets go of a disk",
-        "machine:ImageMachine._apply",
+        "machine:ImageMachine.do",
         "if self.epochs.get(disk, (0, 0))[0] == epoch:",
         "if True:",
     ),
     mutant(
         "a disk that comes again is the old one",
         "machine:ImageMachine.renew",
-        "self.epochs[disk] = self.applied.index + 1, 0",
+        "self._attach_everywhere(disk, 0)",
         "pass",
     ),
     mutant(
         "a disk goes back beneath its clients",
         "machine:ImageMachine.unused",
-        "self._attach(disk, self.applied.index + 1, 0)",
+        "self._attach_everywhere(disk, 0)",
         "pass",
     ),
     mutant(
@@ -70,18 +70,18 @@ ANSWERS = [
     mutant(
         "a read does not wait for what is agreed on",
         "disk:ReplicatedDisk.read",
-        "await self._hearing(self._ways.barrier())",
+        "await self._hearing(self._ways.barrier(self.name, offset, length))",
         "pass",
     ),
-    mutant("who cannot ask reads at once", "replica:Replica.barrier", "await trio.sleep(_PAUSE_S)", "return"),
+    mutant("who cannot ask reads at once", "lane:Lane.barrier", "await trio.sleep(_PAUSE_S)", "return"),
     mutant("a write is answered before it is agreed on", "batches:Batches.put", "await over.wait()", "done(None)"),
     mutant("what was given up is done", "batches:Batches._send", "waiting.end(unknown())", "waiting.end(None)"),
-    mutant("what a node refused at its end is done", "batches:Batches.begin", "done(unknown())", "done(None)"),
+    mutant("what a node refused at its end is done", "batches:Batches.begin", "done(self._ended)", "done(None)"),
     mutant(
         "whose leader was lost asks again",
-        "replica:Replica._at_leader",
-        "except (LeadershipLost, GroupEnded) as error:\n            raise unknown() from error",
-        "except (LeadershipLost, GroupEnded):\n            pass",
+        "lane:Lane.at_leader",
+        "except LeadershipLost as error:\n            raise unknown() from error",
+        "except LeadershipLost:\n            pass",
     ),
     mutant(
         "data of writes in an entry is mixed up",
@@ -89,40 +89,39 @@ ANSWERS = [
         "for change in changes if",
         "for change in reversed(changes) if",
     ),
-    mutant("a refusal is an answer", "replica:Replica._result", "raise result", "return None"),
+    mutant("a refusal is an answer", "lane:_result", "raise result", "return None"),
 ]
 
 STATES = [
     mutant(
         "the image does not note what it has",
-        "machine:ImageMachine._note_nowait",
-        "self._notes.put_nowait(self.note)",
+        "assembly:Assembly._note_nowait",
+        "self.notes.put_nowait(self.all())",
         "pass",
     ),
     mutant(
         "an entry is noted before it is applied",
-        "machine:ImageMachine.apply",
-        "results.append(await self._apply(entry))",
-        "self.applied = Snapshot(entry.index, entry.term, self.applied.members)"
-        "; results.append(await self._apply(entry))",
+        "changes:GroupMachine._do_now",
+        "result = None if",
+        "self.applied = Snapshot(entry.index, entry.term, self.applied.members); result = None if",
     ),
     mutant(
         "entries that a state contains are applied",
-        "machine:ImageMachine.apply",
-        "if entry.index <= self.applied.index:",
-        "if False:",
+        "changes:GroupMachine._apply",
+        "while self.applied.index < entry.index:",
+        "while True:",
     ),
     mutant(
         "a state that is taken over counts at once",
-        "machine:ImageMachine._take_over",
+        "assembly:Assembly._break_off",
         "self.incomplete = True",
         "self.incomplete = False",
     ),
     mutant(
         "what is half taken over is not completed",
-        "machine:ImageMachine.apply",
-        "while self.incomplete:",
-        "while False:",
+        "assembly:Assembly.turn",
+        "while self.incomplete or",
+        "while",
     ),
     mutant(
         "a change in time of the catalogue is overlooked",
@@ -134,12 +133,12 @@ STATES = [
     mutant("a disk that is gone stays", "catchup:Taker._take", "if disk.name not in wanted", "if False"),
     mutant(
         "an older state will do",
-        "replica:Replica.fetch",
-        "if note.applied.index < snapshot.index:",
+        "catchup:Taker.run",
+        "if any(name in notes and notes[name].applied.index < index for name, index in have.items()):",
         "if False:",
     ),
-    mutant("a node takes part without saying so", "machine:ImageMachine.begin", "if not self._begun:", "if False:"),
-    mutant("a full image is full for ever", "machine:ImageMachine._surely", "await trio.sleep(_AGAIN_S)", "raise"),
+    mutant("a node takes part without saying so", "changes:GroupMachine.begin", "if not self.begun:", "if False:"),
+    mutant("a full image is full for ever", "changes:GroupMachine._surely", "await trio.sleep(_AGAIN_S)", "raise"),
 ]
 
 CLUSTER = [
@@ -168,8 +167,8 @@ CLUSTER = [
     mutant("an entry of another group is taken", "sealing:Sealer.open", "head + group.encode()", "head"),
     mutant(
         "learners stay learners",
-        "replica:Replica._promote",
-        "for node in sorted(core.members.learners):",
+        "roster:_promote",
+        "for node in sorted(core.members.learners if office else ()):",
         "for node in ():",
     ),
 ]

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from nbdvde.errors import DetachedError, NbdvdeError
-from nbdvde.replication.batches import Batches
+from nbdvde.replication.batches import Batches, unknown
 from nbdvde.replication.operations import Action, Change
 
 
@@ -55,7 +55,7 @@ async def test_nobody_is_told_that_a_change_is_made_whose_entry_was_given_up(aut
                 clients.start_soon(told, batches, number, answers)
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
-        batches.end()
+        batches.end(unknown())
     assert len(answers) == 8
     assert all(isinstance(answer, DetachedError) for answer in answers.values())
     with pytest.raises(DetachedError):

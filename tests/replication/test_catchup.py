@@ -1,6 +1,7 @@
 """One image becomes what another one is; only what differs travels."""
 
 import random
+from collections.abc import Mapping
 
 import pytest
 import trio
@@ -29,14 +30,19 @@ async def image(size: int = SIZE) -> Image:
 
 
 def giver(source: Image) -> Giver:
-    async def compared(index: int) -> bytes:
+    async def compared(group: str, index: int) -> bytes:
         raise AssertionError(index)
 
-    return Giver(source, CLUSTER.key, lambda group: NOTE, compared)
+    return Giver(source, CLUSTER.key, lambda: [NOTE], compared)
 
 
 def taker(image: Image, source: Image) -> Taker:
-    return Taker(image, CLUSTER.key, GROUP, giver(source).answer)
+    return Taker(image, CLUSTER.key, giver(source).answer)
+
+
+async def run(taker: Taker, have: int = 0) -> Mapping[str, Note]:
+    """Take everything over."""
+    return await taker.run({GROUP: have}, trio.lowlevel.checkpoint)
 
 
 async def scatter(image: Image, chance: random.Random, count: int, disk: str = "disk") -> None:
@@ -74,10 +80,10 @@ async def test_everything_is_taken_over(seed: int) -> None:
     await behind.volumes.create("other", CHUNK)
     await scatter(behind, chance, 30)
     await behind.volumes.snapshot("disk", "theirs")
-    assert await taker(behind, source).run() == NOTE
+    assert await run(taker(behind, source)) == {GROUP: NOTE}
     assert await everything(behind) == await everything(source)
     again = taker(behind, source)
-    await again.run()
+    await run(again)
     assert again.copied == again.compared == 0
     await source.close()
     await behind.close()
@@ -93,7 +99,7 @@ async def test_only_changed_blocks_travel_to_who_was_away() -> None:
     for block in changed:
         await source.disk().write(block * BLOCK, memoryview(chance.randbytes(BLOCK)))
     catching = taker(behind, source)
-    await catching.run()
+    await run(catching)
     assert catching.copied == len(changed)
     chunks = -(-SIZE // CHUNK)
     assert catching.received <= 1.1 * len(changed) * BLOCK + HASH_BYTES * (catching.compared + chunks) + 1000
@@ -106,7 +112,7 @@ async def test_a_new_node_gets_allocated_data_only() -> None:
     source, new = await image(), await image()
     await source.disk().write(3 * CHUNK, memoryview(b"z" * BLOCK))
     catching = taker(new, source)
-    await catching.run()
+    await run(catching)
     assert (catching.compared, catching.received < 2000) == (0, True)
     await source.close()
     await new.close()
@@ -123,10 +129,21 @@ async def test_it_begins_again_when_the_catalogue_changes() -> None:
             await source.volumes.snapshot("disk", "late")
         return await answer(question)
 
-    await Taker(behind, CLUSTER.key, GROUP, ask).run()
+    await run(Taker(behind, CLUSTER.key, ask))
     assert await everything(behind) == await everything(source)
     await source.close()
     await behind.close()
+
+
+async def test_nothing_is_taken_over_from_who_is_behind() -> None:
+    source, ahead = await image(), await image()
+    await ahead.disk().write(0, memoryview(b"x" * BLOCK))
+    before = await everything(ahead)
+    with pytest.raises(NetworkError, match="not as far"):
+        await run(taker(ahead, source), have=8)
+    assert await everything(ahead) == before
+    await source.close()
+    await ahead.close()
 
 
 @pytest.mark.parametrize("question", [b"", b"\xff\x00", b"\x92\x09\x01"])
@@ -141,8 +158,8 @@ async def test_it_takes_no_more_than_it_may(autojump_clock: object) -> None:
     source, behind = await image(), await image()
     await source.disk().write(0, memoryview(random.Random(1).randbytes(SIZE)))
     begun_s = trio.current_time()
-    catching = Taker(behind, CLUSTER.key, GROUP, giver(source).answer, rate=1 << 20)
-    await catching.run()
+    catching = Taker(behind, CLUSTER.key, giver(source).answer, rate=1 << 20)
+    await run(catching)
     assert trio.current_time() - begun_s > catching.received / (1 << 20) - 1
     assert await everything(behind) == await everything(source)
     await source.close()
@@ -170,9 +187,9 @@ async def test_who_answers_need_not_wait_for_who_asks(autojump_clock: object) ->
 
     failing = True
     with pytest.raises(NetworkError, match="not connected any more"):
-        await Taker(behind, CLUSTER.key, GROUP, ask).run()
+        await run(Taker(behind, CLUSTER.key, ask))
     failing = False
-    await Taker(behind, CLUSTER.key, GROUP, ask).run()
+    await run(Taker(behind, CLUSTER.key, ask))
     assert (most, asking) == (3, 0)
     whole = await source.disk().read(0, 48 * CHUNK), await behind.disk().read(0, 48 * CHUNK)
     assert b"".join(map(bytes, whole[0])) == b"".join(map(bytes, whole[1]))

@@ -41,7 +41,7 @@ class Ways:
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         raise AssertionError("nothing is under way")
 
-    async def barrier(self) -> None:
+    async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         self.latest()
 
     def release(self, disk: str, attachment: Attachment) -> None:

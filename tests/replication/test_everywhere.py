@@ -36,7 +36,7 @@ class Alone:
 
     def __init__(self, machine: ImageMachine) -> None:
         self.machine, self.author = machine, Author()
-        self.leader = True
+        self.leader, self.incomplete = True, False
         self.calls: list[str] = []
 
     async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
@@ -148,7 +148,7 @@ async def test_reads_wait_for_what_was_answered(autojump_clock: object) -> None:
         alone.leader = False
         with pytest.raises(QuorumError, match="no majority"):
             await answer(streamcalls.STATUS, image, StreamRequest())
-        alone.machine.incomplete = True
+        alone.incomplete = True
         with pytest.raises(RefusedError, match="taking over"):
             await answer(streamcalls.STATUS, image, StreamRequest())
 

@@ -1,7 +1,7 @@
 """Entries applied to an image, and what a crash leaves of that."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -176,6 +176,18 @@ async def test_disks_are_noted_alike_when_a_change_comes_again_after_a_failure(h
     await again.close()
 
 
+async def test_what_is_in_the_image_is_noted_with_it():
+    storage, author = RecordingStorage(), Author()
+    format_storage(storage, SIZE, KEY)
+    image = await open_storage(storage, KEY)
+    await (await machine_of(image)).apply(author.entries([[write(0, 1)], [write(0, 2)]]))
+    await image.flush()
+    again = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
+    assert (await machine_of(again)).applied.index == 2
+    await image.close()
+    await again.close()
+
+
 async def test_what_a_state_contains_is_not_applied_again():
     author = Author()
     image = await open_storage(fresh(), KEY)
@@ -192,13 +204,15 @@ async def test_a_state_of_another_node_counts_when_all_of_it_is_there():
     image = await open_storage(storage, KEY)
     theirs = Note(GROUP, Snapshot(9, 2, MEMBERS), {"disk": (5, 2)}, {1: Place("a:1", "a")})
 
-    async def fetch(source: int, snapshot: Snapshot) -> Note:
+    async def fetch(source: int, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]) -> Mapping[str, Note]:
+        assert have[GROUP] == (9 if source else 0)
+        await begin()
         copy = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
         noted.append((await machine_of(copy)).note)
         await copy.close()
         if len(noted) == 1:
             raise NetworkError("node 2", "has gone")
-        return theirs
+        return {GROUP: theirs}
 
     heard = Heard()
     machine = await machine_of(image, heard, fetch)
@@ -210,7 +224,7 @@ async def test_a_state_of_another_node_counts_when_all_of_it_is_there():
     later = Author()
     later.index = 9
     await machine.apply(later.entries([[write(3, 7, epoch=5)]]))
-    assert (machine.applied.index, machine.incomplete, len(noted)) == (10, False, 2)
+    assert (machine.applied.index, machine.note.incomplete, len(noted)) == (10, False, 2)
     assert heard.attachments == [("disk", 5, 2)]
     assert (await content(image))[3] == 7
     await image.close()

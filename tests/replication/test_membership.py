@@ -13,8 +13,8 @@ from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, Snapshot
 from nbdvde.replication import membership
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.notes import Note, Notes, Place
-from nbdvde.replication.replica import GROUP
 from nbdvde.replication.ticket import Ticket
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
@@ -35,7 +35,7 @@ async def member(applied: Snapshot) -> Image:
     await membership.found(image, Place("a:1", "a"))
     notes = await Notes.load(image)
     assert notes
-    await notes.put(Note(GROUP, applied))
+    await notes.put(lambda: [Note(DEFAULT, applied)])
     return image
 
 
@@ -71,7 +71,7 @@ def data_of(index: int) -> bytes:
 def write_log(folder: Path) -> None:
     """Entries 1 to 5, each durable before the next."""
     log = FileLog(DiskDirectory(folder), SIZES)
-    store = log.create(GROUP, Snapshot(0, 0, THREE))
+    store = log.create(DEFAULT, Snapshot(0, 0, THREE))
     for index in range(1, 6):
         store.append([Entry(2, index, EntryKind.NORMAL, data_of(index))])
         store.save(HardState(2, 3, index - 1))
@@ -99,7 +99,7 @@ async def recovered(folder: Path, applied: Snapshot) -> tuple[int, HardState, Me
     assert (identity.node, identity.key) == (1, notes.identity.key)
     await image.close()
     log = FileLog(DiskDirectory(folder), SIZES)
-    store = log.group(GROUP)
+    store = log.group(DEFAULT)
     assert store
     assert not store.damaged
     assert not store.unsure
@@ -128,7 +128,7 @@ async def test_half_a_state_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     image = await member(Snapshot(3, 1, THREE))
     notes = await Notes.load(image)
     assert notes
-    await notes.put(Note(GROUP, Snapshot(3, 1, THREE), incomplete=True))
+    await notes.put(lambda: [Note(DEFAULT, Snapshot(3, 1, THREE), incomplete=True)])
     with pytest.raises(RefusedError, match="becoming"):
         await membership.recover(image, tmp_path)
     await image.close()

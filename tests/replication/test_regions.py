@@ -39,6 +39,7 @@ from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
 from tests.crash.states import crashes
 from tests.replication.entries import CLUSTER, GROUP, MEMBERS, Author, machine_of
+from tests.replication.test_catchup import run
 
 BORN_NS, SECOND_NS = 1_700_000_000_000_000_000, 10**9
 
@@ -179,7 +180,7 @@ async def test_who_catches_up_while_regions_change(seed: int) -> None:
         image.regions.alone = False
     await source.apply(entries[:begun])
     await behind.apply(entries[:away])
-    giver, at = Giver(first, CLUSTER.key, lambda group: source.note, compared=nothing_compared), begun
+    giver, at = Giver(first, CLUSTER.key, lambda: [source.note], compared=nothing_compared), begun
 
     async def ask(question: bytes) -> bytes:
         nonlocal at
@@ -188,7 +189,7 @@ async def test_who_catches_up_while_regions_change(seed: int) -> None:
         at += count
         return await giver.answer(question)
 
-    note = await Taker(second, CLUSTER.key, GROUP, ask).run()
+    note = (await run(Taker(second, CLUSTER.key, ask)))[GROUP]
     assert begun <= note.applied.index <= at < len(entries)
     behind.applied = note.applied
     await behind.apply(entries[note.applied.index :])
@@ -201,7 +202,7 @@ async def test_who_catches_up_while_regions_change(seed: int) -> None:
     await second.close()
 
 
-async def nothing_compared(index: int) -> bytes:
+async def nothing_compared(group: str, index: int) -> bytes:
     raise AssertionError(index)
 
 
@@ -214,9 +215,8 @@ async def test_regions_that_are_gone_and_those_that_a_node_records_of_itself() -
         await log.append([Sample(1, 1, value)])
     await Vault.create(await second.regions.area(second.disk()))
     await Stream.create(first.regions, first.disk(), 4, increment=1)
-    giver = Giver(first, CLUSTER.key, lambda group: Note(GROUP, Snapshot(1, 1, MEMBERS)), nothing_compared)
-    taker = Taker(second, CLUSTER.key, GROUP, giver.answer)
-    await taker.run()
+    giver = Giver(first, CLUSTER.key, lambda: [Note(GROUP, Snapshot(1, 1, MEMBERS))], nothing_compared)
+    await run(Taker(second, CLUSTER.key, giver.answer))
     area = await second.regions.area(second.disk())
     assert [slot.name for slot in area.directory] == ["MTRK", "STRE"]
     assert (await second.regions.get(Stream, second.disk())).ring.capacity == 4
@@ -236,8 +236,8 @@ async def test_a_directory_that_is_damaged_is_replaced(regions: bool) -> None:
     await second.enable_regions()
     volume = await second.volumes.region(DIRECTORY, VOLUME_BYTES, second.disk().number)
     await volume.write(0, memoryview(b"damaged" * 100))
-    giver = Giver(first, CLUSTER.key, lambda group: Note(GROUP, Snapshot(1, 1, MEMBERS)), nothing_compared)
-    await Taker(second, CLUSTER.key, GROUP, giver.answer).run()
+    giver = Giver(first, CLUSTER.key, lambda: [Note(GROUP, Snapshot(1, 1, MEMBERS))], nothing_compared)
+    await run(Taker(second, CLUSTER.key, giver.answer))
     area = await second.regions.area(second.disk())
     assert [slot.name for slot in area.directory] == (["STRE"] if regions else [])
     await first.close()
@@ -263,7 +263,7 @@ async def test_what_a_node_cannot_read_is_no_reason_to_refuse(monkeypatch: pytes
     await machine.apply(author.entries([Call("disks/create", made, BORN_NS, bytes(32)), create]))
     image.regions.forget(Worm, image.disk("more"))
     monkeypatch.setattr(Worm, "load", classmethod(fails_once))
-    monkeypatch.setattr("nbdvde.replication.machine._AGAIN_S", 0.01)
+    monkeypatch.setattr("nbdvde.replication.changes._AGAIN_S", 0.01)
     delete = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS)
     early = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS - 1)
     refused, gone = await machine.apply(author.entries([early, delete]))

@@ -10,13 +10,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from nbdvde.errors import DetachedError, NetworkError, NoSpaceError, RefusedError
+from nbdvde.errors import DamageError, DetachedError, MovedError, NetworkError, NoSpaceError, RefusedError
 from nbdvde.raft.core import NotLeaderError
-from nbdvde.raft.messages import Members, Snapshot
-from nbdvde.raft.waiting import LeadershipLost
-from nbdvde.replication import results
+from nbdvde.raft.messages import Members
+from nbdvde.raft.waiting import GroupEnded, LeadershipLost
+from nbdvde.replication import results, roster
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.disk import Attachment
-from nbdvde.replication.operations import Release
+from nbdvde.replication.lane import Lane
+from nbdvde.replication.operations import Action, Change, Release
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.room import Room
 from nbdvde.replication.sealing import Sealer
@@ -24,17 +26,29 @@ from tests.replication.entries import CLUSTER
 from tests.replication.test_catchup import NOTE, giver, image
 
 ROOM = 64 << 20
+CHANGE = Change("disk", 0, Action.TRIM, 0, 4096)
 
 
 @asynccontextmanager
-async def replica(source: object = None) -> AsyncIterator[Any]:
-    """Of node 1, which leads."""
+async def replica(image: object = None) -> AsyncIterator[Any]:
+    """Of node 1."""
     async with trio.open_nursery() as nursery:
         node: Any = SimpleNamespace(number=1)
-        made: Any = Replica(source, CLUSTER, node, Sealer(CLUSTER.key, random.Random(1).randbytes), nursery)  # type: ignore[arg-type]
-        made.group = SimpleNamespace(leader=1)
-        yield made
+        yield Replica(image, CLUSTER, node, sealer(), nursery)  # type: ignore[arg-type]
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def lane() -> AsyncIterator[Any]:
+    """Of a group that node 1 leads."""
+    async with trio.open_nursery() as nursery:
+        node, group = SimpleNamespace(number=1), SimpleNamespace(leader=1, name=DEFAULT)
+        yield Lane(None, group, node, sealer(), None, nursery)  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
+
+
+def sealer() -> Sealer:
+    return Sealer(CLUSTER.key, random.Random(1).randbytes)
 
 
 def failing(*errors: Exception) -> Callable[..., Any]:
@@ -52,23 +66,51 @@ def failing(*errors: Exception) -> Callable[..., Any]:
 
 
 async def test_a_barrier_waits_until_somebody_leads(autojump_clock: MockClock) -> None:
-    async with replica() as here:
+    async with lane() as here:
         here.group.read_barrier = failing(NotLeaderError("a", "b"), LeadershipLost("g"), NotLeaderError("a", "b"))
         await here.barrier()
         assert not here.group.read_barrier.left
 
 
 async def test_who_does_not_know_what_became_of_it_does_not_ask_again(autojump_clock: MockClock) -> None:
-    async with replica() as here:
+    async with lane() as here:
         here.group.propose = failing(NotLeaderError("a", "b"), LeadershipLost("g"))
         with pytest.raises(DetachedError):
             await here.propose(Release("disk", 1))
 
 
-async def test_refusals_of_the_leader_are_raised() -> None:
-    with pytest.raises(RefusedError, match="is full of errors"):
-        Replica._result(results.pack(RefusedError("disk", "is full of errors")))
-    assert Replica._result(results.pack([None, RefusedError("a", "b")]))
+async def test_what_a_group_that_is_gone_did_not_do_is_asked_of_another() -> None:
+    async with lane() as here:
+        here.group.propose = here.group.read_barrier = failing(*[GroupEnded("raft group g", "is not here")] * 4)
+        here.end(gone=True)
+        for ask in (here.barrier, lambda: here.propose(Release("disk", 1)), lambda: here.put(CHANGE)):
+            with pytest.raises(MovedError):
+                await ask()
+        answer = await here.propose_for_another(sealer().seal(DEFAULT, [CHANGE]), 0)
+        assert isinstance(results.unpack(answer), MovedError)
+
+
+async def test_an_entry_that_nobody_could_open_is_not_proposed() -> None:
+    async with lane() as here:
+        answer = await here.propose_for_another(b"x" * 60, 0)
+        assert isinstance(results.unpack(answer), DamageError)
+
+
+async def test_refusals_of_the_leader_are_raised(autojump_clock: MockClock) -> None:
+    async with lane() as here:
+        here.group.leader, here._node.is_connected = 2, lambda node: True
+        answers = [
+            results.pack(RefusedError("disk", "is full of errors")),
+            results.pack([None, RefusedError("a", "b")]),
+        ]
+
+        async def request(kind: int, question: bytes) -> bytes:
+            return answers.pop(0)
+
+        here._node.peer = lambda node: SimpleNamespace(request=request)
+        with pytest.raises(RefusedError, match="is full of errors"):
+            await here.propose(Release("disk", 1))
+        assert await here.propose(Release("disk", 1))
 
 
 async def test_who_is_taken_over_is_told() -> None:
@@ -87,28 +129,25 @@ async def test_a_state_that_is_older_than_what_was_offered_is_not_enough() -> No
     async with replica(behind) as here:
         giving = giver(source)
         here.node.peer = lambda node: SimpleNamespace(request=lambda kind, question: giving.answer(question))
-        with pytest.raises(NetworkError, match="has not applied"):
-            await here.fetch(2, Snapshot(NOTE.applied.index + 1, 2))
-        assert await here.fetch(2, NOTE.applied) == NOTE
+        with pytest.raises(NetworkError, match="not as far"):
+            await here.fetch(2, {DEFAULT: NOTE.applied.index + 1}, trio.lowlevel.checkpoint)
+        assert await here.fetch(2, {DEFAULT: NOTE.applied.index}, trio.lowlevel.checkpoint) == {DEFAULT: NOTE}
     await source.close()
     await behind.close()
 
 
-async def test_learners_that_have_everything_become_voters(autojump_clock: MockClock) -> None:
+async def test_learners_that_have_everything_become_voters() -> None:
     members = Members(frozenset({1, 2}), frozenset({4, 5}))
     asked = list[Members]()
 
     async def change(wanted: Members) -> None:
         asked.append(wanted)
-        await trio.sleep_forever()
 
     followers = {4: SimpleNamespace(match=8), 5: SimpleNamespace(match=90_000)}
     log = SimpleNamespace(members_index=80_000, last_index=90_000)
-    async with replica() as here:
-        here.group.core = SimpleNamespace(office=SimpleNamespace(followers=followers), members=members, log=log)
-        here.group.change_members = change
-        here._nursery.start_soon(here._promote)
-        await trio.sleep(5)
+    core = SimpleNamespace(office=SimpleNamespace(followers=followers), members=members, log=log)
+    group: Any = SimpleNamespace(core=core, change_members=change)
+    await roster._promote(group)
     assert asked == [Members(frozenset({1, 2, 5}), frozenset({4}))]
 
 
@@ -126,10 +165,10 @@ async def test_writes_are_let_in_while_most_have_room(
     image: Any = SimpleNamespace(spare_bytes=here, clean=clean, path="image")
     node: Any = SimpleNamespace(number=1)
     group: Any = SimpleNamespace(core=core)
-    room = Room(image, node, group, 4)
+    room = Room(image, node, lambda: [group], 4)
     room._others = dict(zip((2, 3), others, strict=True))
     if admits:
-        await room.admit(4096)
+        await room.admit(group, 4096)
     else:
         with pytest.raises(NoSpaceError):
-            await room.admit(4096)
+            await room.admit(group, 4096)

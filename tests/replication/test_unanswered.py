@@ -37,7 +37,7 @@ class Silent:
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         self.given_up = seconds, call
 
-    async def barrier(self) -> None:
+    async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         self.barriers += 1
         if not self.leader:
             await trio.sleep_forever()

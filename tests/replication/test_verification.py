@@ -7,8 +7,10 @@ from nbdvde.admin.streamcalls import CreateStream
 from nbdvde.admin.wormcalls import CreateWorm
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import open_storage
+from nbdvde.engine.image import Image
 from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.managed.worm import Worm
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.compare import read_chunk
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.operations import Operation
@@ -24,21 +26,25 @@ from tests.replication.test_regions import append, call, fresh
 class Three:
     """Node 1 of a group whose machines are all at hand."""
 
-    def __init__(self, machines: Sequence[ImageMachine]) -> None:
-        self.machines, self.author = machines, Author()
-        self.image = machines[0]._image
-        self.node, self.number = self, 1
+    def __init__(self, images: Sequence[Image], machines: Sequence[ImageMachine]) -> None:
+        self.images, self.machines, self.author = images, machines, Author()
+        self.image, self.assembly = images[0], machines[0]._assembly
+        self.node, self.number, self.name = self, 1, DEFAULT
+
+    async def lane(self, group: str) -> "Three":
+        assert group == DEFAULT
+        return self
 
     async def propose(self, operation: Operation) -> object:
         entry = self.author.entry(operation)
         results = [(await machine.apply([entry]))[0] for machine in self.machines]
         return results[0]
 
-    async def compared(self, index: int) -> Mapping[int, bytes]:
+    async def compared(self, group: str, index: int) -> Mapping[int, bytes]:
         return {number: machine.comparisons.of(index) or b"" for number, machine in enumerate(self.machines, 1)}
 
     async def chunk_of(self, node: int, disk: str, chunk: int) -> bytes:
-        return await read_chunk(await found(self.machines[node - 1]._image, disk), chunk)
+        return await read_chunk(await found(self.images[node - 1], disk), chunk)
 
 
 async def compared(three: Three, *, repair: bool) -> tuple[list[str], list[Difference]]:
@@ -49,7 +55,7 @@ async def compared(three: Three, *, repair: bool) -> tuple[list[str], list[Diffe
 
 async def test_regions_are_mended_where_their_directories_agree() -> None:
     images = [await open_storage(fresh(), KEY) for _ in range(3)]
-    three = Three([await machine_of(image) for image in images])
+    three = Three(images, [await machine_of(image) for image in images])
     for operation in (
         call("stream/create", CreateStream(16 * BLOCK, increment=BLOCK)), append(b"a", b"b"),
         call("worm/create", CreateWorm(4 * BLOCK, 0)),

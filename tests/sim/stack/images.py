@@ -8,8 +8,8 @@ from trio.testing import MockClock
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.raft.messages import Members, NodeId, Snapshot
 from nbdvde.replication import membership
+from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.notes import Identity, Note, Notes, Place
-from nbdvde.replication.replica import GROUP
 from nbdvde.replication.ticket import Ticket
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
@@ -45,7 +45,8 @@ async def _make(storage: RecordingStorage, node: NodeId) -> None:
         notes = await Notes.load(image)
         assert notes
         start = Snapshot(1, 0, Members(frozenset(FIRST)))
-        await notes.put(Note(GROUP, start, {}, {node: place_of(node) for node in FIRST}))
+        note = Note(DEFAULT, start, {}, {node: place_of(node) for node in FIRST})
+        await notes.put(lambda: [note])
         await image.close()
 
 

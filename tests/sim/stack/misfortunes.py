@@ -168,7 +168,7 @@ class Misfortunes:
 
             async def move(replica: Replica) -> None:
                 voters = sorted(replica.group.core.members.voters)
-                await replica.transfer(self._random.choice([0, *voters]))
+                await replica.roster.transfer(self._random.choice([0, *voters]))
 
             with trio.move_on_after(_PATIENCE_S), suppress(NbdvdeError):
                 await life.ask(move)
@@ -195,7 +195,7 @@ class Misfortunes:
             if asked and asked is not leaving:
 
                 async def dismiss(replica: Replica, node: NodeId = leaving.node) -> None:
-                    await replica.dismiss(node)
+                    await replica.roster.dismiss(node)
 
                 with trio.move_on_after(_PATIENCE_S), suppress(NbdvdeError):
                     await asked.ask(dismiss)

@@ -213,7 +213,7 @@ async def write_through(world: "World", life: Life, disk: Disk) -> None:
     user = User(world, f"last-{life.node}-{disk.name}", disk)
     while not disk.doomed:
         session = Session(life.node)
-        with suppress(EOFError, trio.BrokenResourceError, Unreachable, Refused):
+        with suppress(*_LOST, Refused):
             talk = await user._enter(life, session)
             await user._batch(talk, session, [user._write(session, range(1))])
             await talk.send(Command.DISC)

@@ -94,6 +94,10 @@ class Wire:
             while self._stopped and not (self._ended or self._reset):
                 await self._news.wait()
 
+    async def aclose(self) -> None:
+        self._end()
+        await trio.lowlevel.checkpoint()
+
     def abort(self) -> None:
         self._end()
         self._ended = True

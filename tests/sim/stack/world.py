@@ -90,7 +90,7 @@ class World:
     async def invite(self, replica: Replica) -> Ticket:
         """Let a new machine join: as `cluster invite` does."""
         number = max(replica.machine.nodes, default=0) + 1
-        node = await replica.invite(place_of(number))
+        node = await replica.roster.invite(place_of(number))
         identity = Identity(replica.identity.cluster, node, replica.identity.key)
         return Ticket(identity, {**replica.machine.nodes, node: place_of(node)})
 

@@ -1,0 +1,75 @@
+"""Having something done while all groups of an image stand still (see `assembly`), from the node that wants it."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import cast
+
+import trio
+
+from nbdvde.errors import DetachedError, MovedError
+from nbdvde.replication.assembly import Assembly
+from nbdvde.replication.lane import Lane
+from nbdvde.replication.operations import Begin, GiveUp, Hold, Operation
+from nbdvde.replication.together import together
+
+_PAUSE_S = 0.05
+"""Between two tries, while another node holds the groups."""
+_HOLD_S = 5.0
+"""After this the leader gives a hold up whose node does not."""
+_LOOK_S = 0.5
+
+
+class Holds:
+    """Those that a node has begun, or looks after as it leads `default`."""
+
+    def __init__(
+        self, assembly: Assembly, main: Lane, others: Callable[[], Awaitable[Iterable[Lane]]], nursery: trio.Nursery
+    ) -> None:
+        """`main` is that of `default`; `others` waits for those of all other groups."""
+        self._assembly, self._main, self._others, self._nursery = assembly, main, others, nursery
+
+    async def call(self, make: Callable[[int], Operation]) -> object:
+        """Have an operation of `default` done, under a hold if there are several groups; its result."""
+        while self._assembly.routing.alone:
+            try:
+                return await self._main.propose(make(0))
+            except MovedError:
+                await self._main.barrier()
+        return await self.under_hold(make)
+
+    async def under_hold(self, make: Callable[[int], Operation]) -> object:
+        """`make` the operation with the number of its hold. Raises NbdvdeError."""
+        hold = await self._begin()
+        try:
+            await self._main.barrier()  # of the groups that there are then none comes or goes before that is over
+            await together([partial(lane.propose, Hold(hold)) for lane in await self._others()])
+            return await self._main.propose(make(hold))
+        except BaseException:
+            self._nursery.start_soon(self._give_up, hold)
+            raise
+
+    async def _begin(self) -> int:
+        while True:
+            try:
+                if hold := cast(int, await self._main.propose(Begin())):
+                    return hold
+            except DetachedError:  # one that nobody knows of is given up
+                pass
+            await trio.sleep(_PAUSE_S)
+
+    async def _give_up(self, hold: int) -> None:
+        while self._assembly.settled < hold:
+            try:
+                await self._main.propose(GiveUp(hold))
+            except DetachedError:
+                await trio.sleep(_PAUSE_S)
+
+    async def watch(self) -> None:
+        """While this node leads, give up what nobody ends; for ever."""
+        seen, since = 0, trio.current_time()
+        while True:
+            await trio.sleep(_LOOK_S)
+            if self._assembly.holding != seen or not self._main.group.is_leader:
+                seen, since = self._assembly.holding, trio.current_time()
+            elif seen and trio.current_time() - since > _HOLD_S:
+                await self._give_up(seen)

@@ -1,0 +1,138 @@
+"""Which nodes take part in the groups of an image: asked for on any node, done by those that lead."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import IntEnum
+from functools import partial
+from typing import cast
+
+import msgspec
+import trio
+
+from nbdvde.errors import DetachedError, MovedError, NetworkError, RefusedError
+from nbdvde.raft.core import NotLeaderError
+from nbdvde.raft.groups import Group
+from nbdvde.raft.messages import Members, NodeId
+from nbdvde.raft.node import Node
+from nbdvde.replication.assembly import DEFAULT, Assembly
+from nbdvde.replication.lane import Lane
+from nbdvde.replication.machine import ImageMachine
+from nbdvde.replication.notes import Place
+from nbdvde.replication.operations import Dismiss, Enrol
+
+_log = logging.getLogger(__name__)
+CONTROL = 3
+"""Kind of the question between nodes that has a leader do something."""
+_LOOK_S = 0.5
+"""Between two looks at whether a learner has caught up."""
+_CLOSE = 4096
+"""Entries that a learner may be behind to become a voter."""
+
+
+class _Action(IntEnum):
+    """What only the leader can do."""
+
+    INVITE, DISMISS, TRANSFER = 1, 2, 3
+
+
+class _Ask(msgspec.Struct, frozen=True, array_like=True):
+    action: _Action
+    node: NodeId
+    group: str
+
+
+class Roster:
+    """That of an image."""
+
+    def __init__(self, assembly: Assembly, node: Node, lane: Callable[[str], Awaitable[Lane]]) -> None:
+        """`lane` waits for that of a group; it raises MovedError when there is no such group."""
+        self._assembly, self._node, self._lane = assembly, node, lane
+        node.mesh.handle(CONTROL, self._on_ask)
+
+    async def invite(self, place: Place) -> NodeId:
+        """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
+        number = cast(NodeId, await (await self._lane(DEFAULT)).propose(Enrol(place.address, place.name)))
+        await self._everywhere(_Action.INVITE, number)
+        return number
+
+    async def dismiss(self, node: NodeId) -> None:
+        """Have a node belong to the cluster no more. Raises NbdvdeError."""
+        machine = cast(ImageMachine, self._assembly.machines[DEFAULT])
+        if not machine.nodes.get(node, Place("", "")).address:
+            raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
+        try:
+            await self._everywhere(_Action.DISMISS, node)
+        except DetachedError:
+            if node != self._node.number:  # who leaves is not told: its connections end
+                raise
+
+    async def transfer(self, node: NodeId) -> None:
+        """Have another node lead; 0 for whichever has most. Raises NbdvdeError."""
+        await self._everywhere(_Action.TRANSFER, node)
+
+    async def _everywhere(self, action: _Action, node: NodeId) -> None:
+        """In all groups, `default` last; those that come meanwhile begin with the members of that."""
+        for name in [*(machine.name for machine in self._assembly.others), DEFAULT]:
+            with suppress(MovedError):
+                await self._ask(_Ask(action, node, name))
+
+    async def _ask(self, asked: _Ask) -> None:
+        """Have the leader of a group do something. Waits while there is none. Raises NbdvdeError."""
+        lane = await self._lane(asked.group)
+        question = msgspec.msgpack.encode(asked)
+        await lane.at_leader(
+            partial(self._do, lane, asked), lambda node: self._node.peer(node).request(CONTROL, question)
+        )
+
+    async def _on_ask(self, node: NodeId, data: bytes) -> bytes:
+        try:
+            asked = msgspec.msgpack.decode(data, type=_Ask)
+        except msgspec.MsgspecError as error:
+            raise NetworkError("cluster", f"a question is malformed: {error}") from None
+        if asked.group not in self._assembly.machines:
+            raise NotLeaderError(f"raft group {asked.group}", "is not here", "ask the leader")
+        await self._do(await self._lane(asked.group), asked)
+        return b""
+
+    async def _do(self, lane: Lane, asked: _Ask) -> None:
+        group, node = lane.group, asked.node
+        members = group.core.members
+        match asked.action:
+            case _Action.INVITE if node not in members:
+                await group.change_members(Members(members.voters, members.learners | {node}))
+            case _Action.DISMISS if members.voters == {node}:
+                raise RefusedError(f"node {node}", "is the only one", "delete the image instead")
+            case _Action.DISMISS if node == self._node.number:
+                await group.hand_over()
+                raise NotLeaderError(f"node {node}", "has handed over", "ask the leader")
+            case _Action.DISMISS:
+                if node in members:
+                    await group.change_members(Members(members.voters - {node}, members.learners - {node}))
+                if lane.name == DEFAULT:
+                    await lane.propose(Dismiss(node))
+            case _Action.TRANSFER:
+                await (group.transfer(node) if node else group.hand_over())
+
+    async def watch(self) -> None:
+        """Make voters of learners that have everything, in groups that this node leads; for ever."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            for name in [*self._assembly.machines]:
+                with suppress(MovedError):
+                    await _promote((await self._lane(name)).group)
+
+
+async def _promote(group: Group) -> None:
+    """Make a voter of a learner: one that has answered to the entry that made it one is there."""
+    core = group.core
+    office = core.office
+    for node in sorted(core.members.learners if office else ()):
+        progress = office.followers.get(node) if office else None
+        if progress and progress.match >= max(core.log.members_index, core.log.last_index - _CLOSE):
+            members = core.members
+            try:
+                await group.change_members(Members(members.voters | {node}, members.learners - {node}))
+            except RefusedError as error:
+                _log.debug("node %d is not a voter yet: %s", node, error)
+            return
