@@ -6,7 +6,7 @@ from typing import cast
 
 import trio
 
-from nbdvde.errors import DetachedError, MovedError
+from nbdvde.errors import DetachedError, MovedError, QuorumError
 from nbdvde.replication.assembly import Assembly
 from nbdvde.replication.lane import Lane
 from nbdvde.replication.operations import Begin, GiveUp, Hold, Operation
@@ -42,7 +42,10 @@ class Holds:
         hold = await self._begin()
         try:
             await self._main.barrier()  # of the groups that there are then none comes or goes before that is over
-            await together([partial(lane.propose, Hold(hold)) for lane in await self._others()])
+            with trio.move_on_after(_HOLD_S) as patience:
+                await together([partial(lane.propose, Hold(hold)) for lane in await self._others()])
+            if patience.cancelled_caught:
+                raise QuorumError("cluster", "not all groups have a leader", "see nbdvde cluster groups")
             return await self._main.propose(make(hold))
         except BaseException:
             self._nursery.start_soon(self._give_up, hold)
