@@ -170,10 +170,7 @@ class Machines:
         """There is no space on a machine, or next to none; maybe it is killed then."""
         member = self._chance.choice(self.members)
         ballast = member.image.with_name("ballast")
-        system = os.statvfs(member.image.parent)
-        leave = self._chance.choice((0, 1 << 16, 1 << 20, 9 << 20))
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, system.f_bavail * system.f_frsize - leave))
+        _fill(ballast, self._chance.choice((0, 1 << 16, 1 << 20, 9 << 20)))
         yield
         killed = self._chance.random() < 0.3
         if killed:
@@ -218,6 +215,19 @@ class Machines:
         if self._chance.random() < 0.5:
             for other in others:
                 self.lines.end(one, other)
+
+
+def _fill(ballast: Path, leave: int) -> None:
+    """Leave so many bytes of a file system, or fewer."""
+    with ballast.open("wb") as file:
+        while (free := _free(ballast)) > leave:
+            with suppress(OSError):  # its server may write meanwhile
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free - leave)
+
+
+def _free(path: Path) -> int:
+    system = os.statvfs(path)
+    return system.f_bavail * system.f_frsize
 
 
 KINDS: dict[str, tuple[int, Callable[[Machines], AbstractContextManager[None]]]] = {

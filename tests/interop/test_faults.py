@@ -11,5 +11,5 @@ from tests.interop.campaign import play
 def test_forty_faults(tmp_path: Path) -> None:
     outcome = play(tmp_path, seed=1, count=40, pace=2.0)
     assert outcome.faults.total() >= 35
-    assert outcome.writes > 1000
-    assert outcome.reads > 500
+    assert outcome.writes > 500
+    assert outcome.reads > 300
