@@ -24,7 +24,7 @@ PROGRAMS = {
 }
 """What a page needs beyond the usual."""
 MARK = "\x1e"
-LIMIT_S = 100
+LIMIT_S = 240
 
 
 @dataclass
