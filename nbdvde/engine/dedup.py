@@ -245,6 +245,9 @@ class Index:
 def within_batch(prints: Prints, places: Places) -> None:
     """Point those blocks of a batch without a place that equal an earlier one at that (`SAME_BATCH`)."""
     unknown = np.flatnonzero((places == 0) & (prints[:, 0] != 0))
+    ordered = np.sort(prints[unknown, 0])
+    if not (ordered[1:] == ordered[:-1]).any():
+        return
     _, first, number = np.unique(prints[unknown, 0], return_index=True, return_inverse=True)
     original = first[number]
     equal = (original != np.arange(len(unknown))) & (prints[unknown, 1] == prints[unknown[original], 1])

@@ -146,6 +146,8 @@ class Duplicates:
         prints[asked] = parse_prints(_hashed(self._key(domain), pages))
         places = self._places(prints[asked], load)
         within_batch(prints[asked], places)
+        if not places.any():
+            return nothing_shared(blocks, prints.tobytes())
         chosen = worth_sharing(numbers[asked], places, SHORTEST)
         return (
             self._split(numbers, prints, asked, chosen, places)
@@ -192,6 +194,7 @@ class Duplicates:
 
     def _find(self, prints: Prints, load: bool) -> Places:
         with self._lock:
+            self._fresh.settle()
             places = self._only_referable(self._index.find(prints))
             missing = np.flatnonzero(places == 0)
             places[missing] = self._only_referable(self._fresh.find(prints[missing]))
@@ -204,6 +207,8 @@ class Duplicates:
 
     def _only_referable(self, places: Places) -> Places:
         """Without those that no reference may lead to."""
+        if not places.any():
+            return places
         containers = places >> np.uint64(CONTAINER_SHIFT)
         for container in np.unique(containers).tolist():
             if container and not self.may_refer_to(self._states.get(container)):
@@ -292,7 +297,7 @@ class Duplicates:
             return
         places = _places_in(self._number(state), first, extent_blocks, blocks)
         listed = min(blocks, self._list_bytes // PRINT_BYTES - number_in_list)
-        self._fresh.add(prints, places, state.segment.slot, number_in_list, listed)
+        self._fresh.add(parse_prints(prints), places, state.segment.slot, number_in_list, listed)
         if self._fresh.is_due:
             with self._lock:
                 self._fresh.enter()
