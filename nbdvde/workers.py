@@ -3,8 +3,9 @@
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from queue import SimpleQueue
 from typing import Generic, ParamSpec, TypeVar, cast
 
@@ -137,6 +138,41 @@ def parallel(function: Callable[[Sequence[A]], list[T]], items: Sequence[A]) -> 
     for other in others:
         results += other.result()
     return results
+
+
+class Ahead(Generic[A, T]):
+    """`function` of each of some items, which a thread goes through in order, and whoever wants to have a result."""
+
+    def __init__(self, function: Callable[[A], T], items: Sequence[A]) -> None:
+        self._function, self._items = function, items
+        self._results: list[Future[T]] = [Future() for _ in items]
+        self._numbers = count()
+        _pool.submit(self._work)
+
+    def _work(self) -> None:
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        number = next(self._numbers)
+        if number >= len(self._items):
+            return False
+        try:
+            self._results[number].set_result(self._function(self._items[number]))
+        except BaseException as error:  # noqa: BLE001 - for the one who wants the result
+            self._results[number].set_exception(error)
+        return True
+
+    def get(self, number: int) -> T:
+        """Result of an item. Works at what comes next, as long as it is not there and nobody has begun with it."""
+        result = self._results[number]
+        while not result.done() and self._step():
+            pass
+        return result.result()
+
+    def abandon(self) -> None:
+        """Begin with nothing more: no result is wanted."""
+        self._numbers = count(len(self._items))
 
 
 class PerThread(Generic[T]):

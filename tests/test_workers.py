@@ -92,3 +92,38 @@ async def test_a_cancelled_caller_waits_for_its_call(run: Callable[..., Awaitabl
         scope.cancel()
         await run(done.append, 1)
     assert done == [1]
+
+
+def test_work_ahead_is_done_once_and_in_order() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return number * number
+
+    ahead = workers.Ahead(work, range(200))
+    assert ahead.get(120) == 120 * 120, "whatever it takes"
+    assert [ahead.get(number) for number in range(200)] == [number * number for number in range(200)]
+    assert sorted(begun) == list(range(200))
+
+
+def test_work_ahead_raises_where_its_result_is_wanted() -> None:
+    ahead = workers.Ahead(lambda number: 1 // number, [1, 0, 1])
+    assert ahead.get(2) == 1
+    with pytest.raises(ZeroDivisionError):
+        ahead.get(1)
+    assert ahead.get(0) == 1
+
+
+def test_work_ahead_that_is_abandoned_ends() -> None:
+    going_on, begun = threading.Event(), list[int]()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        going_on.wait(60)
+
+    ahead = workers.Ahead(work, range(100))
+    ahead.abandon()
+    going_on.set()
+    assert workers.parallel(list, range(8)) == list(range(8)), "the threads are free"
+    assert len(begun) <= 2

@@ -50,13 +50,22 @@ class Compressor:
         if choice is not None:
             long = iter(self.encode([frames for frames in extents if len(frames) > 1]))
             return [self._small(frames, choice) if len(frames) == 1 else next(long) for frames in extents]
-        packed = iter(self._compress([frame for frames in extents for frame in frames]))
+        packed = iter(self.pack([frame for frames in extents for frame in frames]))
         return [_assemble(frames, list(islice(packed, len(frames)))) for frames in extents]
+
+    def assemble(
+        self, extents: Sequence[Sequence[Buffer]], packed: Sequence[Sequence[bytes]], choice: Choice | None = None
+    ) -> list[bytes]:
+        """As `encode`, of frames that are packed already; what is tried with a dictionary is packed once more."""
+        return [
+            self._small(frames, choice) if choice is not None and len(frames) == 1 else _assemble(frames, small)
+            for frames, small in zip(extents, packed, strict=True)
+        ]
 
     def _small(self, frames: Sequence[Buffer], choice: Choice) -> bytes:
         """An extent of one frame."""
         if candidates := choice.candidates():
-            [plain] = self._compress([*frames])
+            [plain] = self.pack([*frames])
             packed = {number: self.compress_with(number, frames[0]) for number in candidates}
             if len(plain) < len(frames[0]) * _KEEP_BELOW:  # else it says nothing
                 choice.learn(len(plain), {number: len(data) for number, data in packed.items()})
@@ -66,7 +75,7 @@ class Compressor:
             return _assemble(frames, [plain])
         if choice.best:
             return _assemble(frames, [self.compress_with(choice.best, frames[0])], choice.best)
-        return _assemble(frames, self._compress([*frames]))
+        return _assemble(frames, self.pack([*frames]))
 
     def compress(self, frame: Buffer) -> bytes:
         """A frame, compressed without a dictionary."""
@@ -85,8 +94,11 @@ class Compressor:
             self._with[content] = compressor
         return compressor.compress(frame)
 
-    def _compress(self, frames: list[Buffer]) -> list[bytes]:
-        """Many at once in one call: released for 13 µs at a time, the interpreter lock never reaches another thread."""
+    def pack(self, frames: list[Buffer]) -> list[bytes]:
+        """Frames, compressed without a dictionary; the level is not none.
+
+        Many at once in one call: released for 13 µs at a time, the interpreter lock never reaches another thread.
+        """
         assert self._zstd is not None, "the level is not none"
         if len(frames) < _MANY:
             return [self.compress(frame) for frame in frames]

@@ -11,7 +11,7 @@ from nbdvde.engine.dedup import CONTAINER_SHIFT, Chunks, Index, Places, Prints, 
 _FEW = 128
 """That many waiting ones, at most, are compared one by one with what is asked for."""
 _MANY = 4096
-"""Fingerprints that wait at most; and whose hooks are entered together: they are found without while they are recent."""
+"""Fingerprints that wait at most; and whose hooks are entered together: what is recent is found without."""
 
 
 class Fresh:

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from nbdvde import workers
 from nbdvde.disk import BLOCK
+from nbdvde.engine.ahead import Ahead, Packed
 from nbdvde.engine.buffer import Generation
 from nbdvde.engine.dedup import PRINT_BYTES
 from nbdvde.engine.dictionaries import Choice, Dictionaries
@@ -77,6 +78,8 @@ class LogWriter:
         state.linked = True
         self._extent_blocks = extent_blocks
         self._compressor = workers.PerThread(lambda: Compressor(level, self._dictionaries))
+        self._unshared = True
+        """Whether nothing of the last large transaction was stored already."""
         self._sequence, self._chain = sequence, chain
         self._written = self._synced = sequence
         """Groups below these numbers are written, and durable."""
@@ -87,6 +90,7 @@ class LogWriter:
         # Whole extents, and so few that little is lost at the end of a segment, where it is long enough for that.
         self._part_blocks = min(GROUP_BLOCKS_MAX, room // 4 // extent_blocks * extent_blocks or room // 2)
         self._waste = worst_group(self._part_blocks, self._part_blocks, 0) - BLOCK
+        self._packs_ahead = level > 0 and not (extent_blocks % FRAME_BLOCKS or self._part_blocks % FRAME_BLOCKS)
         self.shortest = 2 * self._waste + LINK_BYTES
         """Bytes of the shortest segment that is worth going on in."""
         self.ready: deque[State] = deque()
@@ -133,9 +137,8 @@ class LogWriter:
         begun = time.monotonic_ns()
         kept, zero_ranges = without_zeroes(written)
         self.counters.blocks_zero += len(written.blocks) - len(kept)
-        duplicates = self._duplicates
-        split = duplicates.split(volume, written, kept, load=write) if duplicates else nothing_shared(kept)
-        entries = self._transaction(volume, written, split, zero_ranges)
+        split, ahead = self._split(volume, written, kept, load=write)
+        entries = self._transaction(volume, written, split, zero_ranges, ahead)
         self.counters.commits += 1
         self.counters.bytes_in += len(kept) * BLOCK
         self.counters.seal_ns += time.monotonic_ns() - begun
@@ -155,16 +158,38 @@ class LogWriter:
         self._writing = True
         return Change((), split.shared, self._transaction(volume, Generation(), split, ()))
 
+    def _split(
+        self, volume: int, written: Generation, blocks: Sequence[int], *, load: bool
+    ) -> tuple[Split, Ahead | None]:
+        """What is stored already; meanwhile all of it is compressed, unless that was in vain the last time."""
+        if self._duplicates is None:
+            return nothing_shared(blocks), None
+        ahead = self._ahead(written, blocks) if self._unshared else None
+        split = self._duplicates.split(volume, written, blocks, load=load)
+        if len(blocks) >= PARALLEL_BLOCKS:
+            self._unshared = not split.shared
+        if ahead is not None and split.shared:
+            ahead.abandon()
+            ahead = None
+        return split, ahead
+
+    def _ahead(self, written: Generation, blocks: Sequence[int]) -> Ahead | None:
+        """Begin to compress blocks in another thread, if they are many."""
+        many = self._packs_ahead and len(blocks) >= PARALLEL_BLOCKS
+        return Ahead(self._compressor, written, blocks) if many else None
+
     def _transaction(
-        self, volume: int, written: Generation, split: Split, zeroes: Sequence[tuple[int, int, bool]]
-    ) -> Sequence[int]:
+        self, volume: int, written: Generation, split: Split, zeroes: Sequence[tuple[int, int, bool]],
+        ahead: Ahead | None = None,
+    ) -> Sequence[int]:  # fmt: skip
         """Seal and write the groups of a transaction; answers the map entries of its blocks in order."""
         stored: list[int] = []
+        ahead = ahead or self._ahead(written, split.unique)
         parts = deque(self._parts(split, zeroes))
         while parts:
             part, rest = self._fitting(parts.popleft())
             parts.extendleft(rest)
-            self._group(volume, written, split, part, stored, final=not parts)
+            self._group(volume, written, split, part, stored, ahead, final=not parts)
         self.counters.blocks_shared += len(split.shared)
         return split.all_entries(stored)
 
@@ -172,7 +197,9 @@ class LogWriter:
         """Append a change of the catalogue as a transaction of its own, and make everything appended durable."""
         self._refuse_if_poisoned()
         self._writing = True
-        self._group(operation.number, Generation(), nothing_shared(()), Part(), [], final=True, operation=operation)
+        self._group(
+            operation.number, Generation(), nothing_shared(()), Part(), [], None, final=True, operation=operation
+        )
         self.sync()
 
     def _parts(self, split: Split, zeroes: Sequence[tuple[int, int, bool]]) -> Iterator[Part]:
@@ -200,8 +227,8 @@ class LogWriter:
         return worst_group(blocks, -(-blocks // self._extent_blocks), 0)
 
     def _group(
-        self, volume: int, written: Generation, split: Split, part: Part, stored: list[int], *, final: bool,
-        operation: Operation | None = None,
+        self, volume: int, written: Generation, split: Split, part: Part, stored: list[int],
+        ahead: Ahead | None, *, final: bool, operation: Operation | None = None,
     ) -> None:  # fmt: skip
         """Seal and write one group, and add the map entries of its blocks to `stored`."""
         size, blocks = self._extent_blocks, part.blocks
@@ -214,8 +241,9 @@ class LogWriter:
         first = state.units
         state.units += 1 + len(chunks)
         prints = split.prints[len(stored) * PRINT_BYTES : (len(stored) + len(blocks)) * PRINT_BYTES]
+        packed = ahead.take(len(stored), chunks) if ahead else None
         stored += entries_of(state.segment.slot, first + 1, chunks)
-        extents = self._seal(state, first + 1, written, chunks, self._dictionaries.choice(volume))
+        extents = self._seal(state, first + 1, written, chunks, self._dictionaries.choice(volume), packed)
         record = Record(
             self._sequence, self._epoch, volume, final, self._chain,
             tuple((len(sealed), len(chunk)) for sealed, chunk in zip(extents, chunks, strict=True)),
@@ -245,11 +273,10 @@ class LogWriter:
         self.counters.bytes_stored += length
 
     def _seal(
-        self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]], choice: Choice | None
-    ) -> list[bytes]:
-        def seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
-            frames = [frames_of(written, chunks[number]) for number in numbers]
-            plaintexts = self._compressor.get().encode(frames, choice)
+        self, state: State, first: int, written: Generation, chunks: Sequence[Sequence[int]], choice: Choice | None,
+        packed: Packed | None,
+    ) -> list[bytes]:  # fmt: skip
+        def seal(numbers: Sequence[int], plaintexts: Sequence[bytes]) -> list[tuple[bytes, bool]]:
             return [
                 (
                     state.sealer.seal(first + number, Kind.EXTENT, plain, blocks=len(chunks[number])),
@@ -258,11 +285,19 @@ class LogWriter:
                 for number, plain in zip(numbers, plaintexts, strict=True)
             ]
 
+        def encode_and_seal(numbers: Sequence[int]) -> list[tuple[bytes, bool]]:
+            frames = [frames_of(written, chunks[number]) for number in numbers]
+            return seal(numbers, self._compressor.get().encode(frames, choice))
+
         numbers = range(len(chunks))
-        spread = sum(map(len, chunks)) >= PARALLEL_BLOCKS and len(chunks) > 1
-        results = workers.parallel(seal, numbers) if spread else seal(numbers)
+        if packed is not None:
+            results = seal(numbers, self._compressor.get().assemble(*packed, choice))
+        elif sum(map(len, chunks)) >= PARALLEL_BLOCKS and len(chunks) > 1:
+            results = workers.parallel(encode_and_seal, numbers)
+        else:
+            results = encode_and_seal(numbers)
         self.counters.extents_sealed += len(chunks)
-        self.counters.extents_compressed += sum(packed for _, packed in results)
+        self.counters.extents_compressed += sum(is_packed for _, is_packed in results)
         return [sealed for sealed, _ in results]
 
     def _zeroes_ahead(self, state: State, length: int) -> list[bytes]:

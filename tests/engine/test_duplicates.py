@@ -95,6 +95,22 @@ async def test_duplicates_within_one_commit() -> None:
     harness.check()
 
 
+@pytest.mark.parametrize("extent_bytes", [BLOCK, 3 * 4 * BLOCK, 16 * BLOCK])
+async def test_large_commits_with_some_that_is_new_and_some_that_is_not(extent_bytes: int) -> None:
+    """Whatever was compressed before the choice is known, what is stored is what was written."""
+    harness = Harness(extent_bytes=extent_bytes)
+    image = await harness.open()
+    old, new, mixed, last = data_of(4, 400), data_of(5, 403), bytearray(data_of(6, 401)), data_of(7, 300)
+    mixed[50 * BLOCK : 200 * BLOCK] = old[: 150 * BLOCK]
+    for number, data in enumerate((old, new, bytes(mixed), new, last)):
+        await put(image, 500 * number, data)
+    assert shared(image) == 150 + 403
+    for number, data in enumerate((old, new, bytes(mixed), new, last)):
+        assert await get(image, 500 * number, len(data) // BLOCK) == data
+    await image.close()
+    harness.check()
+
+
 async def test_a_single_block_is_not_worth_a_reference() -> None:
     harness = Harness()
     image = await harness.open()
