@@ -138,15 +138,16 @@ class _Table:
 
     def insert(self, keys: npt.NDArray[np.uint64], *values: Values) -> None:
         """Enter keys, for which there must be room; the last one of equal ones counts."""
-        at, left = self._homes(keys), np.arange(len(keys))
-        while len(left):
-            free = self._seek(keys[left], at) == 0
-            self.keys[at[free]] = keys[left[free]]
-            settled = self.keys[at] == keys[left]
+        at = self._homes(keys)
+        while len(keys):
+            free = self._seek(keys, at) == 0
+            self.keys[at] = keys
+            settled = self.keys[at] == keys
             self.count += int(np.count_nonzero(free & settled))
             for column, value in zip(self.columns, values, strict=True):
-                column[at[settled]] = value[left[settled]]
-            left, at = left[~settled], at[~settled]
+                column[at] = value  # those that are not settled share a place with one that comes later, and is
+            left = np.flatnonzero(~settled)
+            keys, at, values = keys[left], at[left], tuple(value[left] for value in values)
 
 
 class Index:

@@ -141,9 +141,11 @@ class Duplicates:
         asked = np.flatnonzero(np.concatenate([[False], beside]) | np.concatenate([beside, [False]]))
         if len(blocks) < SHORTEST or not len(asked):
             return nothing_shared(blocks)
-        prints = np.zeros((len(blocks), 2), np.uint64)
-        pages = [written.blocks[block] for block in numbers[asked].tolist()]
-        prints[asked] = parse_prints(_hashed(self._key(domain), pages))
+        if len(asked) < len(blocks):
+            prints = np.zeros((len(blocks), 2), np.uint64)
+            prints[asked] = self._prints(domain, written, numbers[asked].tolist())
+        else:
+            prints = self._prints(domain, written, blocks)
         places = self._places(prints[asked], load)
         within_batch(prints[asked], places)
         if not places.any():
@@ -158,8 +160,10 @@ class Duplicates:
     def stored(self, volume: int, written: Generation, blocks: Sequence[int]) -> Split:
         """All of the blocks are to be stored, with their fingerprints, whether they are stored already or not."""
         domain = self._catalogue.members[volume].domain
-        pages = [written.blocks[block] for block in blocks]
-        return nothing_shared(blocks, _hashed(self._key(domain), pages) if domain else b"")
+        return nothing_shared(blocks, self._prints(domain, written, blocks).tobytes() if domain else b"")
+
+    def _prints(self, domain: int, written: Generation, blocks: Sequence[int]) -> Prints:
+        return self.prints(domain, [written.blocks[block] for block in blocks])
 
     def _key(self, domain: int) -> bytes:
         if domain not in self._keys:
