@@ -8,6 +8,7 @@ frames, only the blocks. Where `dictionary` is not 0 it names what the frames ar
 """
 
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, islice
 
@@ -186,6 +187,37 @@ class Decoder:
 
     def frame(self, plain: bytes, blocks: int, frame: int) -> bytes:
         """The blocks of one frame, joined."""
+        data, length = self._stored(plain, blocks, frame)
+        return data if len(data) == length else self._inflate(data, length, self._decompressor(plain))
+
+    def many(self, wanted: Sequence[tuple[bytes, int, int]]) -> list[Buffer]:
+        """Frames, each given as to `frame`: those without a dictionary in one call.
+
+        With two threads at it a frame at a time, which takes 2 µs, they wait for the interpreter lock: 6.2 µs a block
+        instead of 0.5.
+        """
+        found: list[Buffer] = []
+        packed, lengths = list[int](), array("Q")
+        for plain, blocks, frame in wanted:
+            data, length = self._stored(plain, blocks, frame)
+            if len(data) != length and dictionary_of(plain):
+                data = self._inflate(data, length, self._decompressor(plain))
+            elif len(data) != length:
+                packed.append(len(found))
+                lengths.append(length)
+            found.append(data)
+        if packed:
+            frames = [found[at] for at in packed]
+            try:
+                inflated = self._zstd.multi_decompress_to_buffer(frames, decompressed_sizes=lengths.tobytes())
+            except zstandard.ZstdError:
+                raise _not_decompressed() from None
+            for number, at in enumerate(packed):
+                found[at] = memoryview(inflated[number])  # type: ignore[arg-type] # a buffer, unknown to its stub
+        return found
+
+    def _stored(self, plain: bytes, blocks: int, frame: int) -> tuple[bytes, int]:
+        """A frame as it is stored, and the length of its blocks; it is compressed if that is another one."""
         left = blocks - frame * FRAME_BLOCKS
         length = FRAME_BYTES if left >= FRAME_BLOCKS else left * BLOCK
         if not plain:
@@ -195,18 +227,19 @@ class Decoder:
             if blocks > EXTENT_BLOCKS_MAX or len(plain) < base:
                 raise DamageError("extent", "is shorter than its table", "run nbdvde check")
             ends = unpack_ends(plain, _HEAD.size)
-            data = plain[base + ends[frame - 1] if frame else base : base + ends[frame]]
-            return self._inflate(data, length, self._with_dictionary(plain) if plain[2] or plain[3] else self._zstd)
+            return plain[base + ends[frame - 1] if frame else base : base + ends[frame]], length
         if plain[0] != STORED:
             raise DamageError("extent", f"has the unknown codec {plain[0]}", "use a newer nbdvde")
         start = _HEAD.size + frame * FRAME_BYTES
-        return _checked(plain[start : start + length], length)
+        return _checked(plain[start : start + length], length), length
 
     def frames(self, plain: bytes, blocks: int) -> list[bytes]:
         """All frames in order."""
         return [self.frame(plain, blocks, frame) for frame in range((blocks + FRAME_BLOCKS - 1) // FRAME_BLOCKS)]
 
-    def _with_dictionary(self, plain: bytes) -> zstandard.ZstdDecompressor:
+    def _decompressor(self, plain: bytes) -> zstandard.ZstdDecompressor:
+        if not dictionary_of(plain):
+            return self._zstd
         content = self._dictionaries.content(dictionary_of(plain))
         decompressor = self._with.get(content)
         if decompressor is None:
@@ -218,14 +251,16 @@ class Decoder:
 
     @staticmethod
     def _inflate(frame: bytes, length: int, decompressor: zstandard.ZstdDecompressor) -> bytes:
-        if len(frame) == length:
-            return frame
         try:
             if zstandard.frame_content_size(frame) == length:  # or it might fill the memory
                 return _checked(decompressor.decompress(frame), length)
         except zstandard.ZstdError:
             pass
-        raise DamageError("extent", "a frame cannot be decompressed", "run nbdvde check")
+        raise _not_decompressed()
+
+
+def _not_decompressed() -> DamageError:
+    return DamageError("extent", "a frame cannot be decompressed", "run nbdvde check")
 
 
 def _checked(data: bytes, length: int) -> bytes:

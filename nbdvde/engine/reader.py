@@ -1,10 +1,10 @@
 """From a map entry to the bytes of its frame: index, file, authentication, decompression, cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbdvde import workers
-from nbdvde.disk import BLOCK, Piece
+from nbdvde.disk import BLOCK, Buffer, Piece
 from nbdvde.engine.cache import FRAME_SHIFT, FrameCache
 from nbdvde.engine.dictionaries import Dictionaries
 from nbdvde.engine.extent import Decoder
@@ -37,6 +37,16 @@ class _Extent:
     length: int
     blocks: int
     wants: list[Want]
+
+    def frames(self) -> list[int]:
+        """Numbers of the frames that have any of it."""
+        runs = ((want.entry & _BLOCK_MASK, want.blocks) for want in self.wants)
+        numbers = {
+            number
+            for first, blocks in runs
+            for number in range(first // FRAME_BLOCKS, (first + blocks - 1) // FRAME_BLOCKS + 1)
+        }
+        return sorted(numbers)
 
 
 class Reader:
@@ -92,26 +102,21 @@ class Reader:
             if (want.entry & _BLOCK_MASK) + want.blocks > extent.blocks:
                 raise _past_the_end(want.entry)
             extent.wants.append(want)
+        opened: list[tuple[_Extent, bytes]] = []
         group: list[_Extent] = []
         for extent in extents.values():
             if group and extent.offset != group[-1].offset + group[-1].length:
-                self._fill_group(pieces, group)
+                opened += zip(group, self._opened(group), strict=True)
                 group = []
             group.append(extent)
-        self._fill_group(pieces, group)
+        opened += zip(group, self._opened(group), strict=True)
+        self._decode(pieces, opened)
 
     def _locate(self, want: Want) -> _Extent:
         segments, state = self._segments, want.state
         unit = want.entry >> UNIT_SHIFT & _UNIT_MASK
         position, length, blocks = segments.locate(state, segments.index(state), unit)
         return _Extent(state, unit, state.segment.offset + position, length, blocks, [])
-
-    def _fill_group(self, pieces: list[list[Piece]], group: Sequence[_Extent]) -> None:
-        for extent, plain in zip(group, self._opened(group), strict=True):
-            frames: dict[int, bytes] = {}
-            for want in extent.wants:
-                first = want.entry & _BLOCK_MASK
-                pieces[want.place] = self._cut(plain, extent.blocks, frames, first, first + want.blocks)
 
     def _opened(self, group: Sequence[_Extent]) -> Iterator[bytes]:
         """Plaintext of each extent; a segment in which one is damaged gets suspect."""
@@ -125,18 +130,25 @@ class Reader:
             extent.state.suspect = True
             raise
 
-    def _cut(self, plain: bytes, blocks: int, frames: dict[int, bytes], first: int, stop: int) -> list[Piece]:
-        """The blocks [first, stop) of an extent, frame by frame; `frames` has those that were decoded before."""
-        decoder = self._decoders.get()
-        pieces: list[Piece] = []
-        for frame in range(first // FRAME_BLOCKS, (stop - 1) // FRAME_BLOCKS + 1):
-            data = frames.get(frame)
-            if data is None:
-                data = frames[frame] = decoder.frame(plain, blocks, frame)
-            base = frame * FRAME_BLOCKS
-            low, high = max(first - base, 0) * BLOCK, min(stop - base, FRAME_BLOCKS) * BLOCK
-            pieces.append(data if high - low == len(data) else memoryview(data)[low:high])
-        return pieces
+    def _decode(self, pieces: list[list[Piece]], opened: Sequence[tuple[_Extent, bytes]]) -> None:
+        """Put the runs of extents into their places; frames that are wanted are decoded once, and all together."""
+        wanted = [(plain, extent.blocks, frame) for extent, plain in opened for frame in extent.frames()]
+        decoded = iter(self._decoders.get().many(wanted))
+        for extent, _ in opened:
+            data = {frame: next(decoded) for frame in extent.frames()}
+            for want in extent.wants:
+                first = want.entry & _BLOCK_MASK
+                pieces[want.place] = _cut(data, first, first + want.blocks)
+
+
+def _cut(frames: Mapping[int, Buffer], first: int, stop: int) -> list[Piece]:
+    """The blocks [first, stop) of an extent, frame by frame."""
+    pieces: list[Piece] = []
+    for frame in range(first // FRAME_BLOCKS, (stop - 1) // FRAME_BLOCKS + 1):
+        data, base = frames[frame], frame * FRAME_BLOCKS
+        low, high = max(first - base, 0) * BLOCK, min(stop - base, FRAME_BLOCKS) * BLOCK
+        pieces.append(data if high - low == len(data) else memoryview(data)[low:high])
+    return pieces
 
 
 def _past_the_end(entry: int) -> DamageError:

@@ -176,11 +176,13 @@ def test_what_no_dictionary_is_good_for_is_compressed_without() -> None:
 def test_long_extents_and_those_that_cannot_be_compressed_have_none() -> None:
     dictionaries, chance = holding(WORDS), random.Random(3)
     long = [text(1, chance, 4 * BLOCK), text(1, chance)]
-    noise = [chance.randbytes(BLOCK)]
-    packed = Compressor(1, dictionaries).encode([long, noise, [text(1, chance)]], dictionaries.choice(1))
+    noise, short = [chance.randbytes(BLOCK)], [text(1, chance)]
+    packed = Compressor(1, dictionaries).encode([long, noise, short], dictionaries.choice(1))
     assert [dictionary_of(plain) for plain in packed] == [0, 0, dictionaries.table.get(0).number]
     assert Decoder().frames(packed[0], 5) == long
     assert Decoder().frames(packed[1], 1) == noise
+    together = Decoder(dictionaries).many([(packed[2], 1, 0), (packed[0], 5, 1), (packed[1], 1, 0), (packed[0], 5, 0)])
+    assert list(map(bytes, together)) == [*short, long[1], *noise, long[0]]
     assert not dictionary_of(Compressor(0, dictionaries).encode([[text(1, chance)]], dictionaries.choice(1))[0])
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nbdvde.disk import BLOCK
 from nbdvde.engine.extent import STORED, Compressor, Decoder, is_compressed, without_blocks
 from nbdvde.engine.layout import EXTENT_BLOCKS_MAX, FRAME_BLOCKS
+from nbdvde.errors import DamageError
 
 PAGES = [bytes(BLOCK), b"text " * 819 + b"\0", random.Random(1).randbytes(BLOCK), b"\xff" * BLOCK]
 extents = st.lists(st.lists(st.sampled_from(PAGES), min_size=1, max_size=13), min_size=1, max_size=4)
@@ -27,6 +28,29 @@ def test_extents_come_back(level: int, pages: list[list[bytes]]) -> None:
         assert b"".join(decoder.frames(plain, len(expected))) == b"".join(expected)
         for number, frame in enumerate(frames(expected)):
             assert decoder.frame(plain, len(expected), number) == frame
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@given(pages=extents, chosen=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=9))
+def test_many_frames_at_once_are_what_each_is(
+    level: int, pages: list[list[bytes]], chosen: list[tuple[int, int]]
+) -> None:
+    plains, decoder = Compressor(level).encode(list(map(frames, pages))), Decoder()
+    wanted = [
+        (plains[extent], len(pages[extent]), number)
+        for extent, number in chosen
+        if extent < len(plains) and number < len(frames(pages[extent]))
+    ]
+    assert list(map(bytes, decoder.many(wanted))) == [decoder.frame(*one) for one in wanted]
+
+
+def test_a_frame_among_many_that_cannot_be_decompressed() -> None:
+    (good,) = Compressor(1).encode([frames([b"x" * BLOCK] * 4)])
+    for bad in (good[:-3], good[:8] + b"no frame at all", good[:8]):
+        with pytest.raises(DamageError):
+            Decoder().many([(good, 4, 0), (bad, 4, 0)])
+    with pytest.raises(DamageError):
+        Decoder().many([(good, 2, 0)])
 
 
 @given(used=st.lists(st.booleans(), min_size=1, max_size=40))

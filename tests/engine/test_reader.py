@@ -1,7 +1,7 @@
 """Reading extents: once for each request, and errors of the device."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import pytest
@@ -73,22 +73,24 @@ async def opened(storage: FrozenStorage) -> Image:
 async def test_an_extent_is_opened_once_for_all_its_runs_in_a_request() -> None:
     image = await opened(FrozenStorage(await image_with_an_overwritten_extent()))
     kinds: list[int] = []
-    opening, decoding = Sealer.open, Decoder.frame
-    frames: list[int] = []
+    opening, decoding = Sealer.open, Decoder.many
+    frames: list[tuple[bytes, int, int]] = []
 
     def open_noted(self: Sealer, number: int, kind: int, sealed: Buffer, *, blocks: int = 0, domain: int = 0) -> bytes:
         kinds.append(kind)
         return opening(self, number, kind, sealed, blocks=blocks, domain=domain)
 
-    def frame_noted(self: Decoder, plain: bytes, blocks: int, frame: int) -> bytes:
-        frames.append(frame)
-        return decoding(self, plain, blocks, frame)
+    def many_noted(self: Decoder, wanted: Sequence[tuple[bytes, int, int]]) -> list[Buffer]:
+        frames.extend(wanted)
+        return decoding(self, wanted)
 
-    with mock.patch.object(Sealer, "open", open_noted), mock.patch.object(Decoder, "frame", frame_noted):
+    with mock.patch.object(Sealer, "open", open_noted), mock.patch.object(Decoder, "many", many_noted):
         pieces = await image.disk().read(0, 32 * BLOCK)
     assert b"".join(map(bytes, pieces)) == EXPECTED
     assert kinds.count(Kind.EXTENT) == 2
-    assert len(frames) == 8 + 3, "each frame of the first extent, and of the second with eleven blocks"
+    assert len(frames) == len(set(frames)) == 8 + 3, (
+        "each frame of the first, and of the second with eleven"
+    )
 
 
 async def read(disk: Volume, offset: int, length: int) -> None:
