@@ -480,6 +480,27 @@ MUTANTS += [
         "repeats",
     ),
     mutant(
+        "a duplicate that is not in the index yet is believed by half of its fingerprint",
+        "fresh:Fresh.find",
+        "same = prints[asked, 1] == known[at, 1]",
+        "same = asked >= 0",
+        "half a fingerprint",
+    ),
+    mutant(
+        "what was compressed before is stored, though some of it is shared",
+        "log:LogWriter._split",
+        "if ahead is not None and split.shared:",
+        "if False:",
+        "large commits",
+    ),
+    mutant(
+        "each group has the frames of the first one",
+        "ahead:Ahead.take",
+        "at = start // FRAME_BLOCKS",
+        "at = 0",
+        "large commits",
+    ),
+    mutant(
         "a duplicate revives a dead segment",
         "duplicates:Duplicates.may_refer_to",
         "and 0 < state.live < _LIVE_MAX",

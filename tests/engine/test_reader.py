@@ -88,9 +88,7 @@ async def test_an_extent_is_opened_once_for_all_its_runs_in_a_request() -> None:
         pieces = await image.disk().read(0, 32 * BLOCK)
     assert b"".join(map(bytes, pieces)) == EXPECTED
     assert kinds.count(Kind.EXTENT) == 2
-    assert len(frames) == len(set(frames)) == 8 + 3, (
-        "each frame of the first, and of the second with eleven"
-    )
+    assert len(frames) == len(set(frames)) == 8 + 3, "each frame of the first, and of the second with eleven"
 
 
 async def read(disk: Volume, offset: int, length: int) -> None:
