@@ -46,6 +46,10 @@ CASES = (
 )  # fmt: skip
 
 
+_SEEDS = 1000
+"""Of a case: with the seed of another run fio writes the same data again, which deduplication would find."""
+
+
 def measure(
     work: Work, *, size: int, rounds: int, seconds: float, servers: Sequence[str], cases: Sequence[str]
 ) -> Section:
@@ -58,20 +62,22 @@ def measure(
             work.create(server, size)
             stack.enter_context(work.serving(server, size))
             fio.fill(work.directory, server.uri, size)
-        for case in chosen:
-            medians[case.name] = _medians(work, case, size=size, rounds=rounds, seconds=seconds, servers=servers)
+        for number, case in enumerate(chosen, 1):
+            medians[case.name] = _medians(
+                work, case, size=size, rounds=rounds, seconds=seconds, servers=servers, seed=number * _SEEDS
+            )
     return _report(chosen, servers, medians, size=size, rounds=rounds, seconds=seconds)
 
 
 def _medians(
-    work: Work, case: Case, *, size: int, rounds: int, seconds: float, servers: Sequence[str]
+    work: Work, case: Case, *, size: int, rounds: int, seconds: float, servers: Sequence[str], seed: int
 ) -> dict[str, float]:
     rates: dict[str, list[float]] = {name: [] for name in servers}
     for turn in range(rounds):
         first = turn % len(servers)
         for name in [*servers[first:], *servers[:first]]:
             os.sync()
-            line = fio.command(SERVERS[name].uri, case.job, size=size, seconds=seconds, seed=turn + 1)
+            line = fio.command(SERVERS[name].uri, case.job, size=size, seconds=seconds, seed=seed + turn)
             result = fio.run(work.directory, line)
             rates[name].append(result.bytes_per_s if case.in_bytes else result.iops)
     medians = {name: statistics.median(values) for name, values in rates.items()}
