@@ -31,6 +31,8 @@ from tests.sim.stack.wires import Net, Unreachable, Wire
 
 T = TypeVar("T")
 ELECTION_S = 1.0
+LOG_BYTES = 8 << 10
+"""So short a log that who was away for some seconds has to take over the state of another."""
 EXPORT = "disk"
 Welcome = Callable[[Wire, frozenset[str]], Awaitable[None]]
 
@@ -49,7 +51,6 @@ class Life:
         self._lives, self._random = lives, random
         self.slow_s = 0.0
         """How much longer the disk takes for anything, about."""
-        self.log_bytes = 64 << 10
         self.may_fail = False
         """Whether its disk fails."""
         self.failure: BaseException | None = None
@@ -99,7 +100,7 @@ class Life:
 
     def _replicate(self, image: Image) -> AbstractAsyncContextManager[Replica]:
         files: Any = self._ether
-        plan = Plan(TcpAddress(self.name, 7000), files, Path("/log"), self.log_bytes, ELECTION_S)
+        plan = Plan(TcpAddress(self.name, 7000), files, Path("/log"), LOG_BYTES, ELECTION_S)
         return self._noted(replicated(image, plan, executing(image)))
 
     @asynccontextmanager
@@ -108,6 +109,12 @@ class Life:
             yield self.replica
 
     # What comes from outside
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether it took over the state of another node."""
+        replica: Replica | None = getattr(self, "replica", None)  # it may have ended before
+        return replica is not None and replica.taker is not None
 
     @property
     def callers(self) -> list[str]:

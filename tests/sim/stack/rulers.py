@@ -11,7 +11,7 @@ from nbdvde.replication.replica import Replica
 from tests.sim.stack.history import BLOCK, Disk, Snapshot
 from tests.sim.stack.images import SIZE
 from tests.sim.stack.register import Op
-from tests.sim.stack.users import User
+from tests.sim.stack.users import USED, User
 
 if TYPE_CHECKING:
     from tests.sim.stack.world import World
@@ -99,7 +99,7 @@ class Ruler:
         before, blocks = disk.blocks, self._random.choice((SIZE, SIZE + 200, 302, 400))
         disk.blocks = min(before, blocks)
         begun = self._history.moment()
-        ops = self._history.begin(disk, None, {block: 0 for block in disk.ops if block >= blocks})
+        ops = self._history.begin(disk, None, {block: 0 for block in USED if block >= blocks})
         done = await self._call("disks/resize", disk.name, size=blocks * BLOCK, discard=True, force=True)
         if done:
             self._history.fence(disk, begun, 0)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tests.sim.stack.world import World
 
 BLOCKS = (0, 1, 2, 3, 300, 301, 302, 520)
-"""Those that are used: in three chunks of what is compared."""
+"""Where requests begin: in three chunks of what is compared."""
+USED = tuple(sorted({block for first in BLOCKS for block in range(first, first + 3)}))
 _ANSWER_S = 1.0, 7.0
 """After which clients take a connection for dead: from the most to the least impatient."""
 _REFUSALS = {NbdErrno.ENOSPC, NbdErrno.EPERM, NbdErrno.EINVAL}

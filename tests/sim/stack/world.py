@@ -18,7 +18,7 @@ from tests.sim.stack.history import BLOCK, Disk, History, Violation
 from tests.sim.stack.images import FIRST, SIZE, blank, place_of
 from tests.sim.stack.life import ELECTION_S, Life
 from tests.sim.stack.rulers import Ruler
-from tests.sim.stack.users import BLOCKS, User, contents_of, write_through
+from tests.sim.stack.users import USED, User, contents_of, write_through
 from tests.sim.stack.wires import Net
 
 _RECOVERY_S = 90.0
@@ -70,6 +70,7 @@ class World:
 
     async def _live(self, life: Life) -> None:
         await life.run()
+        self.counts["taken over"] += life.has_caught_up
         if life.failure:
             raise life.failure
 
@@ -120,6 +121,7 @@ class World:
         if patience.cancelled_caught:
             raise Violation(f"it does not recover: {self._states()}")
         await self._compare()
+        self.counts["taken over"] += sum(life.has_caught_up for life in self.lives.values())
 
     def _states(self) -> list[str]:
         return [
@@ -162,8 +164,5 @@ async def _everything(image: Image) -> tuple[list[tuple[str, int, int]], Mapping
 
 async def _content(image: Image, label: str) -> Mapping[int, int]:
     volume = image.disk(label)
-    blocks = {}
-    for first in BLOCKS:
-        for block in range(first, min(first + 3, volume.size // BLOCK)):
-            blocks[block] = joined(await volume.read(block * BLOCK, BLOCK))
-    return contents_of(blocks)
+    blocks = [block for block in USED if block < volume.size // BLOCK]
+    return contents_of({block: joined(await volume.read(block * BLOCK, BLOCK)) for block in blocks})
