@@ -58,7 +58,7 @@ FAULTS = [
     ),
     _fault(
         "entries that a state contains are applied to it", "applier:Applier._apply",
-        "entry.index > self._contained", "True", test_node.test_entries_that_a_state_contains_are_left_out,
+        "entry.index <= self._contained", "False", test_node.test_entries_that_a_state_contains_are_left_out,
     ),
     _fault(
         "a log grows without end", "upkeep:Upkeep.grown", "> self._compact_bytes", "> 1 << 60",
