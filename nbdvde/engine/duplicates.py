@@ -198,7 +198,6 @@ class Duplicates:
 
     def _find(self, prints: Prints, load: bool) -> Places:
         with self._lock:
-            self._fresh.settle()
             places = self._only_referable(self._index.find(prints))
             missing = np.flatnonzero(places == 0)
             places[missing] = self._only_referable(self._fresh.find(prints[missing]))
@@ -301,7 +300,7 @@ class Duplicates:
             return
         places = _places_in(self._number(state), first, extent_blocks, blocks)
         listed = min(blocks, self._list_bytes // PRINT_BYTES - number_in_list)
-        self._fresh.add(parse_prints(prints), places, state.segment.slot, number_in_list, listed)
+        self._fresh.add(prints, places, state.segment.slot, number_in_list, listed)
         if self._fresh.is_due:
             with self._lock:
                 self._fresh.enter()

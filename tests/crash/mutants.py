@@ -480,13 +480,6 @@ MUTANTS += [
         "repeats",
     ),
     mutant(
-        "a duplicate that is not in the index yet is believed by half of its fingerprint",
-        "fresh:Fresh.find",
-        "same = prints[asked, 1] == known[at, 1]",
-        "same = asked >= 0",
-        "half a fingerprint",
-    ),
-    mutant(
         "what was compressed before is stored, though some of it is shared",
         "log:LogWriter._split",
         "if ahead is not None and split.shared:",

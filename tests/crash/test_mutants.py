@@ -31,7 +31,6 @@ from tests.engine import (
     test_dictchange,
     test_diskmap,
     test_duplicates,
-    test_fresh,
     test_lbamap,
     test_learning,
     test_moving,
@@ -263,7 +262,6 @@ DETECTORS: dict[str, Callable[[], None]] = {
     "readers": lambda: trio.run(test_cleaner.test_readers_in_a_segment_keep_it),
     "damaged root and log": lambda: test_roots.test_without_the_log_between_it_is_damage("unflushed"),
     "duplicates": lambda: trio.run(test_duplicates.test_no_reference_leads_into_a_victim),
-    "half a fingerprint": test_fresh.test_half_a_fingerprint_is_none,
     "large commits": lambda: trio.run(
         test_duplicates.test_large_commits_with_some_that_is_new_and_some_that_is_not, 16 * BLOCK
     ),
