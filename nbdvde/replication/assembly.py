@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from nbdvde.engine.image import Image
-from nbdvde.errors import NbdvdeError, NetworkError
+from nbdvde.errors import NbdvdeError, NetworkError, NoSpaceError
 from nbdvde.raft.messages import Members, NodeId, Snapshot
 from nbdvde.raft.placement import Table
 from nbdvde.replication.changes import GroupMachine
@@ -64,6 +64,12 @@ class Assembly:
         """Numbers of the hold under way, 0 for none, and of the last that is over."""
         self.incomplete = False
         """The state of another node is being taken over, or was in part: what the image holds is nothing yet."""
+        self.taken = 0
+        """How often that has begun."""
+        self.changing = 0
+        """Counts beginnings and ends of what changes the catalogue: odd while something does."""
+        self.retired: set[str] = set()
+        """Groups that came to their end here, in order."""
         self._paused = False
         self._taking = trio.Lock()
         self._news = trio.Event()
@@ -92,6 +98,16 @@ class Assembly:
         await self.note()
         await self.image.flush()
 
+    async def kept(self) -> None:
+        """The same, waiting for space. Raises PoisonedError."""
+        while True:
+            try:
+                await self.durable()
+            except NoSpaceError:
+                await trio.sleep(_AGAIN_S)
+            else:
+                return
+
     def close(self) -> None:
         """Note nothing any more."""
         self.image.before_commit.remove(self._note_nowait)
@@ -115,6 +131,11 @@ class Assembly:
                 await self._complete()
             else:
                 await self._news.wait()
+
+    async def whole(self) -> None:
+        """Wait until what the image holds is one state."""
+        while self.incomplete or self._paused:
+            await self._news.wait()
 
     @property
     def others(self) -> Iterable[GroupMachine]:
@@ -149,6 +170,8 @@ class Assembly:
         for name in sorted(names - {*self.machines}):
             self.machines[name] = GroupMachine(self, Note(name, Snapshot(_NEW, 0, members), epochs))
         self.routing = Routing(self.routing.table.spread(names))
+        for machine in self.machines.values():  # what one compared another one writes now
+            machine.comparisons.forget()
 
     @property
     def idle(self) -> list[str]:
@@ -159,6 +182,7 @@ class Assembly:
         """Forget groups that have no part of the disks."""
         for name in {*names} & {*self.idle}:
             del self.machines[name]
+            self.retired.add(name)
 
     # Another node's state
 
@@ -199,6 +223,7 @@ class Assembly:
     async def _break_off(self) -> None:
         """What the image holds is nothing from now on, until all is taken over."""
         self.incomplete = True
+        self.taken += 1
         await self.durable()
 
     async def _become(self, notes: Mapping[str, Note]) -> None:

@@ -76,7 +76,8 @@ class Taker:
                     raise NetworkError("catching up", "the other node is not as far as this one", "it is tried again")
                 await begin()
                 await self._take(state)
-                if (await self._state()).disks == state.disks:
+                again = await self._state()
+                if (again.disks, again.changing) == (state.disks, state.changing):
                     await load_exported(self._image.path, volumes, self._image.regions)
                     return notes
         raise NetworkError("catching up", "disks or snapshots change all the time", "it is tried again")

@@ -24,6 +24,7 @@ from nbdvde.errors import (
     RefusedError,
 )
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
+from nbdvde.replication.batches import unknown
 from nbdvde.replication.changing import made_nowait, make, written_together
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note
@@ -84,7 +85,7 @@ class GroupMachine:
             await self._assembly.turn(lambda: self.may_do(operation) or self.applied.index >= entry.index)
             if self.applied.index < entry.index:
                 return await self._do_now(entry, operation)
-        return None  # it was part of a state that was taken over
+        return _unknown_of(operation)  # it was part of a state that was taken over
 
     async def _opened(self, entry: Entry) -> Operation | None:
         """What it says, if it is for us. Raises DamageError."""
@@ -230,6 +231,16 @@ class GroupMachine:
             else:
                 self.stuck = ""
                 return done
+
+
+def _unknown_of(operation: Operation | None) -> object:
+    """The result of an operation that was done elsewhere."""
+    match operation:
+        case None:
+            return None
+        case [*changes]:
+            return [unknown() for _ in changes]
+    return unknown()
 
 
 def moved(what: str) -> MovedError:

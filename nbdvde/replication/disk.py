@@ -68,8 +68,13 @@ class Ways(Protocol):
     async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         """Wait until what is in the image of a range is everything that was answered before this call.
 
-        Without a disk: of the catalogue.
+        Without a disk: of everything.
         """
+
+    @property
+    def taken(self) -> int:
+        """How often the image began to become what that of another node is: what was read meanwhile is nothing."""
+        raise NotImplementedError
 
     def release(self, disk: str, attachment: Attachment) -> None:
         """The last client has gone, and nothing of any is on its way."""
@@ -147,14 +152,22 @@ class ReplicatedDisk(Disk):
         return None
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._hearing(self._ways.barrier(self.name, offset, length))
-        volume = self._find()
-        pieces = volume.read_nowait(offset, length)
-        return await volume.read(offset, length) if pieces is None else pieces
+        while True:
+            await self._hearing(self._ways.barrier(self.name, offset, length))
+            volume, taken = self._find(), self._ways.taken
+            pieces = volume.read_nowait(offset, length)
+            if pieces is None:
+                pieces = await volume.read(offset, length)
+            if taken == self._ways.taken:
+                return pieces
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._hearing(self._ways.barrier(self.name, offset, length))
-        return await self._find().status(context, offset, length, max_extents)
+        while True:
+            await self._hearing(self._ways.barrier(self.name, offset, length))
+            taken = self._ways.taken
+            found = await self._find().status(context, offset, length, max_extents)
+            if taken == self._ways.taken:
+                return found
 
     def write_nowait(self, offset: int, data: memoryview, *, owned: bool) -> bool:
         return False

@@ -33,9 +33,11 @@ class Giver:
 
     def __init__(
         self, image: Image, key: bytes, notes: Callable[[], list[Note]],
-        compared: Callable[[str, int], Awaitable[bytes]],
+        compared: Callable[[str, int], Awaitable[bytes]], changing: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self._image, self._hasher, self._notes, self._compared = image, Hasher(key), notes, compared
+        self._changing = changing
+        """Odd while something changes the catalogue, another number each time."""
         self._regions = RegionGiver(image)
 
     async def answer(self, question: bytes) -> bytes:
@@ -48,6 +50,8 @@ class Giver:
             case AskState():
                 if any(note.incomplete for note in self._notes()):
                     raise RefusedError(self._image.path, "is itself taking over a state", "ask another node")
+                if self._changing() % 2:
+                    raise RefusedError(self._image.path, "is changing its disks just now", "ask again")
                 return msgspec.msgpack.encode(await self._state())
             case AskChunks(label=label, first=first, count=count):
                 disk = await found(self._image, label)
@@ -66,12 +70,12 @@ class Giver:
                 return await self._compared(group, index)
 
     async def _state(self) -> ImageState:
-        notes, volumes = self._notes(), self._image.volumes
+        notes, changing, volumes = self._notes(), self._changing(), self._image.volumes
         disks = []
         for disk in list(volumes.disks):
             snapshots = [SnapshotState(m.name, m.size, m.created_ns) for m in volumes.snapshots(disk)]
             disks.append(DiskState(disk.name, disk.size, snapshots, await regions_of(self._image, disk)))
-        return ImageState(notes, disks)
+        return ImageState(notes, disks, changing)
 
 
 def _packed(data: bytes, blocks: bytes) -> bytes:

@@ -1,12 +1,13 @@
 """Having something done while all groups of an image stand still (see `assembly`), from the node that wants it."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
 import trio
 
-from nbdvde.errors import DetachedError, MovedError, QuorumError
+from nbdvde.errors import DetachedError, MovedError, NbdvdeError, QuorumError
 from nbdvde.replication.assembly import Assembly
 from nbdvde.replication.lane import Lane
 from nbdvde.replication.operations import Begin, GiveUp, Hold, Operation
@@ -43,13 +44,18 @@ class Holds:
         try:
             await self._main.barrier()  # of the groups that there are then none comes or goes before that is over
             with trio.move_on_after(_HOLD_S) as patience:
-                await together([partial(lane.propose, Hold(hold)) for lane in await self._others()])
+                await self._hold(hold)
             if patience.cancelled_caught:
                 raise QuorumError("cluster", "not all groups have a leader", "see nbdvde cluster groups")
             return await self._main.propose(make(hold))
         except BaseException:
             self._nursery.start_soon(self._give_up, hold)
             raise
+
+    async def _hold(self, hold: int) -> None:
+        """Have all groups stand still that do not."""
+        lanes = [lane for lane in await self._others() if lane.machine.held < hold]
+        await together([partial(_suggest, lane, hold) for lane in lanes])
 
     async def _begin(self) -> int:
         while True:
@@ -75,4 +81,12 @@ class Holds:
             if self._assembly.holding != seen or not self._main.group.is_leader:
                 seen, since = self._assembly.holding, trio.current_time()
             elif seen and trio.current_time() - since > _HOLD_S:
+                with trio.move_on_after(_HOLD_S), suppress(NbdvdeError):  # what `default` agreed on may wait for it
+                    await self._hold(seen)
                 await self._give_up(seen)
+
+
+async def _suggest(lane: Lane, hold: int) -> None:
+    """Have a group stand still, unless it came to its end."""
+    with suppress(MovedError):
+        await lane.propose(Hold(hold))

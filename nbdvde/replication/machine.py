@@ -45,13 +45,12 @@ class ImageMachine(GroupMachine):
         assembly = self._assembly
         self.nodes = dict(note.nodes)
         assembly.holding, assembly.settled, assembly.incomplete = note.holding, note.settled, note.incomplete
-        if note.table:
-            assembly.routing = Routing(Table.unpack(note.table))
+        assembly.routing = Routing(Table.unpack(note.table) if note.table else Table.of([self.name]))
 
     @property
     def note(self) -> Note:
         assembly = self._assembly
-        table = b"" if assembly.routing.alone else assembly.routing.table.pack()
+        table = assembly.routing.table.pack() if assembly.routing.version else b""
         return Note(
             self.name, self.applied, self.epochs, self.nodes, assembly.incomplete, self.begun, table,
             assembly.holding, assembly.settled,
@@ -141,6 +140,7 @@ class ImageMachine(GroupMachine):
             return moved(call.path)
         for machine in assembly.machines.values():
             machine.comparisons.forget()
+        assembly.changing += call.concerns_all
         try:
             await self._surely(assembly.note)
             return await self._surely(lambda: self._execute(self, call))
@@ -149,6 +149,7 @@ class ImageMachine(GroupMachine):
         except NbdvdeError as error:  # the same on all nodes
             return error
         finally:
+            assembly.changing += call.concerns_all
             assembly.settle(call.hold)
 
     # During a call

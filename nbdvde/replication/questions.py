@@ -43,6 +43,8 @@ class ImageState(msgspec.Struct, frozen=True, array_like=True):
     notes: list[Note]
     """Of all groups."""
     disks: list[DiskState]
+    changing: int
+    """Another number when something has changed the catalogue, even if it is the same again."""
 
 
 class AskChunks(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -77,7 +77,9 @@ class Replica:
         self._holds = Holds(assembly, self.main, self._others, self._nursery)
         self.roster = Roster(assembly, self.node, self.lane)
         retiring = Retiring(assembly, self.main, self.node)
-        giver = Giver(self.image, self.identity.key, assembly.all, self._compared_here)
+        giver = Giver(
+            self.image, self.identity.key, assembly.all, self._compared_here, changing=lambda: assembly.changing
+        )
 
         async def give(node: NodeId, question: bytes) -> bytes:
             return await giver.answer(question)
@@ -129,11 +131,12 @@ class Replica:
         while True:
             await self._arranged.wait()
             self._arranged = trio.Event()
-            machines = self.assembly.machines
+            machines = dict(self.assembly.machines)
+            await self.assembly.kept()  # a node must know of a group for good before it promises anything there
             for name in {*self.lanes} - {*machines}:
-                self.lanes.pop(name).end(gone=True)
+                self.lanes.pop(name).end(gone=name in self.assembly.retired)
                 await self.node.remove(name)
-            for name, machine in [*machines.items()]:
+            for name, machine in machines.items():
                 if name not in self.lanes:
                     group = await self.node.create(name, machine, machine.applied)
                     await machine.begin()
@@ -245,10 +248,20 @@ class Replica:
 
     async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         while True:
-            routing = self.assembly.routing
-            await self._in(routing.along(disk, offset, length) if disk else (DEFAULT,), Lane.barrier)
-            if routing is self.assembly.routing:
+            await self.assembly.whole()
+            routing, taken = self.assembly.routing, self.assembly.taken
+            # `default` says who has what, and what all groups stand still for.
+            groups = {DEFAULT, *(routing.along(disk, offset, length) if disk else routing.groups)}
+            try:
+                await self._in(groups, Lane.barrier)
+            except MovedError:
+                await self._moved(routing.version)
+            if routing is self.assembly.routing and taken == self.assembly.taken:
                 return
+
+    @property
+    def taken(self) -> int:
+        return self.assembly.taken
 
     async def attach(self, disk: str, abort: Callable[[], None]) -> Attachment:
         async with self._attaching.setdefault(disk, trio.Lock()):
@@ -256,8 +269,8 @@ class Replica:
             while attachment is None or not attachment.open:
                 epoch = await self._epoch(disk)
                 await self.barrier()
+                await self._fence(disk, epoch)
                 if self.machine.epochs.get(disk, (0, 0))[0] == epoch:  # nobody has taken it over already
-                    await self._fence(disk, epoch)
                     attachment = self._attachments[disk] = Attachment(epoch)
             attachment.join(abort)
             return attachment
@@ -361,9 +374,22 @@ class Replica:
         self, source: NodeId, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]
     ) -> Mapping[str, Note]:
         """Make the image what that of another node is (`assembly.Fetch`). Raises NbdvdeError."""
-        source = source or self.group.leader
-        if source in (0, self.node.number):
-            raise NetworkError("cluster", "has no leader to take the state from", "it is tried again")
+        failure: NbdvdeError = NetworkError("cluster", "has nobody to take the state from", "it is tried again")
+        for node in [source] if source else self._sources():
+            try:
+                return await self._fetch(node, have, begin)
+            except NbdvdeError as error:
+                failure = error
+        raise failure
+
+    def _sources(self) -> list[NodeId]:
+        """Nodes that can be asked, who leads first."""
+        others = [node for node in self.group.core.members if self.node.is_connected(node)]
+        return sorted({*others} - {self.node.number}, key=lambda node: (node != self.group.leader, node))
+
+    async def _fetch(
+        self, source: NodeId, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]
+    ) -> Mapping[str, Note]:
         _log.info("taking over the state of node %d", source)
 
         async def ask(question: bytes) -> bytes:

@@ -32,7 +32,9 @@ class Retiring:
         node.mesh.handle(APPLIED, self._answer)
 
     async def _answer(self, node: NodeId, question: bytes) -> bytes:
-        return self._applied.to_bytes(_INDEX_BYTES, "little")
+        applied = self._applied
+        await self._assembly.durable()  # it must not need again what comes before
+        return applied.to_bytes(_INDEX_BYTES, "little")
 
     @property
     def _applied(self) -> int:

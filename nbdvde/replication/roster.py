@@ -72,10 +72,19 @@ class Roster:
         await self._everywhere(_Action.TRANSFER, node)
 
     async def _everywhere(self, action: _Action, node: NodeId) -> None:
-        """In all groups, `default` last; those that come meanwhile begin with the members of that."""
-        for name in [*(machine.name for machine in self._assembly.others), DEFAULT]:
-            with suppress(MovedError):
-                await self._ask(_Ask(action, node, name))
+        """In all groups, `default` after the others; those that come later begin with the members of that."""
+        done = set[str]()
+        while left := [name for name in self._names() if name not in done]:
+            for name in left:
+                with suppress(MovedError):
+                    await self._ask(_Ask(action, node, name))
+            done |= {*left}
+            if action == _Action.DISMISS and node == self._node.number:
+                return  # it is told nothing any more
+            await (await self._lane(DEFAULT)).barrier()
+
+    def _names(self) -> list[str]:
+        return [*(machine.name for machine in self._assembly.others), DEFAULT]
 
     async def _ask(self, asked: _Ask) -> None:
         """Have the leader of a group do something. Waits while there is none. Raises NbdvdeError."""

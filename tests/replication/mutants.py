@@ -126,7 +126,7 @@ STATES = [
     mutant(
         "a change in time of the catalogue is overlooked",
         "catchup:Taker.run",
-        "if (await self._state()).disks == state.disks:",
+        "if (again.disks, again.changing) == (state.disks, state.changing):",
         "if True:",
     ),
     mutant("snapshots are not taken over", "catchup:Taker._take_disk", "if snapshot not in there:", "if False:"),

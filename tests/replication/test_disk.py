@@ -41,6 +41,8 @@ class Ways:
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         raise AssertionError("nothing is under way")
 
+    taken = 0
+
     async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         self.latest()
 

@@ -12,11 +12,11 @@ import trio
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
-from nbdvde.errors import MovedError, RefusedError, UsageError
+from nbdvde.errors import DetachedError, MovedError, RefusedError, UsageError
 from nbdvde.raft.messages import Entry, Snapshot
 from nbdvde.raft.placement import Table
 from nbdvde.replication.assembly import DEFAULT, Assembly
-from nbdvde.replication.notes import Notes
+from nbdvde.replication.notes import Note, Notes
 from nbdvde.replication.operations import (
     Action,
     Arrange,
@@ -262,6 +262,29 @@ async def test_a_call_without_a_hold_is_refused_where_there_are_groups() -> None
     await assembly.image.close()
 
 
+async def test_one_group_is_left_and_knows_by_which_table() -> None:
+    made, storage = two_groups(), fresh()
+    made.write(0, 0, 4)
+    made.arrange()
+    made.retire("a")
+    made.write(0, 0, 5)
+    assembly = await assembly_of(await open_storage(storage, KEY))
+    await apply(assembly, made.logs, random.Random(1))
+    await assembly.durable()
+    assembly.close()
+    image = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
+    again = await assembly_of(image)
+    assert again.routing.version == made.routing.version == 2
+    made.write(0, 0, 6)
+    assert await results(again, DEFAULT, made.logs[DEFAULT][-1:]) == [[None]]
+    assert await content(image) == made.wanted()
+    ahead = again.machines[DEFAULT]
+    ahead.take(Note(DEFAULT, Snapshot(0, 0, MEMBERS)))
+    assert again.routing.version == 0
+    await assembly.image.close()
+    await image.close()
+
+
 async def test_a_group_that_comes_knows_who_uses_a_disk() -> None:
     made, assembly = History(), await opened()
     made.add(DEFAULT, Attach("disk", 2))
@@ -325,7 +348,8 @@ async def test_a_state_is_taken_over_for_all_groups() -> None:
     }
     assert behind.routing.table == source.routing.table
     late = made.logs["b"][-1]
-    assert await behind.machines["b"].apply([late]) == [None], "it is part of the state"
+    ((told,),) = await results(behind, "b", [late])
+    assert isinstance(told, DetachedError), "it is part of the state: who asked for it is not told that it is done"
     with pytest.raises(UsageError):
         behind.image.disk("none")
     for assembly in (source, behind):

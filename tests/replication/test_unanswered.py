@@ -37,6 +37,8 @@ class Silent:
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         self.given_up = seconds, call
 
+    taken = 0
+
     async def barrier(self, disk: str = "", offset: int = 0, length: int = 0) -> None:
         self.barriers += 1
         if not self.leader:
