@@ -109,7 +109,7 @@ STATES = [
         "entries that a state contains are applied",
         "changes:GroupMachine._apply",
         "while self.applied.index < entry.index:",
-        "while True:",
+        "return await self._do_now(entry, operation)\n    while False:",
     ),
     mutant(
         "a state that is taken over counts at once",
