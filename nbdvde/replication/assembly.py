@@ -133,9 +133,8 @@ class Assembly:
                 await self._news.wait()
 
     async def whole(self) -> None:
-        """Wait until what the image holds is one state."""
-        while self.incomplete or self._paused:
-            await self._news.wait()
+        """Wait until what the image holds is one state; see to it that it becomes one."""
+        await self.turn(lambda: True)
 
     @property
     def others(self) -> Iterable[GroupMachine]:

@@ -87,7 +87,10 @@ class Replica:
         self.node.mesh.handle(PROPOSE, self._on_propose)
         self.node.mesh.handle(CATCH_UP, give)
         self.node.mesh.handle(ROOM, self._room.answer)
-        for task in (self._room.watch, self.roster.watch, self._holds.watch, retiring.watch, self._follow):
+        # A state that was taken over in part is completed even if there is nothing to apply and nobody reads.
+        for task in (
+            assembly.whole, self._room.watch, self.roster.watch, self._holds.watch, retiring.watch, self._follow,
+        ):  # fmt: skip
             self._nursery.start_soon(task)
         self.arranged()
 
