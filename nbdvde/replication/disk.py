@@ -74,7 +74,6 @@ class Ways(Protocol):
     @property
     def taken(self) -> int:
         """How often the image began to become what that of another node is: what was read meanwhile is nothing."""
-        raise NotImplementedError
 
     def release(self, disk: str, attachment: Attachment) -> None:
         """The last client has gone, and nothing of any is on its way."""
