@@ -69,7 +69,7 @@ class Assembly:
         self.changing = 0
         """Counts beginnings and ends of what changes the catalogue: odd while something does."""
         self.retired: set[str] = set()
-        """Groups that came to their end here, in order."""
+        """Groups that came to their end because they had no part of the disks any more."""
         self._paused = False
         self._taking = trio.Lock()
         self._news = trio.Event()

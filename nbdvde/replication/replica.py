@@ -21,6 +21,7 @@ from nbdvde.raft.node import Node
 from nbdvde.replication.assembly import DEFAULT, Assembly
 from nbdvde.replication.batches import unknown
 from nbdvde.replication.catchup import Taker, unpacked
+from nbdvde.replication.changes import GroupMachine
 from nbdvde.replication.compare import length_of
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.giving import Giver
@@ -72,7 +73,7 @@ class Replica:
         """Begin to serve others, and clients; `groups` are those that the node has, `default` among them."""
         self.assembly = assembly
         for name, group in groups.items():
-            self._add(group)
+            self._add(group, assembly.machines[name])
             await assembly.machines[name].begin()
         self._holds = Holds(assembly, self.main, self._others, self._nursery)
         self.roster = Roster(assembly, self.node, self.lane)
@@ -122,8 +123,7 @@ class Replica:
         """Of `default`."""
         return cast(ImageMachine, self.main.machine)
 
-    def _add(self, group: Group) -> None:
-        machine = self.assembly.machines[group.name]
+    def _add(self, group: Group, machine: GroupMachine) -> None:
         self.lanes[group.name] = Lane(machine, group, self.node, self._sealer, self._room, self._nursery)
 
     def arranged(self) -> None:
@@ -143,7 +143,7 @@ class Replica:
                 if name not in self.lanes:
                     group = await self.node.create(name, machine, machine.applied)
                     await machine.begin()
-                    self._add(group)
+                    self._add(group, machine)
             self._lanes_changed.set()
             self._lanes_changed = trio.Event()
 
