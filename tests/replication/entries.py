@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from nbdvde.admin.replicated import executing
 from nbdvde.engine.image import Image
 from nbdvde.raft.messages import Entry, EntryKind, Members, Snapshot
-from nbdvde.replication.assembly import Assembly, Fetch
+from nbdvde.replication.assembly import Assembly, Fetch, Listener
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Identity, Note, Notes, Place
 from nbdvde.replication.operations import Operation
@@ -59,7 +59,7 @@ async def machine_of(image: Image, heard: Heard | None = None, fetch: Fetch | No
     return machine
 
 
-async def assembly_of(image: Image, heard: Heard | None = None, fetch: Fetch | None = None) -> Assembly:
+async def assembly_of(image: Image, heard: Listener | None = None, fetch: Fetch | None = None) -> Assembly:
     """Its groups."""
     notes = await Notes.load(image)
     if notes is None:

@@ -1,7 +1,7 @@
 """One image becomes what another one is; only what differs travels."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import trio
@@ -29,11 +29,11 @@ async def image(size: int = SIZE) -> Image:
     return await open_storage(storage, KEY)
 
 
-def giver(source: Image) -> Giver:
+def giver(source: Image, changing: Callable[[], int] = lambda: 0) -> Giver:
     async def compared(group: str, index: int) -> bytes:
         raise AssertionError(index)
 
-    return Giver(source, CLUSTER.key, lambda: [NOTE], compared)
+    return Giver(source, CLUSTER.key, lambda: [NOTE], compared, changing=changing)
 
 
 def taker(image: Image, source: Image) -> Taker:

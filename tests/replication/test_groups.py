@@ -16,6 +16,7 @@ from nbdvde.errors import DetachedError, MovedError, RefusedError, UsageError
 from nbdvde.raft.messages import Entry, Snapshot
 from nbdvde.raft.placement import Table
 from nbdvde.replication.assembly import DEFAULT, Assembly
+from nbdvde.replication.compare import CHUNK
 from nbdvde.replication.notes import Note, Notes
 from nbdvde.replication.operations import (
     Action,
@@ -24,10 +25,12 @@ from nbdvde.replication.operations import (
     Begin,
     Call,
     Change,
+    Compare,
     Fence,
     GiveUp,
     Hold,
     Operation,
+    Repair,
     Retire,
 )
 from nbdvde.replication.routing import STRIPE, Routing
@@ -283,6 +286,18 @@ async def test_one_group_is_left_and_knows_by_which_table() -> None:
     assert again.routing.version == 0
     await assembly.image.close()
     await image.close()
+
+
+async def test_a_comparison_counts_no_more_when_there_is_another_table() -> None:
+    """Another group may have written since what this one compared."""
+    made, assembly = two_groups(), await opened()
+    compared = {group: made.add(group, Compare("disk", 0, 1, table=1)) for group in (DEFAULT, "a")}
+    made.arrange("a", "b")
+    await apply(assembly, made.logs, random.Random(1))
+    for group, index in compared.items():
+        repair = Repair("disk", index, 0, bytes(CHUNK))
+        assert await results(assembly, group, [made.authors[group].entry(repair)]) == [0]
+    await assembly.image.close()
 
 
 async def test_a_group_that_comes_knows_who_uses_a_disk() -> None:

@@ -22,7 +22,7 @@ from nbdvde.errors import (
     UnreadableError,
     UsageError,
 )
-from nbdvde.raft.messages import Snapshot
+from nbdvde.raft.messages import Entry, EntryKind, Snapshot
 from nbdvde.replication.compare import Hasher
 from nbdvde.replication.comparison import UNREADABLE
 from nbdvde.replication.machine import ImageMachine
@@ -197,6 +197,7 @@ async def test_what_a_state_contains_is_not_applied_again():
     made, (written,) = cast(Any, await machine.apply(entries[:2]))
     assert isinstance(made, DetachedError)
     assert isinstance(written, DetachedError)
+    assert await machine.apply([Entry(1, 3, EntryKind.MEMBERS, b"")]) == [None], "its fate is known"
     assert (await content(image))[0] == 2
     await image.close()
 

@@ -13,22 +13,35 @@ from trio.testing import MockClock
 
 from tests.crash.mutants import Mutant
 from tests.replication import (
+    test_arranging,
     test_batches,
     test_catchup,
     test_disk,
     test_everywhere,
+    test_groups,
+    test_holds,
     test_machine,
     test_regions,
     test_replica,
     test_sealing,
+    test_taking_over,
 )
+from tests.replication.group_mutants import GROUPS
 from tests.replication.mutants import MUTANTS, REGIONS
 
 _PATIENCE_S = 5.0
 """Of real time: virtual time runs while threads work."""
-_SLOW = ("test_after_a_crash_the_rest_is_applied_to_what_is_there",)
+_SLOW = (
+    "test_after_a_crash_the_rest_is_applied_to_what_is_there",
+    "test_all_groups_come_to_what_was_asked_for",
+    "test_after_a_crash_all_groups_go_on_from_what_is_there",
+)
 DIRECTED = (test_disk, test_sealing, test_replica, test_batches, test_machine, test_catchup)
 OF_REGIONS = (test_everywhere, test_regions)
+OF_GROUPS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (test_holds, test_arranging, test_taking_over, test_groups, test_machine)
+}
 
 
 def _cases(modules: Sequence[ModuleType]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -86,12 +99,19 @@ def first_to_fail(modules: Sequence[ModuleType] = DIRECTED) -> str | None:
 
 def test_without_a_fault_none_fails() -> None:
     assert first_to_fail() is None
+    assert first_to_fail([*OF_GROUPS.values()]) is None
 
 
 @pytest.mark.parametrize("mutant", REGIONS, ids=lambda mutant: mutant.name)
 def test_of_regions_is_noticed(mutant: Mutant) -> None:
     with mutant.applied():
         assert first_to_fail(OF_REGIONS), "no test of regions fails"
+
+
+@pytest.mark.parametrize("mutant", GROUPS, ids=lambda mutant: mutant.name)
+def test_of_groups_is_noticed(mutant: Mutant) -> None:
+    with mutant.applied():
+        assert first_to_fail([OF_GROUPS[mutant.found_by]]), "no test of groups fails"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

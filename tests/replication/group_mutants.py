@@ -1,0 +1,200 @@
+"""Deliberate faults of what several groups, and a state of another node, have to do with each other.
+
+`found_by` names the module of tests that must notice a fault.
+"""
+
+from tests.crash.mutants import Edit, Mutant
+
+
+def mutant(name: str, where: str, old: str, new: str, found_by: str) -> Mutant:
+    """A fault of one edit."""
+    return Mutant(name, (Edit(where, old, new, "nbdvde.replication"),), found_by)
+
+
+def of_holds(name: str, where: str, old: str, new: str) -> Mutant:
+    return mutant(name, where, old, new, "test_holds")
+
+
+def of_arranging(name: str, where: str, old: str, new: str) -> Mutant:
+    return mutant(name, where, old, new, "test_arranging")
+
+
+def of_states(name: str, where: str, old: str, new: str) -> Mutant:
+    return mutant(name, where, old, new, "test_taking_over")
+
+
+HOLDS = [
+    of_holds("who stands still is asked again", "holds:Holds._hold", " if lane.machine.held < hold", ""),
+    of_holds("who ended has to stand still", "holds:_suggest", "with suppress(MovedError):", "if True:"),
+    of_holds("who never heard of a hold is not told", "holds:Holds.watch", "await self._hold(seen)", "pass"),
+    of_holds(
+        "who has no leader is waited for",
+        "holds:Holds.watch",
+        "trio.move_on_after(_HOLD_S), suppress(NbdvdeError)",
+        "suppress(NbdvdeError)",
+    ),
+    of_holds(
+        "who lost its leader is waited for",
+        "holds:Holds.watch",
+        "trio.move_on_after(_HOLD_S), suppress(NbdvdeError)",
+        "trio.move_on_after(_HOLD_S)",
+    ),
+]
+
+ARRANGING = [
+    of_arranging(
+        "groups promise before they are kept",
+        "replica:Replica._follow",
+        "await self.assembly.kept()",
+        "await trio.lowlevel.checkpoint()",
+    ),
+    of_arranging(
+        "groups that came meanwhile promise before they are kept",
+        "replica:Replica._follow",
+        "dict(self.assembly.machines)",
+        "self.assembly.machines",
+    ),
+    of_arranging("a full image ends its node", "assembly:Assembly.kept", "await trio.sleep(_AGAIN_S)", "raise"),
+    of_arranging(
+        "a group that ended meanwhile is looked for",
+        "replica:Replica._follow",
+        "self._add(group, machine)",
+        "self._add(group, self.assembly.machines[name])",
+    ),
+    of_arranging(
+        "whatever is gone did nothing",
+        "replica:Replica._follow",
+        "gone=name in self.assembly.retired",
+        "gone=True",
+    ),
+    of_arranging(
+        "nobody knows what a group that is gone did", "assembly:Assembly.retire", "self.retired.add(name)", "pass"
+    ),
+    of_arranging("who reads does not ask who has it", "replica:Replica.barrier", "{DEFAULT, *(", "{*("),
+    of_arranging(
+        "who reads everything asks one group", "replica:Replica.barrier", "else routing.groups", "else (DEFAULT,)"
+    ),
+    of_arranging(
+        "who reads of a group that ends fails",
+        "replica:Replica.barrier",
+        "await self._moved(routing.version)",
+        "raise",
+    ),
+    of_arranging(
+        "who is let in may have lost the disk",
+        "replica:Replica.attach",
+        "await self._fence(disk, epoch)\n"
+        "            if self.machine.epochs.get(disk, (0, 0))[0] == epoch:  # nobody has taken it over already\n",
+        "if self.machine.epochs.get(disk, (0, 0))[0] == epoch:\n                await self._fence(disk, epoch)\n",
+    ),
+    of_arranging(
+        "a node tells how far it is before that is kept",
+        "retiring:Retiring._answer",
+        "await self._assembly.durable()",
+        "await trio.lowlevel.checkpoint()",
+    ),
+    of_arranging(
+        "members of groups that come meanwhile are the old ones",
+        "roster:Roster._everywhere",
+        "while left := [name for name in self._names() if name not in done]:",
+        "for left in [self._names()]:",
+    ),
+    of_arranging(
+        "groups are overlooked that this node does not know yet",
+        "roster:Roster._everywhere",
+        "await (await self._lane(DEFAULT)).barrier()",
+        "pass",
+    ),
+    of_arranging(
+        "who leaves waits for what it is not told",
+        "roster:Roster._everywhere",
+        "return  # it is told nothing any more",
+        "pass",
+    ),
+]
+
+STATES = [
+    of_states(
+        "what was read while a state was taken over is told",
+        "disk:ReplicatedDisk.read",
+        "if taken == self._ways.taken:",
+        "if True:",
+    ),
+    of_states(
+        "what was stored while a state was taken over is told",
+        "disk:ReplicatedDisk.status",
+        "if taken == self._ways.taken:",
+        "if True:",
+    ),
+    of_states("half of a state is read", "replica:Replica.barrier", "await self.assembly.whole()", "pass"),
+    of_states(
+        "what comes behind a state is not waited for",
+        "replica:Replica.barrier",
+        " and taken == self.assembly.taken",
+        "",
+    ),
+    of_states("states are not counted", "assembly:Assembly._break_off", "self.taken += 1", "pass"),
+    of_states(
+        "who reads only waits until a state is whole",
+        "assembly:Assembly.whole",
+        "await self.turn(lambda: True)",
+        "while self.incomplete or self._paused:\n        await self._news.wait()",
+    ),
+    of_states(
+        "half a state stays until somebody reads",
+        "replica:Replica.start",
+        "assembly.whole, self._room.watch",
+        "self._room.watch",
+    ),
+    of_states(
+        "only the leader has a state to give",
+        "replica:Replica.fetch",
+        "[source] if source else self._sources()",
+        "[source or self.group.leader]",
+    ),
+    of_states(
+        "anybody is asked for what one offered",
+        "replica:Replica.fetch",
+        "[source] if source else self._sources()",
+        "self._sources()",
+    ),
+    of_states("the leader is not asked first", "replica:Replica._sources", "(node != self.group.leader, node)", "node"),
+    of_states(
+        "a disk that went back is overlooked",
+        "catchup:Taker.run",
+        "(again.disks, again.changing) == (state.disks, state.changing)",
+        "again.disks == state.disks",
+    ),
+    of_states("who changes its disks gives a state", "giving:Giver.answer", "if self._changing() % 2:", "if False:"),
+    of_states(
+        "the beginning of a change of disks is not told",
+        "machine:ImageMachine._call",
+        "assembly.changing += call.concerns_all\n    try:",
+        "try:",
+    ),
+    of_states(
+        "the end of a change of disks is not told",
+        "machine:ImageMachine._call",
+        "finally:\n        assembly.changing += call.concerns_all",
+        "finally:\n        pass",
+    ),
+    mutant(
+        "what was done elsewhere is done",
+        "changes:GroupMachine._apply",
+        "return _unknown_of(operation)",
+        "return None",
+        "test_machine",
+    ),
+    mutant(
+        "nobody knows what became of what says nothing", "changes:_unknown_of", "return None", "pass", "test_machine"
+    ),
+    mutant(
+        "comparisons outlive the table",
+        "assembly:Assembly.arrange",
+        "machine.comparisons.forget()",
+        "pass",
+        "test_groups",
+    ),
+]
+
+GROUPS = HOLDS + ARRANGING + STATES
