@@ -211,6 +211,13 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Bytes a second, at most, that are taken from another node after having been away for longer."""
     election: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds without a sign of the leader after which another is elected."""
+    lease: bool = False
+    """Answer reads without asking the other nodes, as long as they cannot have elected another leader. A clock that
+    runs more than twice as fast as another may then have old data read: set it on all nodes, and keep clocks even."""
+    compare_every: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 604_800.0
+    """Seconds from one comparison of all replicas in the background to the next, which mends what differs; 0: never."""
+    compare_rate: Size = Size(16 << 20)
+    """Bytes of disks a second, at most, that are compared in the background."""
 
     @property
     def wanted(self) -> bool:
@@ -221,11 +228,12 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         given = [name for name in ("listen", "cert", "key", "ca") if getattr(self, name) is not None]
         if given and len(given) < 4:
             raise ValueError(f"{given[0]} is of no use without the others of listen, cert, key and ca")
-        if self.catch_up_rate is not None:
-            try:
-                check_rate(self.catch_up_rate)
-            except UsageError as error:
-                raise ValueError(error.message) from None
+        for rate in (self.catch_up_rate, self.compare_rate):
+            if rate is not None:
+                try:
+                    check_rate(rate)
+                except UsageError as error:
+                    raise ValueError(error.message) from None
 
 
 class DiskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

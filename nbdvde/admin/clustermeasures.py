@@ -5,6 +5,7 @@ import msgspec
 from nbdvde.engine.image import Image
 from nbdvde.replication.registry import replica_of
 from nbdvde.replication.replica import Replica
+from nbdvde.replication.scrubbing import Scrubbed
 
 
 class ClusterMeasures(msgspec.Struct, frozen=True):
@@ -32,6 +33,12 @@ class ClusterMeasures(msgspec.Struct, frozen=True):
     """Entries that the slowest of the others lacks, as the leader knows."""
     received_bytes: int
     """That it took over from another node to catch up, the last time."""
+    compared_bytes: int
+    """Of disks, that it had compared on all nodes in the background since it began."""
+    differences: int
+    """Chunks of them that were not the same everywhere."""
+    repaired: int
+    """Of these, those that are now."""
     problem: str
     """What keeps it from taking part, if anything does."""
 
@@ -42,12 +49,14 @@ def cluster_measures(image: Image) -> ClusterMeasures | None:
     if replica is None:
         return None
     seen, machine, taker = replica.group.status(), replica.machine, replica.taker
+    scrubbed = replica.scrubbing.found if replica.scrubbing else Scrubbed()
     others = [node for node in seen.members if node != replica.node.number]
     return ClusterMeasures(
         replica.node.number, seen.role, seen.leader, seen.term, seen.elections, len(list(seen.members)),
         sum(map(replica.node.is_connected, others)), seen.commit, machine.applied.index, seen.log_bytes,
         max((seen.last - match for match in seen.matches.values()), default=None),
-        taker.received if taker else 0, _problem_of(replica),
+        taker.received if taker else 0, scrubbed.compared_bytes, scrubbed.differences, scrubbed.repaired,
+        _problem_of(replica),
     )  # fmt: skip
 
 

@@ -146,6 +146,9 @@ _CLUSTER: tuple[tuple[str, str, Callable[[ClusterMeasures], float]], ...] = (
     ("log_bytes", "Of entries that are kept for others.", lambda found: found.log_bytes),
     ("behind_entries", "What the slowest of the others lacks; of a leader.", lambda found: found.behind or 0),
     ("catch_up_bytes", "Taken over from another node, the last time.", lambda found: found.received_bytes),
+    ("compared_bytes", "Of disks, compared on all nodes in the background.", lambda found: found.compared_bytes),
+    ("differences", "Chunks of them that were not the same everywhere.", lambda found: found.differences),
+    ("repaired", "Of these, those that are now.", lambda found: found.repaired),
     ("stands_still", "1 when something keeps this node from taking part.", lambda found: bool(found.problem)),
 )
 """Name, help and value of what is told of the cluster of an image."""

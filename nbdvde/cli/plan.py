@@ -179,7 +179,10 @@ def _cluster(exports: Sequence[PlannedExport], options: ClusterOptions) -> Clust
         raise UsageError(f"cluster.listen {options.listen}", "is not HOST:PORT", "like 10.0.0.1:10810")
     files = TlsFiles(Path(options.cert), Path(options.key), Path(options.ca))
     directory = Path(options.directory) if options.directory else image.with_name(f"{image.name}.raft")
-    return ClusterPlan(address, files, directory, options.log_size, options.election, options.catch_up_rate)
+    return ClusterPlan(
+        address, files, directory, options.log_size, options.election, catch_up_rate=options.catch_up_rate,
+        lease=options.lease, compare_every_s=options.compare_every, compare_rate=options.compare_rate,
+    )  # fmt: skip
 
 
 def _tls(options: TlsOptions) -> ssl.SSLContext | None:

@@ -4,7 +4,10 @@ What one of them holds differently is written again on all, as most of them have
 and changes nothing when the chunk was written, or anything else happened to the disk, after it was compared.
 """
 
+import math
 from collections import OrderedDict
+
+import trio
 
 from nbdvde.disk import BLOCK, Disk
 from nbdvde.errors import DamageError
@@ -26,6 +29,8 @@ class Comparisons:
         self._hasher = Hasher(key)
         self._made: OrderedDict[int, bytes] = OrderedDict()
         self._latest = 0
+        self.latest_s = -math.inf
+        """When one was made last."""
         self._disk = ""
         self._touched: set[int] = set()
         """Chunks of that disk that were written since."""
@@ -51,6 +56,7 @@ class Comparisons:
         if len(self._made) > _KEPT:
             self._made.popitem(last=False)
         self._latest, self._disk, self._touched = index, asked.disk, set()
+        self.latest_s = trio.current_time()
         return found
 
     async def _hash(self, volume: Disk, number: int) -> bytes:

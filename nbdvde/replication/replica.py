@@ -35,6 +35,7 @@ from nbdvde.replication.regioncopy import found
 from nbdvde.replication.retiring import Retiring
 from nbdvde.replication.room import Room
 from nbdvde.replication.roster import Roster
+from nbdvde.replication.scrubbing import Scrubbing
 from nbdvde.replication.sealing import Sealer
 from nbdvde.replication.together import together
 
@@ -68,6 +69,8 @@ class Replica:
         """Bytes a second, at most, that are taken over."""
         self.taker: Taker | None = None
         """What is being taken over from another node, or was last."""
+        self.scrubbing: Scrubbing | None = None
+        """Compares replicas in the background, if that is wanted."""
 
     async def start(self, assembly: Assembly, groups: Mapping[str, Group]) -> None:
         """Begin to serve others, and clients; `groups` are those that the node has, `default` among them."""

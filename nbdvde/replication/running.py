@@ -29,6 +29,7 @@ from nbdvde.replication.machine import Execute
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.registry import register
 from nbdvde.replication.replica import Replica
+from nbdvde.replication.scrubbing import Scrubbing
 from nbdvde.replication.sealing import Sealer
 from nbdvde.tls import TlsFiles
 
@@ -51,6 +52,12 @@ class Plan:
     election_s: float
     catch_up_rate: int | None = None
     """Bytes a second, at most, that are taken over from another node."""
+    lease: bool = False
+    """See `raft.settings.Settings`."""
+    compare_every_s: float = 0.0
+    """Between two comparisons of all replicas in the background; 0: none."""
+    compare_rate: int = 16 << 20
+    """Bytes a second of that, at most."""
 
 
 @asynccontextmanager
@@ -64,7 +71,14 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     me = NodeIdentity(identity.node, identity.cluster.hex())
     options = Options(tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes)
     log = await workers.run(FileLog, DiskDirectory(plan.directory))
-    node = Node(me, log, network, Settings(election=_ELECTION_TICKS), random.SystemRandom().randint, options=options)
+    node = Node(
+        me,
+        log,
+        network,
+        Settings(election=_ELECTION_TICKS, lease=plan.lease),
+        random.SystemRandom().randint,
+        options=options,
+    )
     async with trio.open_nursery() as nursery:
         sealer = Sealer(identity.key, os.urandom)
         replica = Replica(image, identity, node, sealer, nursery)
@@ -75,6 +89,8 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
 
         replica.placed_changed = placed
         replica.catch_up_rate = plan.catch_up_rate
+        if plan.compare_every_s:
+            replica.scrubbing = Scrubbing(replica, plan.compare_every_s, plan.compare_rate)
         assembly = Assembly(image, notes, sealer, replica, replica.fetch)
         assembly.open(notes.found, execute)
         groups = _open(node, log, assembly.machines, plan.directory)
@@ -83,6 +99,8 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
             groups[DEFAULT] = await node.create(DEFAULT, assembly.machines[DEFAULT], note.applied)
         await replica.start(assembly, groups)
         register(image, replica)
+        if replica.scrubbing:
+            nursery.start_soon(replica.scrubbing.run)
         try:
             yield replica
         finally:

@@ -42,8 +42,8 @@ class Verified(msgspec.Struct, frozen=True):
     differences: list[Difference] = []
 
 
-async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified, None]:
-    """Compare every disk of all nodes that can be reached, and its regions; a line for every few chunks.
+async def verify(replica: "Replica", *, repair: bool, chunks: int = CHUNKS) -> AsyncGenerator[Verified, None]:
+    """Compare every disk of all nodes that can be reached, and its regions; a line for every so many chunks.
 
     Regions are not mended where their directories differ: such a node has made changes that the others have not, and
     has to join anew. Raises NbdvdeError.
@@ -51,8 +51,8 @@ async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified
     image, strange = replica.image, set[str]()
     for name in [label for disk in list(image.volumes.disks) for label in await labels_of(image, disk)]:
         size = (await found(image, name)).size
-        for first in range(0, chunks_of(size), CHUNKS):
-            group, index, told = await _compared(replica, name, first)
+        for first in range(0, chunks_of(size), chunks):
+            group, index, told = await _compared(replica, name, first, chunks)
             mend = repair and directory_of(name) not in {name, *strange}
             differences = [
                 await _settled(replica, group, index, name, first + at, hashes, repair=mend)
@@ -61,18 +61,18 @@ async def verify(replica: "Replica", *, repair: bool) -> AsyncGenerator[Verified
             ]
             if differences and directory_of(name) == name:
                 strange.add(name)
-            done = min((first + CHUNKS) << 20, size)
+            done = min((first + chunks) << 20, size)
             yield Verified(name, done, size, sorted(told), differences)
 
 
-async def _compared(replica: "Replica", disk: str, first: int) -> tuple[str, int, Mapping[NodeId, bytes]]:
+async def _compared(replica: "Replica", disk: str, first: int, count: int) -> tuple[str, int, Mapping[NodeId, bytes]]:
     """(group, index, hashes by node)."""
     is_region = replica.image.volumes.find(disk) is None
     for _ in range(_TRIES):
         routing = replica.assembly.routing
         lane = await replica.lane(DEFAULT if is_region else routing.at(disk, first << 20))
         try:
-            index, _ = cast(tuple[int, bytes], await lane.propose(Compare(disk, first, CHUNKS, routing.version)))
+            index, _ = cast(tuple[int, bytes], await lane.propose(Compare(disk, first, count, routing.version)))
         except DetachedError:  # it is harmless to do it twice
             continue
         return lane.name, index, await replica.compared(lane.name, index)

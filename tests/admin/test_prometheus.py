@@ -37,7 +37,7 @@ def measures(path: str = "a.vde", capacity: int | None = 1000) -> Measures:
     image = ImageMeasures(
         path, False, "full", 1, 900, SpaceGauges(1, 2, 3, 4, 5, capacity), [DiskGauges("d", 512, 256, 7)], statistics,
         11, 12, 13, 14, 15, 16, 17, Latency.of(syncs),
-        ClusterMeasures(2, "leader", 2, 7, 1, 3, 1, 100, 99, 4096, 12, 0, "full"),
+        ClusterMeasures(2, "leader", 2, 7, 1, 3, 1, 100, 99, 4096, 12, 0, 5 << 20, 3, 2, "full"),
     )  # fmt: skip
     export = ExportMeasures('odd "name"\\\n', 512, False, 2, traffic())
     return Measures(1.5, traffic(), ConnectionMeasures(1, 2, 3, 4, 5), [], [export], [image])

@@ -259,7 +259,8 @@ window.fetch = async (url, how) => {{
     const answer = await real(url, how);
     if (url !== "v1/metrics") return answer;
     const found = await answer.json();
-    found.images[0].cluster = {{received_bytes: 5 * 2 ** 20, problem: "the image is full"}};
+    found.images[0].cluster = {{received_bytes: 5 * 2 ** 20, compared_bytes: 3 * 2 ** 30, differences: 7,
+        repaired: 5, problem: "the image is full"}};
     return new Response(JSON.stringify(found));
 }}"""
 
@@ -275,12 +276,16 @@ def test_nodes_that_are_away_and_behind(browser: Chromium, tmp_path: Path, width
         facts = browser.text("#cluster-facts")
         assert "78 entries agreed on and not yet applied here" in facts
         assert "5.00 MiB taken over to catch up" in facts
+        assert "3.00 GiB compared with the other nodes" in facts
+        assert "5 differences repaired" in facts
         rows = browser.ask(NODES)
         assert [row[0] for row in rows[1:]] == ["2 · two.example", "13 · <b>three</b>"]
         assert rows[2][3:] == ["1.23 M", "none"]
         assert browser.ask("[...document.querySelectorAll('#nodes .bad')].map((cell) => cell.innerText)") == ["none"]
         browser.until("document.querySelector('#state.good')")
-        assert "image.vde: this node takes no part in its cluster: the image is full." in browser.text("#alerts")
+        alerts = browser.text("#alerts")
+        assert "image.vde: this node takes no part in its cluster: the image is full." in alerts
+        assert "image.vde: nodes differ in 2 chunks of 1 MiB: see nbdvde cluster verify." in alerts
         assert browser.ask("document.documentElement.scrollWidth") == width
         assert browser.ask(OVERFLOWING) == []
 

@@ -124,8 +124,12 @@ class Cluster:
         capacity: int = 0,
         content: bytes = b"",
         members: Sequence[Member] = (),
+        **options: object,
     ) -> None:
-        """`content` is what the first image holds before, with a snapshot and a stream; `members` are made already."""
+        """`content` is what the first image holds before, with a snapshot and a stream; `members` are made already.
+
+        `options` are further ones of `[cluster]`.
+        """
         self._size, self._capacity = size, capacity
         self.members = list(members) or [
             Member(folder / f"node{number}", number, port) for number, port in enumerate(free_ports(nodes), 1)
@@ -135,7 +139,7 @@ class Cluster:
             certificate, key = authority.node(member.name)
             table = {
                 "listen": member.listen, "cert": str(certificate), "key": str(key), "ca": str(authority.ca),
-                "election": election_s, "log_size": log_size,
+                "election": election_s, "log_size": log_size, **options,
             }  # fmt: skip
             lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
             (member.folder / "node.toml").write_text("\n".join(["[cluster]", *lines]) + "\n")

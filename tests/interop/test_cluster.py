@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nbdvde import check_image
-from tests.interop.cluster import Cluster, has_applied
+from tests.interop.cluster import WAIT_S, Cluster, Member, has_applied
 from tests.interop.harness import ROOT, libnbd, libnbd_python, nbdvde, nbdvde_json, need, run
 
 SIZE = 8 << 20
@@ -116,6 +116,30 @@ def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
     assert found.endswith("M compared on nodes 1, 2, 3\n")
     assert "repaired" in nbdvde("cluster", "verify", cluster.members[1].image, "--repair")
     assert "differs" not in nbdvde("cluster", "verify", leader.image)
+
+
+def test_what_differs_is_mended_in_the_background(tmp_path: Path) -> None:
+    """And reads by lease."""
+    with closing(Cluster(tmp_path, SIZE, compare_every=1, lease=True)) as cluster:
+        member = cluster.members[1]
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 0 4M", member.uri)
+        member.stop()
+        member.change(lambda image: image.disk().write(1 << 20, memoryview(b"changed behind its back")))
+        member.start()
+        deadline = time.monotonic() + WAIT_S
+        while not any(_repaired(other) for other in cluster.members):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for other in cluster.members:
+            run("qemu-io", "-f", "raw", "-c", "read -P 7 0 4M", other.uri)
+        for other in cluster.members:
+            other.stop()
+
+
+def _repaired(member: Member) -> int:
+    """Differences that a node had repaired in the background."""
+    [image] = member.control.metrics().images
+    return image.cluster.repaired if image.cluster else 0
 
 
 def test_regions_are_changed_on_all_nodes(cluster: Cluster, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ from tests.replication.test_catchup import run
 BORN_NS, SECOND_NS = 1_700_000_000_000_000_000, 10**9
 
 
-def fresh() -> RecordingStorage:
+def fresh(size: int = 1 << 20) -> RecordingStorage:
     storage = RecordingStorage()
-    format_storage(storage, 1 << 20, KEY, segment_bytes=1 << 20)
+    format_storage(storage, size, KEY, segment_bytes=1 << 20)
     return RecordingStorage(bytes(storage.image))
 
 

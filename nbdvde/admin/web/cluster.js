@@ -26,6 +26,8 @@ function facts(status, measures) {
   const found = [[lag ? entries(lag) : "nothing", "agreed on and not yet applied here"], [count(status.committed), "entries agreed on"],
     [bytes(status.log_bytes), "of them kept for others"], [count(status.elections), "times asked for votes"]];
   if (measures.received_bytes) found.push([bytes(measures.received_bytes), "taken over to catch up"]);
+  if (measures.compared_bytes) found.push([bytes(measures.compared_bytes), "compared with the other nodes"]);
+  if (measures.repaired) found.push([count(measures.repaired), "differences repaired"]);
   return found.map(([value, name]) => make("span", {}, make("b", { textContent: value }), ` ${name}`));
 }
 
@@ -40,4 +42,10 @@ export function showCluster(status, measures) {
 
 export const hideCluster = () => { $("cluster-section").hidden = true; };
 
-export const clusterProblem = ({ path, cluster }) => (cluster?.problem ? [`${path}: this node takes no part in its cluster: ${cluster.problem}.`] : []);
+export function clusterProblem({ path, cluster }) {
+  const found = [];
+  if (cluster?.problem) found.push(`${path}: this node takes no part in its cluster: ${cluster.problem}.`);
+  const left = cluster ? cluster.differences - cluster.repaired : 0;
+  if (left > 0) found.push(`${path}: nodes differ in ${count(left)} chunks of 1 MiB: see nbdvde cluster verify.`);
+  return found;
+}
