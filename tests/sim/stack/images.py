@@ -3,7 +3,6 @@
 from functools import cache
 
 import trio
-from trio.testing import MockClock
 
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.raft.messages import Members, NodeId, Snapshot
@@ -13,6 +12,7 @@ from nbdvde.replication.notes import Identity, Note, Notes, Place
 from nbdvde.replication.ticket import Ticket
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
+from tests.sim.stack.clock import Clock
 from tests.sim.stack.history import BLOCK
 from tests.sim.stack.life import machine_of
 from tests.sim.stack.universe import SEGMENT_BYTES, deterministic
@@ -33,7 +33,7 @@ def blank(node: NodeId) -> bytes:
     """A new image; of the nodes that there are from the beginning, one of the cluster."""
     storage = RecordingStorage()
     with deterministic(node):
-        trio.run(_make, storage, node, clock=MockClock())
+        trio.run(_make, storage, node, clock=Clock())
     return bytes(storage.image)
 
 

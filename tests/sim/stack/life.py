@@ -25,12 +25,15 @@ from nbdvde.replication.replica import Replica
 from nbdvde.replication.running import Plan, replicated
 from nbdvde.server import Connection, Server
 from tests.crash.session import KEY
+from tests.sim.stack.clock import later
 from tests.sim.stack.device import Disks
 from tests.sim.stack.universe import CURRENT
 from tests.sim.stack.wires import Net, Unreachable, Wire
 
 T = TypeVar("T")
 ELECTION_S = 1.0
+_JOB_S = 0.0002
+"""What a thread takes to begin, and to tell that it is done, at most."""
 LOG_BYTES = 8 << 10
 """So short a log that who was away for some seconds has to take over the state of another."""
 EXPORT = "disk"
@@ -180,19 +183,15 @@ class Life:
         """What a thread does, which takes its time; who waits for it cannot be cancelled."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._jobs[job] = None
-        with trio.CancelScope(shield=True):
-            await self._pause()
-            del self._jobs[job]
-            done = outcome.capture(job)
-            await self._pause()
-        return done.unwrap()
 
-    async def _pause(self) -> None:
-        if self.slow_s:
-            await trio.sleep(self.slow_s * self._random.random())
-        else:
-            for _ in range(self._random.choice((1, 1, 2))):
-                await trio.lowlevel.checkpoint()
+        def do() -> T:
+            del self._jobs[job]
+            return job()
+
+        return await later(do, self._pause_s(), self._pause_s())
+
+    def _pause_s(self) -> float:
+        return (self.slow_s or _JOB_S) * self._random.random()
 
     def _ether(self, places: Mapping[NodeId, Place]) -> "Ether":
         return Ether(self, places)

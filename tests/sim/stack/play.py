@@ -10,8 +10,8 @@ import logging
 from dataclasses import dataclass
 
 import trio
-from trio.testing import MockClock
 
+from tests.sim.stack.clock import Clock
 from tests.sim.stack.images import FIRST, blank
 from tests.sim.stack.misfortunes import Misfortunes
 from tests.sim.stack.universe import deterministic
@@ -47,7 +47,7 @@ def run_seed(seed: int, time_s: float = TIME_S, trace: list[str] | None = None) 
         with deterministic(seed) as chance:
             world = World(chance)
             world.trace = world.trace if trace is None else trace
-            trio.run(_live, world, time_s, clock=MockClock(autojump_threshold=0))
+            trio.run(_live, world, time_s, clock=Clock())
     finally:
         logging.disable(logging.NOTSET)
     history = world.history

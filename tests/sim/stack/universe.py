@@ -69,6 +69,7 @@ def deterministic(seed: int) -> Iterator[random.Random]:
         (access, "open_file", lambda path, *, write: CURRENT.get().disks.device),
         (access, "open_storage", partial(access.open_storage, checkpoint_bytes=256 << 10)),
         (running, "random", types.SimpleNamespace(SystemRandom=lambda: chance)),
+        (running, "_ELECTION_TICKS", 5),
         (running, "open_listener", _listening),
         (running, "TlsNetwork", lambda files, listener, places: files(places)),
         (running, "DiskDirectory", lambda path: CURRENT.get().disks.folder),

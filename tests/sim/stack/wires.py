@@ -3,14 +3,15 @@
 What was sent arrives in order, once, or not at all: late if the way was shut meanwhile, even when who sent it is gone.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 import trio
 
 from nbdvde.disk import Buffer
+from tests.sim.stack.clock import clock
 
 _CAPACITY = 1 << 18
 """Bytes on their way in one direction."""
@@ -38,7 +39,7 @@ class Wire:
         """What arrives when the way is open again; None is the end."""
         self._came, self._under_way = bytearray(), 0
         self._ended = self._reset = self._stopped = self._over = False
-        self._news = trio.Event()
+        self._news, self._room = trio.Event(), trio.Event()
 
     async def readable(self) -> None:
         while not self._came and not (self._ended or self._reset or self._stopped):
@@ -57,7 +58,7 @@ class Wire:
             del self._came[: len(part)]
             count += len(part)
         self.other._under_way -= count
-        self.other._tell()
+        self.other._room.set()
         return count
 
     def send_nowait(self, buffers: Sequence[Buffer], /) -> Sequence[Buffer]:
@@ -73,8 +74,8 @@ class Wire:
 
     async def send(self, buffers: Sequence[Buffer], /) -> None:
         while buffers := self.send_nowait(buffers):
-            self.sending = True
-            await self._news.wait()
+            self.sending, self._room = True, trio.Event()
+            await self._room.wait()
             self.sending = False
 
     async def send_all(self, data: bytes) -> None:
@@ -131,6 +132,7 @@ class Wire:
             self._net.send(self.other, None)
 
     def _tell(self) -> None:
+        self._room.set()
         self._news.set()
         self._news = trio.Event()
 
@@ -145,9 +147,6 @@ class Net:
         """From whom to whom nothing arrives."""
         self._up: set[str] = set()
         self._wires: dict[Wire, None] = {}
-        self._queue: list[tuple[float, int, Wire, bytes | None]] = []
-        self._count = 0
-        self._news = trio.Event()
 
     def switch(self, machine: str, *, on: bool) -> None:
         (self._up.add if on else self._up.discard)(machine)
@@ -187,22 +186,13 @@ class Net:
             target.held.append(chunk)
             return
         target.due = max(target.due, trio.current_time() + self._delay())
-        self._count += 1
-        heapq.heappush(self._queue, (target.due, self._count, target, chunk))
-        self._news.set()
+        clock().at(target.due, partial(self._deliver, target, chunk))
 
-    async def run(self) -> None:
-        """Deliver, for ever."""
-        while True:
-            while self._queue and self._queue[0][0] <= trio.current_time():
-                _, _, wire, chunk = heapq.heappop(self._queue)
-                if wire.held or (wire.there, wire.here) in self.shut:
-                    wire.held.append(chunk)
-                else:
-                    wire.take(chunk)
-            self._news = trio.Event()
-            with trio.move_on_at(self._queue[0][0] if self._queue else float("inf")):
-                await self._news.wait()
+    def _deliver(self, target: Wire, chunk: bytes | None) -> None:
+        if target.held or (target.there, target.here) in self.shut:
+            target.held.append(chunk)
+        else:
+            target.take(chunk)
 
     def _delay(self) -> float:
         return self.latency_s * (0.5 + self._random.random())

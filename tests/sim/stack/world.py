@@ -1,24 +1,21 @@
 """Three machines, a network, clients and an administrator: everything of a run but what goes wrong."""
 
 from collections import Counter
-from collections.abc import Mapping
 from random import Random
 
 import trio
 
-from nbdvde.engine.catalogue import SEPARATOR
-from nbdvde.engine.image import Image
 from nbdvde.raft.messages import NodeId
-from nbdvde.replication.compare import joined
 from nbdvde.replication.notes import Identity
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.ticket import Ticket
+from tests.sim.stack.comparing import compare, settled
 from tests.sim.stack.device import Disks
-from tests.sim.stack.history import BLOCK, Disk, History, Violation
+from tests.sim.stack.history import Disk, History, Violation
 from tests.sim.stack.images import FIRST, SIZE, blank, place_of
-from tests.sim.stack.life import ELECTION_S, Life
+from tests.sim.stack.life import Life
 from tests.sim.stack.rulers import Ruler
-from tests.sim.stack.users import USED, User, contents_of, write_through
+from tests.sim.stack.users import User, write_through
 from tests.sim.stack.wires import Net
 
 _RECOVERY_S = 90.0
@@ -99,7 +96,6 @@ class World:
 
     async def begin(self) -> None:
         """Switch everything on."""
-        self.nursery.start_soon(self.net.run)
         for node in FIRST:
             self.disks[node] = Disks.made(blank(node))
             await self.switch_on(node)
@@ -117,10 +113,9 @@ class World:
                 for disk in [disk for disk in self.history.disks.values() if not disk.doomed]:
                     await write_through(self, life, disk)
             self.resting = True
-            await self._agree()
+            self.history.check(compare(await settled(list(self.lives.values()))))
         if patience.cancelled_caught:
             raise Violation(f"it does not recover: {self._states()}")
-        await self._compare()
         self.counts["taken over"] += sum(life.has_caught_up for life in self.lives.values())
 
     def _states(self) -> list[str]:
@@ -128,41 +123,3 @@ class World:
             f"{life.name}: {life.replica.group.status()} {life.replica.machine.stuck}" if life.is_serving else life.name
             for life in self.lives.values()
         ]
-
-    async def _agree(self) -> None:
-        while True:
-            replicas = [life.replica for life in self.lives.values()]
-            positions = {(r.machine.applied.index, r.group.core.log.last_index) for r in replicas}
-            if len(positions) == 1 and len(set(positions.pop())) == 1:
-                return
-            await trio.sleep(ELECTION_S)
-
-    async def _compare(self) -> None:
-        """All images hold the same, and it is what clients were told."""
-        lives = list(self.lives.values())
-        found = [await life.ask(lambda replica: _everything(replica.image)) for life in lives]
-        notes = [life.replica.machine.note for life in lives]
-        for life, (catalogue, contents), note in zip(lives, found, notes, strict=True):
-            if (catalogue, contents) != found[0]:
-                raise Violation(f"{life.name} holds {catalogue}, {lives[0].name} {found[0][0]}")
-            if (note.applied, note.epochs, note.nodes) != (notes[0].applied, notes[0].epochs, notes[0].nodes):
-                raise Violation(f"{life.name} notes {note}, {lives[0].name} {notes[0]}")
-        self.history.check(found[0][1])
-
-
-async def _everything(image: Image) -> tuple[list[tuple[str, int, int]], Mapping[str, Mapping[int, int]]]:
-    """(name, size, time) of all disks and snapshots, and what their blocks hold."""
-    volumes = image.volumes
-    catalogue = [(disk.name, disk.size, 0) for disk in volumes.disks]
-    catalogue += [
-        (f"{disk.name}{SEPARATOR}{snapshot.name}", snapshot.size, snapshot.created_ns)
-        for disk in volumes.disks
-        for snapshot in volumes.snapshots(disk)
-    ]
-    return sorted(catalogue), {label: await _content(image, label) for label, _, _ in catalogue}
-
-
-async def _content(image: Image, label: str) -> Mapping[int, int]:
-    volume = image.disk(label)
-    blocks = [block for block in USED if block < volume.size // BLOCK]
-    return contents_of({block: joined(await volume.read(block * BLOCK, BLOCK)) for block in blocks})
