@@ -24,7 +24,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     name: str
     """In its certificate."""
     role: str
-    """`leader`, `voter`, or `learner`, which has no vote: it has just come."""
+    """`leader`, `voter`, or `learner`, which has no vote in all groups yet: it has just come."""
     connected: bool
     """To the node that was asked."""
     behind: int | None
@@ -146,12 +146,13 @@ async def _at_rest(image: Image) -> ClusterStatus:
 
 def _served(replica: Replica) -> ClusterStatus:
     seen, machine = replica.group.status(), replica.machine
+    voters = frozenset.intersection(*(lane.group.core.members.voters for lane in replica.lanes.values()))
     nodes = []
     for node, place in sorted(machine.nodes.items()):
         if place.address:
             connected = node == replica.node.number or replica.node.is_connected(node)
             behind = seen.last - seen.matches[node] if node in seen.matches else None
-            role = _role(node, seen.leader, seen.members.voters)
+            role = _role(node, seen.leader, voters)
             nodes.append(NodeStatus(node, place.address, place.name, role, connected, behind))
     return ClusterStatus(
         replica.identity.cluster.hex(), replica.node.number, seen.leader, seen.role, seen.term, seen.commit,

@@ -12,6 +12,7 @@ import trio
 from nbdvde import workers
 from nbdvde.engine.image import Image
 from nbdvde.errors import UsageError
+from nbdvde.raft.groups import Status
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.raft.waiting import GroupEnded
 from nbdvde.replication.assembly import DEFAULT
@@ -55,6 +56,10 @@ class Group:
     async def hand_over(self) -> None:
         await trio.lowlevel.checkpoint()
         self.leader = 2
+
+    def status(self) -> Status:
+        index, members = self.machine.applied.index, self.core.members
+        return Status(self.name, "leader", 1, self.leader, members, index, index, index, 0, {}, 0, False, False)
 
     def end(self) -> None:
         self._ended = True

@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import trio
 
+from nbdvde.admin.calls import Nothing
+from nbdvde.admin.clustercalls import status
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import open_storage
 from nbdvde.errors import DetachedError, MovedError, NoSpaceError
@@ -15,6 +17,7 @@ from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.disk import Attachment
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.operations import Attach, Operation, Release, Retire
+from nbdvde.replication.registry import register
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.retiring import APPLIED
 from nbdvde.replication.roster import CONTROL
@@ -206,6 +209,16 @@ async def test_who_joins_becomes_a_member_of_groups_that_come_meanwhile(autojump
         members = Members(MEMBERS.voters, frozenset({number}))
         found = {name: group.core.members for name, group in here.node.groups.items()}
         assert found == dict.fromkeys((DEFAULT, here.group, "late"), members)
+
+
+async def test_who_has_no_vote_in_some_group_is_a_learner(autojump_clock: object) -> None:
+    """Whoever takes it for a voter may lose another node, and a majority of that group."""
+    async with one_more() as here:
+        here.replica.machine.nodes[4] = Place("host:4", "new")
+        register(here.replica.image, here.replica)
+        for name, role in ((DEFAULT, "learner"), (here.group, "voter")):
+            here.node.groups[name].core.members = Members(MEMBERS.voters | {4})
+            assert [node.role for node in (await status(here.replica.image, Nothing())).nodes] == [role]
 
 
 async def test_who_leaves_waits_for_nothing_that_it_is_not_told(autojump_clock: object) -> None:
