@@ -87,6 +87,8 @@ class Group:
         self.watchers: list[Callable[[Group], None]] = []
         """Called when there is another leader or term, or none."""
         self._nursery: trio.Nursery | None = None
+        self._scope, self._over = trio.CancelScope(), trio.Event()
+        """Of `run`."""
         self._ended: RefusedError | None = None
 
     # What the owner asks
@@ -174,25 +176,31 @@ class Group:
 
     # What the node does with it
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Apply what is committed, until cancelled."""
+    async def run(self) -> None:
+        """Apply what is committed, until `end` or cancelled."""
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self.upkeep.begin(nursery)
-                if quorum.agree(self.core.members.quorums, {self.core.node}):
-                    self.core.campaign()  # there is nobody to wait for
-                self._host.touch(self)
-                task_status.started()
-                try:
-                    await self._applier.run()
-                finally:
-                    self._nursery = None  # messages still come while its tasks end, and begin nothing
-                    self.upkeep.end()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self.upkeep.begin(nursery)
+                    if quorum.agree(self.core.members.quorums, {self.core.node}):
+                        self.core.campaign()  # there is nobody to wait for
+                    self._host.touch(self)
+                    try:
+                        await self._applier.run()
+                    finally:
+                        self._nursery = None  # messages still come while its tasks end, and begin nothing
+                        self.upkeep.end()
         finally:
             self._ended = GroupEnded(f"raft group {self.name}", "is not here any more")
             self._proposals.end(self._ended)
             self._barriers.end(self._ended)
+            self._over.set()
+
+    async def end(self) -> None:
+        """Have `run` come to its end, which has begun or is about to."""
+        self._scope.cancel()
+        await self._over.wait()
 
     def tick(self) -> None:
         """A unit of time has passed."""

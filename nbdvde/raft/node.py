@@ -61,7 +61,6 @@ class Node:
         self._awake: dict[str, Group] = {}
         self._touched: dict[str, Group] = {}
         self._news = trio.Event()
-        self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self.mesh.handle(STATE, self._on_state)
         self.mesh.handle(ENTRIES, self._on_entries)
@@ -96,11 +95,12 @@ class Node:
 
     async def remove(self, name: str) -> None:
         """Forget a group: whoever waits for it meets an error. Raises UsageError."""
+        if group := self.groups.pop(name, None):
+            for groups in (self._awake, self._touched):
+                groups.pop(name, None)
+            await group.end()
+            await self._writer.durable()  # what it waits for still needs its log
         self._log.remove(name)
-        for groups in (self.groups, self._awake, self._touched):
-            groups.pop(name, None)
-        if scope := self._scopes.pop(name, None):
-            scope.cancel()
         await self._writer.durable()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -110,7 +110,7 @@ class Node:
                 await nursery.start(self.mesh.run)
                 self._nursery = nursery
                 for group in self.groups.values():
-                    nursery.start_soon(self._run_group, group)
+                    nursery.start_soon(group.run)
                 for task in (self._writer.run, self._drive, self._tick):
                     nursery.start_soon(task)
                 task_status.started()
@@ -132,8 +132,9 @@ class Node:
     # What groups and connections need
 
     def touch(self, group: Group) -> None:
-        self._touched[group.name] = group
-        self._news.set()
+        if self.groups.get(group.name) is group:  # not one that is being removed
+            self._touched[group.name] = group
+            self._news.set()
 
     def say(self, group: str, message: Message) -> bool:
         return self.mesh.say(message.receiver, group, message.body)
@@ -189,13 +190,8 @@ class Node:
             compact_bytes=self._options.compact_bytes,
         )  # fmt: skip
         if self._nursery:
-            self._nursery.start_soon(self._run_group, group)
+            self._nursery.start_soon(group.run)
         return group
-
-    async def _run_group(self, group: Group) -> None:
-        with trio.CancelScope() as scope:
-            self._scopes[group.name] = scope
-            await group.run()
 
     def _pass(self) -> None:
         """Drive what was touched, and send what that said."""
