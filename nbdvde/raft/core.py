@@ -100,11 +100,12 @@ class Core(Voter):
         The change before has to be committed, and something of this term (4.1 and its correction of 2015).
         """
         office = self._leading()
-        if not self._may_change():
+        if not self.may_change():
             raise RefusedError("raft group", "is in the middle of a change", "try again")
         return self._append(office, [(EntryKind.MEMBERS, step(self.members).pack())])
 
-    def _may_change(self) -> bool:
+    def may_change(self) -> bool:
+        """Whether the members can be changed, if this node leads."""
         return self.log.members_index <= self.commit and self.log.term(self.commit) == self.term
 
     def read(self, key: int) -> None:
@@ -303,7 +304,7 @@ class Core(Voter):
         if not office.belongs():
             office.retire()
             self._follow(self.term, 0)
-        elif self.members.auto_leave and self._may_change():
+        elif self.members.auto_leave and self.may_change():
             self.change(membership.leave_joint)
 
     def _follow(self, term: int, leader: NodeId) -> None:

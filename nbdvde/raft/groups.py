@@ -117,6 +117,11 @@ class Group:
         """
         await self._waited(Wait(), self._barriers.add)
 
+    async def changeable(self) -> None:
+        """Wait until the members can be changed, or another node leads."""
+        while self.is_leader and not self.core.may_change():
+            await self.news()
+
     async def change_members(self, members: Members) -> None:
         """Have other members; return when that is over. Raises NotLeaderError, RefusedError.
 
@@ -148,6 +153,11 @@ class Group:
             await self.transfer(max(voters)[1])
             while self.leader in (0, self.core.node):
                 await self.news()
+
+    def wake(self) -> None:
+        """Expect signs of life of the leader again: somebody waits for it."""
+        self.core.wake()
+        self._host.touch(self)
 
     async def news(self) -> None:
         """Wait until something has happened."""

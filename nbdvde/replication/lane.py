@@ -82,6 +82,7 @@ class Lane:
             try:
                 await self.group.read_barrier()
             except (NotLeaderError, LeadershipLost):
+                self.group.wake()
                 await trio.sleep(_PAUSE_S)
             except GroupEnded as error:
                 raise self._over() from error
@@ -151,6 +152,7 @@ class Lane:
                     raise
             except NetworkError as error:
                 raise unknown() from error
+            self.group.wake()
             await trio.sleep(_PAUSE_S)
         raise self._over()
 

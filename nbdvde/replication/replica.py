@@ -44,6 +44,8 @@ CATCH_UP, ROOM = 2, 4
 """Kinds of questions between nodes, besides those of `lane`, `roster` and `retiring`."""
 _PAUSE_S = 0.05
 """Between two tries."""
+_LEAVE_S = 1.0
+"""That a node goes on when it has left."""
 
 
 class Replica:
@@ -79,7 +81,7 @@ class Replica:
             self._add(group, assembly.machines[name])
             await assembly.machines[name].begin()
         self._holds = Holds(assembly, self.main, self._others, self._nursery)
-        self.roster = Roster(assembly, self.node, self.lane)
+        self.roster = Roster(assembly, self.node, self.lane, lambda: self._nursery.start_soon(self._leave))
         retiring = Retiring(assembly, self.main, self.node)
         giver = Giver(
             self.image, self.identity.key, assembly.all, self._compared_here, changing=lambda: assembly.changing
@@ -339,6 +341,12 @@ class Replica:
         self._ended = True
         for lane in self.lanes.values():
             lane.end()
+
+    async def _leave(self) -> None:
+        """This node belongs to the cluster no more: it ends, and whoever asked for that is told before."""
+        await trio.sleep(_LEAVE_S)
+        why = "belongs to its cluster no more"
+        raise RefusedError(f"node {self.node.number}", why, "delete its image, or have another one join instead")
 
     # Comparing
 

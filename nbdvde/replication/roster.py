@@ -10,7 +10,7 @@ from typing import cast
 import msgspec
 import trio
 
-from nbdvde.errors import DetachedError, MovedError, NetworkError, RefusedError
+from nbdvde.errors import DetachedError, MovedError, NbdvdeError, NetworkError, RefusedError
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import Members, NodeId
@@ -24,6 +24,10 @@ from nbdvde.replication.operations import Dismiss, Enrol
 _log = logging.getLogger(__name__)
 CONTROL = 3
 """Kind of the question between nodes that has a leader do something."""
+LEFT = 6
+"""Kind of the question that tells a node that it belongs to the cluster no more."""
+_GOODBYE_S = 2.0
+"""For that: a node may be gone already."""
 _LOOK_S = 0.5
 """Between two looks at whether a learner has caught up."""
 _CLOSE = 4096
@@ -45,10 +49,16 @@ class _Ask(msgspec.Struct, frozen=True, array_like=True):
 class Roster:
     """That of an image."""
 
-    def __init__(self, assembly: Assembly, node: Node, lane: Callable[[str], Awaitable[Lane]]) -> None:
-        """`lane` waits for that of a group; it raises MovedError when there is no such group."""
-        self._assembly, self._node, self._lane = assembly, node, lane
+    def __init__(
+        self, assembly: Assembly, node: Node, lane: Callable[[str], Awaitable[Lane]], left: Callable[[], None]
+    ) -> None:
+        """`lane` waits for that of a group; it raises MovedError when there is no such group.
+
+        `left` is called when this node belongs to the cluster no more.
+        """
+        self._assembly, self._node, self._lane, self._left = assembly, node, lane, left
         node.mesh.handle(CONTROL, self._on_ask)
+        node.mesh.handle(LEFT, self._on_left)
 
     async def invite(self, place: Place) -> NodeId:
         """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
@@ -104,8 +114,15 @@ class Roster:
         await self._do(await self._lane(asked.group), asked)
         return b""
 
+    async def _on_left(self, node: NodeId, data: bytes) -> bytes:
+        """Who says so belongs to the cluster, and has had it agreed on."""
+        self._left()
+        return b""
+
     async def _do(self, lane: Lane, asked: _Ask) -> None:
         group, node = lane.group, asked.node
+        if asked.action != _Action.TRANSFER:
+            await group.changeable()  # a leader that is new has nothing committed yet
         members = group.core.members
         match asked.action:
             case _Action.INVITE if node not in members:
@@ -119,6 +136,8 @@ class Roster:
                 if node in members:
                     await group.change_members(Members(members.voters - {node}, members.learners - {node}))
                 if lane.name == DEFAULT:
+                    with trio.move_on_after(_GOODBYE_S), suppress(NbdvdeError):
+                        await self._node.peer(node).request(LEFT, b"")
                     await lane.propose(Dismiss(node))
             case _Action.TRANSFER:
                 await (group.transfer(node) if node else group.hand_over())

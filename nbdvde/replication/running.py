@@ -35,6 +35,8 @@ from nbdvde.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 _ELECTION_TICKS = 10
+_QUIET_TICKS = 3 * _ELECTION_TICKS
+"""Without anything to do, after which a group is not driven any more."""
 _STOP_S = 2.0
 """That a leader takes for handing over before it stops."""
 
@@ -75,7 +77,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
         me,
         log,
         network,
-        Settings(election=_ELECTION_TICKS, lease=plan.lease),
+        Settings(election=_ELECTION_TICKS, quiet=_QUIET_TICKS, lease=plan.lease),
         random.SystemRandom().randint,
         options=options,
     )

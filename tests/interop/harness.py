@@ -138,6 +138,10 @@ class Process:
         """Fail when it ended by itself."""
         assert self._process.poll() is None, f"{self._process.returncode}\n{self._log.read_text()}"
 
+    def ends(self) -> int:
+        """Wait until it ends by itself; its exit code."""
+        return self._process.wait(STOP_S)
+
     def stop(self) -> None:
         """SIGTERM; it must end with 0 and have met no bug."""
         self._process.send_signal(signal.SIGTERM)

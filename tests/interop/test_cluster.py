@@ -194,6 +194,21 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
     run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", away.uri)
 
 
+def test_who_has_left_ends(tmp_path: Path) -> None:
+    """Sent away or by itself: its clients go to another node."""
+    with closing(Cluster(tmp_path, SIZE)) as cluster:
+        first, second, third = cluster.members
+        nbdvde("cluster", "leave", first.image, "--node", "3")
+        assert nbdvde_json("cluster", "leave", second.image, "--json")["node"] == 2
+        for member in (second, third):
+            assert member.process
+            assert member.process.ends() == 9
+            line = f"node {member.number}: belongs to its cluster no more (delete its image, or "
+            assert line in (member.folder / "server.log").read_text()
+        run("qemu-io", "-f", "raw", "-c", "write -P 8 0 4k", first.uri)
+        first.stop()
+
+
 def test_a_lost_majority(tmp_path: Path) -> None:
     """One node of three is left: it becomes a cluster of its own, and another one joins that."""
     with closing(Cluster(tmp_path, SIZE)) as cluster:

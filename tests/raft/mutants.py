@@ -196,15 +196,15 @@ READS = [
 ]  # fmt: skip
 
 MEMBERS = [
-    mutant("two changes of members at once", "core:Core._may_change", "self.log.members_index <= self.commit and ", ""),
+    mutant("two changes of members at once", "core:Core.may_change", "self.log.members_index <= self.commit and ", ""),
     mutant(
-        "members change before anything of the term", "core:Core._may_change",
+        "members change before anything of the term", "core:Core.may_change",
         " and self.log.term(self.commit) == self.term", "",
     ),
     mutant("members of entries that went stay", "log:Log._truncate", "self._members.pop()", "break"),
     mutant("any number of voters changes at once", "membership:towards", "> 1:", "> 9:"),
     mutant("a change does not end", "core:Core._follow_office", "elif self.members.auto_leave and", "elif False and"),
-    mutant("a change ends before it is committed", "core:Core._follow_office", " and self._may_change()", ""),
+    mutant("a change ends before it is committed", "core:Core._follow_office", " and self.may_change()", ""),
     mutant(
         "a demoted voter is a learner at once", "membership:enter_joint",
         "target.learners - old, old, target.learners & old", "target.learners, old, frozenset()",

@@ -293,6 +293,31 @@ async def test_members_change_at_once(autojump_clock: MockClock) -> None:
         assert (await cluster.agree()).value == 2
 
 
+async def test_members_change_once_a_new_leader_may(autojump_clock: MockClock) -> None:
+    changed = trio.Event()
+
+    async def change(group: Group, members: Members) -> None:
+        with pytest.raises(RefusedError, match="in the middle of a change"):
+            await group.change_members(members)
+        await group.changeable()
+        await group.change_members(members)
+        changed.set()
+
+    async with running(Cluster(4)) as cluster:
+        leader = await cluster.leader()
+        members = Members(frozenset({1, 2, 3, 4}) - {leader.number})
+
+        def watch(group: Group) -> None:
+            if group.is_leader:
+                cluster.nursery.start_soon(change, group, members)
+
+        for node in cluster.others(leader):
+            node.groups["default"].watchers.append(watch)
+        cluster.crash(leader.number)
+        await changed.wait()
+        assert (await cluster.leader()).groups["default"].status().members == members
+
+
 def replace_members(cluster: Cluster, members: Members):
     from nbdvde.raft.messages import Snapshot
     from nbdvde.raft.store import MemoryLog

@@ -5,6 +5,7 @@ Nothing acknowledged is lost, and nothing older is read.
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,7 +17,7 @@ from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.messages import NodeId
 from nbdvde.raft.node import Options
 from tests.raft.simdisk import Files, SimDirectory, moments
-from tests.raft.world import Cluster, running
+from tests.raft.world import SETTINGS, Cluster, running
 
 SIZES = Sizes(segment_bytes=256 << 10, memory_bytes=2000)
 """So little memory that entries have to be loaded."""
@@ -27,7 +28,10 @@ class Files3(Cluster):
     """Three nodes with file logs, and a client that notes what was acknowledged."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(options=Options(compact_bytes=4000))
+        self.quiet = bool(seed % 2)
+        """Whether groups fall silent: there is time for that then."""
+        settings = replace(SETTINGS, quiet=SETTINGS.election) if self.quiet else SETTINGS
+        super().__init__(settings=settings, options=Options(compact_bytes=4000))
         self.random = Random(seed)
         self.directories = {number: SimDirectory() for number in self.logs}
         for number, directory in self.directories.items():
@@ -127,7 +131,7 @@ async def live(cluster: Files3) -> None:
         if cluster.nodes:
             cluster.nursery.start_soon(cluster.read, cluster.random.choice(sorted(cluster.nodes)))
         await cluster.trouble()
-        await trio.sleep(cluster.random.random())
+        await trio.sleep(cluster.random.random() * (3 if cluster.quiet else 1))
     cluster.world.mend()
     for number in sorted(set(cluster.logs) - set(cluster.nodes) - cluster.lost):
         await cluster.power_on(number)

@@ -49,6 +49,11 @@ class Group:
         await self.reading()
         self._refuse_if_ended()
 
+    def wake(self) -> None: ...
+
+    async def changeable(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def change_members(self, members: Members) -> None:
         await trio.lowlevel.checkpoint()
         self.core.members = members

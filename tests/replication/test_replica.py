@@ -42,9 +42,19 @@ async def replica(image: object = None) -> AsyncIterator[Any]:
 async def lane() -> AsyncIterator[Any]:
     """Of a group that node 1 leads."""
     async with trio.open_nursery() as nursery:
-        node, group = SimpleNamespace(number=1), SimpleNamespace(leader=1, name=DEFAULT)
+        node, group = SimpleNamespace(number=1), Woken()
         yield Lane(None, group, node, sealer(), None, nursery)  # type: ignore[arg-type]
         nursery.cancel_scope.cancel()
+
+
+class Woken(SimpleNamespace):
+    """A group."""
+
+    def __init__(self) -> None:
+        super().__init__(leader=1, name=DEFAULT, woken=0)
+
+    def wake(self) -> None:
+        self.woken += 1
 
 
 def sealer() -> Sealer:
@@ -70,6 +80,7 @@ async def test_a_barrier_waits_until_somebody_leads(autojump_clock: MockClock) -
         here.group.read_barrier = failing(NotLeaderError("a", "b"), LeadershipLost("g"), NotLeaderError("a", "b"))
         await here.barrier()
         assert not here.group.read_barrier.left
+        assert here.group.woken == 3, "it may be quiet, and its leader gone"
 
 
 async def test_who_does_not_know_what_became_of_it_does_not_ask_again(autojump_clock: MockClock) -> None:
@@ -77,6 +88,7 @@ async def test_who_does_not_know_what_became_of_it_does_not_ask_again(autojump_c
         here.group.propose = failing(NotLeaderError("a", "b"), LeadershipLost("g"))
         with pytest.raises(DetachedError):
             await here.propose(Release("disk", 1))
+        assert here.group.woken == 1
 
 
 async def test_what_a_group_that_is_gone_did_not_do_is_asked_of_another() -> None:
