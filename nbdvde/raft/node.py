@@ -5,6 +5,7 @@ So proposals of many tasks become one entry batch, and signs of life of all grou
 is quiet is in no set that anything goes through.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Node:
         self._awake: dict[str, Group] = {}
         self._touched: dict[str, Group] = {}
         self._news = trio.Event()
+        self._due_s = math.inf
+        """When the next tick is due."""
         self._nursery: trio.Nursery | None = None
         self.mesh.handle(STATE, self._on_state)
         self.mesh.handle(ENTRIES, self._on_entries)
@@ -170,6 +173,7 @@ class Node:
         raise UsageError(f"raft group {wanted.group}", "is not on this node")
 
     def on_message(self, sender: NodeId, group: str, body: Body) -> None:
+        self._catch_up()
         if found := self.groups.get(group):
             found.step(Message(sender, self.number, body))
             self._touched[group] = found
@@ -195,6 +199,7 @@ class Node:
 
     def _pass(self) -> None:
         """Drive what was touched, and send what that said."""
+        self._catch_up()
         touched, self._touched = self._touched, {}
         for name, group in touched.items():
             group.drive()
@@ -212,21 +217,31 @@ class Node:
                 self._pass()
 
     async def _tick(self) -> None:
-        tick_s, settings = self._options.tick_s, self._settings
-        due = trio.current_time()
+        self._due_s = trio.current_time() + self._options.tick_s
         while True:
-            due += tick_s
-            await trio.sleep_until(due)
-            late = int((trio.current_time() - due) / tick_s)
-            due += late * tick_s
-            # A node that was held up must not think that all others were; but a lease goes by its clock.
-            times = min(1 + late, 2 * settings.election) if settings.lease else 1
-            self.mesh.tick()
-            self._touched |= self._awake
-            for group in self._awake.values():
-                for _ in range(times):
-                    group.tick()
+            await trio.sleep_until(self._due_s)
+            self._pass_time()
             self._pass()
+
+    def _catch_up(self) -> None:
+        """A process that stood still must not count on a lease that ended meanwhile."""
+        if self._settings.lease:
+            self._pass_time()
+
+    def _pass_time(self) -> None:
+        """Have groups know what time it is."""
+        tick_s, settings, now_s = self._options.tick_s, self._settings, trio.current_time()
+        if now_s < self._due_s:
+            return
+        ticks = 1 + int((now_s - self._due_s) / tick_s)
+        self._due_s += ticks * tick_s
+        # A node that was held up must not think that all others were; but a lease goes by its clock.
+        times = min(ticks, 2 * settings.election) if settings.lease else 1
+        self.mesh.tick()
+        self._touched |= self._awake
+        for group in self._awake.values():
+            for _ in range(times):
+                group.tick()
 
 
 async def _hand_over(group: Group) -> None:

@@ -11,9 +11,9 @@ from nbdvde.errors import NetworkError, RefusedError, UsageError
 from nbdvde.raft.applier import Applier
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
-from nbdvde.raft.messages import Append, Entry, Members, Snapshot
+from nbdvde.raft.messages import Append, AskRead, Body, Entry, Members, NodeId, ReadReply, Snapshot
 from nbdvde.raft.node import Options
-from nbdvde.raft.waiting import GroupEnded, LeadershipLost
+from nbdvde.raft.waiting import GroupEnded, LeadershipLost, Wait
 from tests.raft.world import SETTINGS, Cluster, State, Sums, running
 
 SMALL = Options(compact_bytes=2000)
@@ -132,6 +132,36 @@ async def test_reads_everywhere_see_what_was_done_before(autojump_clock: MockClo
             for node in cluster.nodes.values():
                 await node.groups["default"].read_barrier()
                 assert cluster.states["default"][node.number].value == value
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("stood_still", [False, True])
+async def test_who_stood_still_counts_on_no_lease(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, stood_still: bool
+) -> None:
+    """Nobody knows what was done meanwhile, and its clock has not ticked yet when it is asked."""
+    async with running(Cluster(settings=replace(SETTINGS, lease=True))) as cluster:
+        leader = await cluster.leader()
+        await leader.groups["default"].propose(b"1")
+        await trio.sleep(1)
+        group, other = leader.groups["default"], cluster.others(leader)[0]
+        said, read = list[type[Body]](), Wait()
+
+        def say(node: NodeId, name: str, body: Body) -> bool:
+            said.append(type(body))
+            return True
+
+        monkeypatch.setattr(leader.mesh, "say", say)
+        if stood_still:
+            autojump_clock.jump(60)
+        if elsewhere:
+            leader.on_message(other.number, "default", AskRead(group.core.term, 7))
+        else:
+            group._barriers.add(read)
+        leader.touch(group)
+        leader._pass()
+        answered = ReadReply in said if elsewhere else read._done.is_set()
+        assert answered == (not stood_still)
 
 
 async def test_a_read_waits_until_what_is_slow_is_applied(autojump_clock: MockClock) -> None:
