@@ -141,9 +141,17 @@ class Assembly:
         """The machines of all groups but `default`."""
         return (machine for name, machine in self.machines.items() if name != DEFAULT)
 
+    @property
+    def sharing(self) -> Iterable[GroupMachine]:
+        """Those of them that have a part of the disks: nothing that others agree on does anything."""
+        return (machine for machine in self.others if machine.name in self.routing.groups)
+
     def are_held(self, hold: int) -> bool:
-        """Whether all groups stand still for a hold."""
-        return all(machine.held >= hold for machine in self.others)
+        """Whether all groups that matter stand still for a hold.
+
+        Not those that have no part any more: the other nodes may have ended them already.
+        """
+        return all(machine.held >= hold for machine in self.sharing)
 
     def begin(self, hold: int) -> int:
         """Begin a hold, unless there is one; its number, or 0."""
@@ -179,7 +187,7 @@ class Assembly:
 
     def retire(self, names: Iterable[str]) -> None:
         """Forget groups that have no part of the disks."""
-        for name in {*names} & {*self.idle}:
+        for name in sorted({*names} & {*self.idle}):
             del self.machines[name]
             self.retired.add(name)
 
@@ -227,7 +235,7 @@ class Assembly:
 
     async def _become(self, notes: Mapping[str, Note]) -> None:
         """The image holds what others noted this about."""
-        for name in {*self.machines} - {*notes}:
+        for name in sorted({*self.machines} - {*notes}):
             del self.machines[name]
         for name, note in notes.items():
             if name in self.machines:

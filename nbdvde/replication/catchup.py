@@ -121,8 +121,8 @@ class Taker:
     async def _take_disk(self, wanted: DiskState) -> None:
         volumes = self._image.volumes
         disk = volumes.get(wanted.name)
-        there = {SnapshotState(m.name, m.size, m.created_ns) for m in volumes.snapshots(disk)}
-        for gone in there - set(wanted.snapshots):
+        there = [SnapshotState(m.name, m.size, m.created_ns) for m in volumes.snapshots(disk)]
+        for gone in [snapshot for snapshot in there if snapshot not in wanted.snapshots]:
             await volumes.delete(f"{disk.name}{SEPARATOR}{gone.name}")
         for snapshot in wanted.snapshots:
             if snapshot not in there:

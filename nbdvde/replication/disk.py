@@ -93,7 +93,7 @@ class ReplicatedDisk(Disk):
         self._size = 0
         self._under_way: set[trio.CancelScope] = set()
         """What is worked at for the client,"""
-        self._begun: set[Done] = set()
+        self._begun: dict[Done, None] = {}
         """and the writes of it that were begun."""
         self._ending_s = math.inf
         """When that is given up."""
@@ -188,10 +188,10 @@ class ReplicatedDisk(Disk):
 
         def ended(failure: Exception | None) -> None:
             if ended in self._begun:
-                self._begun.remove(ended)
+                del self._begun[ended]
                 done(failure)
 
-        self._begun.add(ended)
+        self._begun[ended] = None
         self._ways.begin(self._changed(Action.WRITE, offset, len(data), data), ended)
         return True
 

@@ -24,10 +24,10 @@ class Holds:
     """Those that a node has begun, or looks after as it leads `default`."""
 
     def __init__(
-        self, assembly: Assembly, main: Lane, others: Callable[[], Awaitable[Iterable[Lane]]], nursery: trio.Nursery
+        self, assembly: Assembly, main: Lane, sharing: Callable[[], Awaitable[Iterable[Lane]]], nursery: trio.Nursery
     ) -> None:
-        """`main` is that of `default`; `others` waits for those of all other groups."""
-        self._assembly, self._main, self._others, self._nursery = assembly, main, others, nursery
+        """`main` is that of `default`; `sharing` waits for those of all other groups that have a part of the disks."""
+        self._assembly, self._main, self._sharing, self._nursery = assembly, main, sharing, nursery
 
     async def call(self, make: Callable[[int], Operation]) -> object:
         """Have an operation of `default` done, under a hold if there are several groups; its result."""
@@ -54,8 +54,8 @@ class Holds:
 
     async def _hold(self, hold: int) -> None:
         """Have all groups stand still that do not."""
-        lanes = [lane for lane in await self._others() if lane.machine.held < hold]
-        await together([partial(_suggest, lane, hold) for lane in lanes])
+        lanes = [lane for lane in await self._sharing() if lane.machine.held < hold]
+        await together([partial(lane.propose, Hold(hold)) for lane in lanes])
 
     async def _begin(self) -> int:
         while True:
@@ -84,9 +84,3 @@ class Holds:
                 with trio.move_on_after(_HOLD_S), suppress(NbdvdeError):  # what `default` agreed on may wait for it
                     await self._hold(seen)
                 await self._give_up(seen)
-
-
-async def _suggest(lane: Lane, hold: int) -> None:
-    """Have a group stand still, unless it came to its end."""
-    with suppress(MovedError):
-        await lane.propose(Hold(hold))

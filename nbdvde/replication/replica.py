@@ -80,7 +80,7 @@ class Replica:
         for name, group in groups.items():
             self._add(group, assembly.machines[name])
             await assembly.machines[name].begin()
-        self._holds = Holds(assembly, self.main, self._others, self._nursery)
+        self._holds = Holds(assembly, self.main, self._sharing, self._nursery)
         self.roster = Roster(assembly, self.node, self.lane, lambda: self._nursery.start_soon(self._leave))
         retiring = Retiring(assembly, self.main, self.node)
         giver = Giver(
@@ -141,7 +141,7 @@ class Replica:
             self._arranged = trio.Event()
             machines = dict(self.assembly.machines)
             await self.assembly.kept()  # a node must know of a group for good before it promises anything there
-            for name in {*self.lanes} - {*machines}:
+            for name in sorted({*self.lanes} - {*machines}):
                 self.lanes.pop(name).end(gone=name in self.assembly.retired)
                 await self.node.remove(name)
             for name, machine in machines.items():
@@ -160,9 +160,9 @@ class Replica:
             await self._lanes_changed.wait()
         return self.lanes[name]
 
-    async def _others(self) -> Iterable[Lane]:
-        """Those of all groups but `default`."""
-        return [await self.lane(machine.name) for machine in self.assembly.others]
+    async def _sharing(self) -> Iterable[Lane]:
+        """Those of the groups but `default` that have a part of the disks."""
+        return [await self.lane(machine.name) for machine in self.assembly.sharing]
 
     async def _in(self, groups: Iterable[str], do: Callable[[Lane], Awaitable[object]]) -> None:
         """Do something in several groups at the same time. Raises the first error."""
@@ -186,7 +186,7 @@ class Replica:
 
         await self._holds.under_hold(operation)
         await self.main.barrier()
-        await self._others()
+        await self._sharing()
 
     # Disks
 
@@ -259,7 +259,7 @@ class Replica:
             await self.assembly.whole()
             routing, taken = self.assembly.routing, self.assembly.taken
             # `default` says who has what, and what all groups stand still for.
-            groups = {DEFAULT, *(routing.along(disk, offset, length) if disk else routing.groups)}
+            groups = sorted({DEFAULT, *(routing.along(disk, offset, length) if disk else routing.groups)})
             try:
                 await self._in(groups, Lane.barrier)
             except MovedError:
@@ -389,17 +389,18 @@ class Replica:
     ) -> Mapping[str, Note]:
         """Make the image what that of another node is (`assembly.Fetch`). Raises NbdvdeError."""
         failure: NbdvdeError = NetworkError("cluster", "has nobody to take the state from", "it is tried again")
-        for node in [source] if source else self._sources():
+        for node in self._sources(source):
             try:
                 return await self._fetch(node, have, begin)
             except NbdvdeError as error:
                 failure = error
         raise failure
 
-    def _sources(self) -> list[NodeId]:
-        """Nodes that can be asked, who leads first."""
-        others = [node for node in self.group.core.members if self.node.is_connected(node)]
-        return sorted({*others} - {self.node.number}, key=lambda node: (node != self.group.leader, node))
+    def _sources(self, first: NodeId) -> list[NodeId]:
+        """Nodes that can be asked: one first, which may lack what another group here has, then who leads."""
+        known = {node for node in self.group.core.members if self.node.is_connected(node)}
+        others = known.union([first] if first else []) - {self.node.number}
+        return sorted(others, key=lambda node: (node != first, node != self.group.leader, node))
 
     async def _fetch(
         self, source: NodeId, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]

@@ -25,7 +25,8 @@ def of_states(name: str, where: str, old: str, new: str) -> Mutant:
 
 HOLDS = [
     of_holds("who stands still is asked again", "holds:Holds._hold", " if lane.machine.held < hold", ""),
-    of_holds("who ended has to stand still", "holds:_suggest", "with suppress(MovedError):", "if True:"),
+    of_holds("who has no part is asked to stand still", "replica:Replica._sharing", "y.sharing", "y.others"),
+    of_holds("who has no part has to stand still", "assembly:Assembly.are_held", "self.sharing", "self.others"),
     of_holds("who never heard of a hold is not told", "holds:Holds.watch", "await self._hold(seen)", "pass"),
     of_holds(
         "who has no leader is waited for",
@@ -149,16 +150,33 @@ STATES = [
     of_states(
         "only the leader has a state to give",
         "replica:Replica.fetch",
-        "[source] if source else self._sources()",
+        "self._sources(source)",
         "[source or self.group.leader]",
     ),
     of_states(
-        "anybody is asked for what one offered",
+        "only who offers a state is asked for it",
         "replica:Replica.fetch",
-        "[source] if source else self._sources()",
-        "self._sources()",
+        "self._sources(source)",
+        "[source] if source else self._sources(0)",
     ),
-    of_states("the leader is not asked first", "replica:Replica._sources", "(node != self.group.leader, node)", "node"),
+    of_states(
+        "who offers a state is not asked first",
+        "replica:Replica.fetch",
+        "self._sources(source)",
+        "self._sources(0)",
+    ),
+    of_states(
+        "who offers a state has to be a member",
+        "replica:Replica._sources",
+        "known.union([first] if first else [])",
+        "known",
+    ),
+    of_states(
+        "the leader is not asked first",
+        "replica:Replica._sources",
+        "node != first, node != self.group.leader",
+        "node != first",
+    ),
     of_states(
         "a disk that went back is overlooked",
         "catchup:Taker.run",

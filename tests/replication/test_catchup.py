@@ -29,11 +29,11 @@ async def image(size: int = SIZE) -> Image:
     return await open_storage(storage, KEY)
 
 
-def giver(source: Image, changing: Callable[[], int] = lambda: 0) -> Giver:
+def giver(source: Image, changing: Callable[[], int] = lambda: 0, note: Note = NOTE) -> Giver:
     async def compared(group: str, index: int) -> bytes:
         raise AssertionError(index)
 
-    return Giver(source, CLUSTER.key, lambda: [NOTE], compared, changing=changing)
+    return Giver(source, CLUSTER.key, lambda: [note], compared, changing=changing)
 
 
 def taker(image: Image, source: Image) -> Taker:

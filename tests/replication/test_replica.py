@@ -139,7 +139,8 @@ async def test_who_is_taken_over_is_told() -> None:
 async def test_a_state_that_is_older_than_what_was_offered_is_not_enough() -> None:
     source, behind = await image(), await image()
     async with replica(behind) as here:
-        giving = giver(source)
+        giving, core = giver(source), SimpleNamespace(members=Members(frozenset()))
+        here.lanes[DEFAULT] = SimpleNamespace(group=SimpleNamespace(core=core, leader=0))
         here.node.peer = lambda node: SimpleNamespace(request=lambda kind, question: giving.answer(question))
         with pytest.raises(NetworkError, match="not as far"):
             await here.fetch(2, {DEFAULT: NOTE.applied.index + 1}, trio.lowlevel.checkpoint)

@@ -10,7 +10,7 @@ import trio
 from nbdvde.disk import BLOCK, Piece
 from nbdvde.engine.image import Image
 from nbdvde.errors import NetworkError, RefusedError
-from nbdvde.raft.messages import Snapshot
+from nbdvde.raft.messages import Members, Snapshot
 from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.catchup import Taker
 from nbdvde.replication.disk import ReplicatedDisk
@@ -167,15 +167,42 @@ async def test_whoever_can_be_reached_has_a_state_to_give_the_leader_first(leade
         await one.close()
 
 
-async def test_only_who_offers_a_state_is_asked_for_it() -> None:
-    source, behind = await image(), await image()
+@pytest.mark.parametrize(("first", "asked"), [(3, [3]), (2, [2, 3])])
+async def test_who_offers_a_state_is_asked_first_and_others_when_that_is_behind_in_another_group(
+    first: int, asked: list[int]
+) -> None:
+    """Two nodes, each behind in a group that the other one leads, would wait for each other for ever."""
+    source, behind, found = await image(), await image(), list[int]()
+    older = giver(source, note=Note(DEFAULT, Snapshot(1, 1, MEMBERS)))
+    answer = answering(source)
+
+    async def give(kind: int, question: bytes) -> bytes:
+        found.append(3)
+        return await answer(kind, question)
+
+    async def lag(kind: int, question: bytes) -> bytes:
+        found.append(2)
+        return await older.answer(question)
+
     async with leading(behind) as (replica, node):
         with pytest.raises(NetworkError, match="nobody to take the state from"):
             await replica.fetch(0, {}, trio.lowlevel.checkpoint)
-        node.others |= {2: unheard, 3: answering(source)}
-        with pytest.raises(NetworkError, match="not connected any more"):
-            await replica.fetch(2, {}, trio.lowlevel.checkpoint)
+        node.groups[DEFAULT].leader = 2
+        node.others |= {2: lag, 3: give}
+        have = {DEFAULT: NOTE.applied.index}
+        assert await replica.fetch(first, have, trio.lowlevel.checkpoint) == {DEFAULT: NOTE}
+    assert list(dict.fromkeys(found)) == asked
     for one in (source, behind):
+        await one.close()
+
+
+async def test_who_knows_no_members_yet_asks_who_offers_a_state() -> None:
+    source, fresh = await image(), await image()
+    async with leading(fresh) as (replica, node):
+        node.groups[DEFAULT].core.members = Members(frozenset())
+        node.others[3] = answering(source)
+        assert await replica.fetch(3, {}, trio.lowlevel.checkpoint) == {DEFAULT: NOTE}
+    for one in (source, fresh):
         await one.close()
 
 
