@@ -55,7 +55,7 @@ class Life:
         self.slow_s = 0.0
         """How much longer the disk takes for anything, about."""
         self.may_fail = False
-        """Whether its disk fails."""
+        """Whether its disk fails, or it is told to go: it may end by itself."""
         self.failure: BaseException | None = None
         """What it ended with by itself."""
         self.over = trio.Event()

@@ -39,8 +39,13 @@ class Misfortunes:
         async with trio.open_nursery() as nursery:
             while trio.current_time() < until_s:
                 await self._wait(0.3, 3)
+                if self._world.has_groups and self._random.random() < 0.6:
+                    await self._hold()
                 kind = self._random.choice(self._kinds)
-                self._world.counts[kind.__name__.strip("_")] += 1
+                name = kind.__name__.strip("_")
+                self._world.counts[name] += 1
+                if any(life.replica.assembly.holding for life in self._world.serving):
+                    self._world.counts[f"{name} during a hold"] += 1
                 self._world.note(kind.__name__)
                 nursery.start_soon(kind)
                 await self._wait(0, 3)
@@ -57,6 +62,12 @@ class Misfortunes:
 
     def _one(self) -> Life | None:
         return self._world.any_life()
+
+    async def _hold(self) -> None:
+        """Wait for all groups to be on their way to stand still, if that comes soon."""
+        with trio.move_on_after(2):
+            await self._world.watch.held.wait()
+            await self._wait(0, self._random.choice((0.002, 0.02)))
 
     async def _wait(self, least_s: float, most_s: float) -> None:
         await trio.sleep(self._random.uniform(least_s, most_s))
@@ -190,6 +201,7 @@ class Misfortunes:
 
     async def _leave(self, leaving: Life) -> bool:
         """Whether it is sure that it has."""
+        leaving.may_fail = True  # it ends when it is told
         for _ in range(5):
             asked = self._one()
             if asked and asked is not leaving:

@@ -47,7 +47,8 @@ def run_seed(seed: int, time_s: float = TIME_S, trace: list[str] | None = None) 
         with deterministic(seed) as chance:
             world = World(chance)
             world.trace = world.trace if trace is None else trace
-            trio.run(_live, world, time_s, clock=Clock())
+            with world.watch.watching():
+                trio.run(_live, world, time_s, clock=Clock())
     finally:
         logging.disable(logging.NOTSET)
     history = world.history

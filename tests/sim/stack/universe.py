@@ -17,13 +17,15 @@ from nbdvde import moment, workers
 from nbdvde.engine import access, log, writer
 from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.node import Node
-from nbdvde.replication import running
+from nbdvde.replication import disk, routing, running
 from tests.crash import stepping
 
 if TYPE_CHECKING:
     from tests.sim.stack.life import Life
 
 SEGMENT_BYTES = 64 << 10
+STRIPE = 16 << 10
+"""Bytes: so few that requests have to do with two."""
 SIZES = Sizes(segment_bytes=256 << 10, memory_bytes=16 << 10)
 """Of a log: so little memory that entries have to be loaded."""
 CURRENT: ContextVar["Life"] = ContextVar("life")
@@ -66,10 +68,14 @@ def deterministic(seed: int) -> Iterator[random.Random]:
         (moment, "time", clock),
         (scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (writer, "COMMIT_BYTES", 24 << 10),
+        (routing, "STRIPE", STRIPE),
+        (disk, "STRIPE", STRIPE),
+        (disk, "_WRITE_MAX", STRIPE),
         (access, "open_file", lambda path, *, write: CURRENT.get().disks.device),
         (access, "open_storage", partial(access.open_storage, checkpoint_bytes=256 << 10)),
         (running, "random", types.SimpleNamespace(SystemRandom=lambda: chance)),
         (running, "_ELECTION_TICKS", 5),
+        (running, "_QUIET_TICKS", 15),
         (running, "open_listener", _listening),
         (running, "TlsNetwork", lambda files, listener, places: files(places)),
         (running, "DiskDirectory", lambda path: CURRENT.get().disks.folder),

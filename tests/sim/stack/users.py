@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BLOCKS = (0, 1, 2, 3, 300, 301, 302, 520)
 """Where requests begin: in three chunks of what is compared."""
+SPREAD = (0, 4, 300, 304, 520)
+"""One in each stripe of those."""
 USED = tuple(sorted({block for first in BLOCKS for block in range(first, first + 3)}))
 _ANSWER_S = 1.0, 7.0
 """After which clients take a connection for dead: from the most to the least impatient."""
@@ -210,13 +212,14 @@ class _Talk(Talk):
 
 
 async def write_through(world: "World", life: Life, disk: Disk) -> None:
-    """Write a block, for sure, unless the disk comes to its end."""
+    """Write to each stripe, for sure, unless the disk comes to its end."""
     user = User(world, f"last-{life.node}-{disk.name}", disk)
     while not disk.doomed:
         session = Session(life.node)
         with suppress(*_LOST, Refused):
             talk = await user._enter(life, session)
-            await user._batch(talk, session, [user._write(session, range(1))])
+            blocks = [block for block in SPREAD if block < disk.blocks]
+            await user._batch(talk, session, [user._write(session, range(block, block + 1)) for block in blocks])
             await talk.send(Command.DISC)
             talk.wire.abort()
             return

@@ -11,11 +11,13 @@ from nbdvde.replication.replica import Replica
 from nbdvde.replication.ticket import Ticket
 from tests.sim.stack.comparing import compare, settled
 from tests.sim.stack.device import Disks
+from tests.sim.stack.dividers import Divider
 from tests.sim.stack.history import Disk, History, Violation
 from tests.sim.stack.images import FIRST, SIZE, blank, place_of
 from tests.sim.stack.life import Life
 from tests.sim.stack.rulers import Ruler
 from tests.sim.stack.users import User, write_through
+from tests.sim.stack.watching import Watch
 from tests.sim.stack.wires import Net
 
 _RECOVERY_S = 90.0
@@ -31,6 +33,9 @@ class World:
         self.history = History()
         self.history.disks["disk"] = Disk("disk", SIZE)
         self.counts: Counter[str] = Counter()
+        self.watch = Watch(self.counts)
+        self.has_groups = random.random() < 0.5
+        """Whether there are several groups, not always the same."""
         self.trace: list[str] = []
         self.resting = False
         self.lives: dict[str, Life] = {}
@@ -103,6 +108,8 @@ class World:
         for name, rival in (("anna", False), ("rita", True)):
             self.welcome(User(self, name, main, rival=rival))
         self.nursery.start_soon(Ruler(self).run)
+        if self.has_groups:
+            self.nursery.start_soon(Divider(self).run)
 
     async def rest(self) -> None:
         """Nothing fails any more: everything has to go on, and all nodes get the same. Raises Violation."""
@@ -120,6 +127,11 @@ class World:
 
     def _states(self) -> list[str]:
         return [
-            f"{life.name}: {life.replica.group.status()} {life.replica.machine.stuck}" if life.is_serving else life.name
-            for life in self.lives.values()
+            f"{life.name}: {_state(life.replica)}" if life.is_serving else life.name for life in self.lives.values()
         ]
+
+
+def _state(replica: Replica) -> str:
+    assembly = replica.assembly
+    groups = [lane.group.status() for lane in replica.lanes.values()]
+    return f"{groups} {replica.problem} hold {assembly.holding}, settled {assembly.settled}, idle {assembly.idle}"
