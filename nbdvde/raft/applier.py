@@ -10,6 +10,8 @@ from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Entry, NodeId, Snapshot
 
 _log = logging.getLogger(__name__)
+CONTAINED = object()
+"""In place of the result of an entry that was part of a state that was taken over."""
 
 
 class Applier:
@@ -63,7 +65,7 @@ class Applier:
     async def _apply(self, entries: Sequence[Entry]) -> None:
         old = sum(entry.index <= self._contained for entry in entries)
         if old:
-            self._applied(entries[:old], (None,) * old)
+            self._applied(entries[:old], (CONTAINED,) * old)
         while old < len(entries):
             results = await self._machine.apply(entries[old:])
             done = entries[old : old + len(results)]

@@ -13,7 +13,7 @@ import trio
 
 from nbdvde.errors import DamageError, RefusedError
 from nbdvde.raft import quorum
-from nbdvde.raft.applier import Applier
+from nbdvde.raft.applier import CONTAINED, Applier
 from nbdvde.raft.core import Core, Ready
 from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Append, Entry, HardState, Members, Message, NodeId, Snapshot
@@ -302,7 +302,8 @@ class Group:
 
     def _applied(self, entries: Sequence[Entry], results: Sequence[object]) -> None:
         self.core.applied_to(entries[-1].index)
-        self._proposals.applied(entries, results)
+        lost = LeadershipLost(self.name)
+        self._proposals.applied(entries, [lost if result is CONTAINED else result for result in results])
         self._barriers.applied()
         self.upkeep.grown()
         self._host.touch(self)

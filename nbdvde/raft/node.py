@@ -125,12 +125,16 @@ class Node:
 
     async def stop(self, patience_s: float = 5.0) -> None:
         """End in order: hand over what this node leads, as far as that takes no longer, then end `run`."""
+        await self.hand_over(patience_s)
+        if self._nursery:
+            self._nursery.cancel_scope.cancel()
+
+    async def hand_over(self, patience_s: float) -> None:
+        """Have others lead what this node leads, as far as that takes no longer."""
         with trio.move_on_after(patience_s):
             async with trio.open_nursery() as nursery:
                 for group in self.groups.values():
                     nursery.start_soon(_hand_over, group)
-        if self._nursery:
-            self._nursery.cancel_scope.cancel()
 
     # What groups and connections need
 

@@ -51,6 +51,9 @@ class Listener(Protocol):
     def arranged(self) -> None:
         """There are other groups."""
 
+    async def step_back(self) -> None:
+        """Nothing will be applied here for a while: others had better lead."""
+
 
 class Assembly:
     """See above."""
@@ -214,6 +217,7 @@ class Assembly:
                 await trio.sleep(_AGAIN_S)
 
     async def _take_over(self, source: NodeId, wanted: Mapping[str, int]) -> None:
+        await self.listener.step_back()
         self._paused = True
         try:
             while any(machine.busy for machine in self.machines.values()):

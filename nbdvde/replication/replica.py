@@ -44,6 +44,8 @@ CATCH_UP, ROOM = 2, 4
 """Kinds of questions between nodes, besides those of `lane`, `roster` and `retiring`."""
 _PAUSE_S = 0.05
 """Between two tries."""
+_HAND_OVER_S = 2.0
+"""That takes, at most, before a state is taken over."""
 _LEAVE_S = 1.0
 """That a node goes on when it has left."""
 
@@ -332,6 +334,9 @@ class Replica:
         return await self.lanes[name].propose_for_another(data, growth)
 
     # What the groups agreed on
+
+    async def step_back(self) -> None:
+        await self.node.hand_over(_HAND_OVER_S)
 
     def placed(self, nodes: Mapping[NodeId, Place]) -> None:
         self.placed_changed(nodes)

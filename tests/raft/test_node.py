@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nbdvde.errors import NetworkError, RefusedError, UsageError
-from nbdvde.raft.applier import Applier
+from nbdvde.raft.applier import CONTAINED, Applier
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import Append, AskRead, Body, Entry, Members, NodeId, ReadReply, Snapshot
@@ -217,7 +217,18 @@ async def test_entries_that_a_state_contains_are_left_out() -> None:
         applier.hand([Entry(1, index, 0, b"1") for index in range(2, 6)])
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert applied == [(None, None), [1, 2]]
+    assert applied == [(CONTAINED, CONTAINED), [1, 2]]
+
+
+async def test_what_became_of_an_entry_that_a_state_contains_is_not_known(autojump_clock: MockClock) -> None:
+    async with running(Cluster()) as cluster:
+        group = (await cluster.leader()).groups["default"]
+        await group.propose(b"1")
+        last = group.core.log.last_index
+        wait = group._proposals.watch(last)
+        group._applied(group.core.log.slice(last, last + 1, 1), (CONTAINED,))
+        with pytest.raises(LeadershipLost):
+            await wait.result()
 
 
 async def test_handing_over_loses_no_proposal(autojump_clock: MockClock) -> None:

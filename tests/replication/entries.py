@@ -3,6 +3,8 @@
 import random
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from nbdvde.admin.replicated import executing
 from nbdvde.engine.image import Image
 from nbdvde.raft.messages import Entry, EntryKind, Members, Snapshot
@@ -40,7 +42,11 @@ class Heard:
     def __init__(self) -> None:
         self.attachments: list[tuple[str, int, int]] = []
         self.nodes: dict[int, Place] = {}
-        self.arrangements = 0
+        self.arrangements = self.steps_back = 0
+
+    async def step_back(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.steps_back += 1
 
     def arranged(self) -> None:
         self.arrangements += 1

@@ -96,6 +96,9 @@ class Node:
             raise UsageError(f"node {node}", "is not known")
         return SimpleNamespace(request=self.others[node])
 
+    async def hand_over(self, patience_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def create(self, name: str, machine: GroupMachine, start: Snapshot) -> Group:
         await self.creating()
         self.groups[name] = Group(name, machine)

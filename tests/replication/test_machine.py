@@ -209,6 +209,7 @@ async def test_a_state_of_another_node_counts_when_all_of_it_is_there():
 
     async def fetch(source: int, have: Mapping[str, int], begin: Callable[[], Awaitable[None]]) -> Mapping[str, Note]:
         assert have[GROUP] == (9 if source else 0)
+        assert heard.steps_back == len(noted) + 1, "others lead meanwhile"
         await begin()
         copy = await open_storage(RecordingStorage(bytes(storage.image)), KEY)
         noted.append((await machine_of(copy)).note)
