@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from tempfile import mkdtemp
 from types import FrameType
@@ -18,7 +19,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.interop.campaign import play
+from tests.interop.campaign import Outcome, play
+
+_COUNTS = [field.name for field in fields(Outcome) if field.name != "faults"]
 
 
 class Campaign:
@@ -27,7 +30,7 @@ class Campaign:
     def __init__(self, file: Path | None, first_seed: int, folder: Path | None) -> None:
         self._file, self._folder = file, folder
         self.kinds: dict[str, int] = {}
-        self.totals = {"next_seed": first_seed, "rounds": 0, "faults": 0, "writes": 0, "unknown": 0, "reads": 0}
+        self.totals = {"next_seed": first_seed, "rounds": 0, "faults": 0, **dict.fromkeys(_COUNTS, 0)}
         self.totals |= {"failures": 0, "seconds": 0}
         if file and file.exists():
             kept = json.loads(file.read_text())
@@ -49,7 +52,7 @@ class Campaign:
             totals["failures"] += 1
             print(f"seed {totals['next_seed']} failed, see {folder}\n{traceback.format_exc()}", flush=True)
         else:
-            for name in ("writes", "unknown", "reads"):
+            for name in _COUNTS:
                 totals[name] += getattr(outcome, name)
             for kind, times in outcome.faults.items():
                 self.kinds[kind] = self.kinds.get(kind, 0) + times

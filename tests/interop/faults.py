@@ -14,7 +14,7 @@ from nbdvde.errors import NbdvdeError
 from tests.interop.cluster import Cluster, Member, free_ports
 from tests.interop.lines import Lines
 
-SPACE = 160 << 20
+SPACE = 320 << 20
 """Of the file system of a machine."""
 
 
@@ -26,7 +26,8 @@ def may_mount() -> bool:
 class Machines:
     """Those of a cluster, as far as things may happen to them."""
 
-    def __init__(self, folder: Path, size: int, chance: random.Random, count: int = 3) -> None:
+    def __init__(self, folder: Path, size: int, chance: random.Random, count: int = 3, *, lease: bool = False) -> None:
+        """`lease` has them answer reads without asking each other, when they may."""
         self._chance = chance
         ports = free_ports(count)
         self.lines = Lines(ports, self._pids)
@@ -42,7 +43,7 @@ class Machines:
                     store = member.image.parent
                     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "tmpfs", store], check=True)
                     self._mounted.append(store)
-            self.cluster = Cluster(folder, size, election_s=0.5, log_size="2M", members=self.members)
+            self.cluster = Cluster(folder, size, election_s=0.5, log_size="2M", members=self.members, lease=lease)
         except BaseException:
             self.close()
             raise

@@ -7,16 +7,15 @@ client is connected again they must have been done, or never be.
 import os
 import random
 import signal
-import struct
 import sys
 import time
 from contextlib import suppress
+from enum import Enum
 
 import nbd
 
-from tests.interop.records import Record, pack
+from tests.interop.records import BLOCK, BLOCKS, RUN_BLOCKS, SIZE, Record, content_of, offset_of, pack, version_in
 
-BLOCK, BLOCKS = 4096, 64
 _DEPTH = 4
 _PATIENCE_S = 120
 _CONNECT_S = 2.5
@@ -24,25 +23,56 @@ _ANSWER_S = (0.3, 1.0, 2.5)
 """One of them, after which it goes to another node: this one may be cut off, and say late what it was told."""
 _PAUSE_S = 0.02
 """Between requests: it is not how much they do that counts."""
-_HEAD = struct.Struct("<QQ")
 _ALLOWED = ("ENOSPC", "ESHUTDOWN")
 """What a request may be refused with: there is no room, or the server ends."""
 
 
-class Request:
-    """One request, for a few blocks."""
+class Kind(Enum):
+    """Of a request."""
 
-    def __init__(self, first: int, count: int, version: int) -> None:
-        """`version` is 0 for a read."""
-        self.first, self.count, self.version = first, count, version
-        data = b"".join(_HEAD.pack(version, block) * (BLOCK // _HEAD.size) for block in self.blocks)
-        self.buffer = nbd.Buffer.from_bytearray(bytearray(data))
+    READ, WRITE, TRIM, ZERO, ALLOCATE, TRIM_ALL = range(6)
+
+
+_SHARES = {
+    Kind.READ: 40, Kind.WRITE: 46, Kind.TRIM: 5, Kind.ZERO: 4, Kind.ALLOCATE: 4, Kind.TRIM_ALL: 1,
+}  # fmt: skip
+"""Of a hundred requests."""
+
+
+class Request:
+    """One request: for a few blocks that lie side by side, or, if it trims all, for the whole disk."""
+
+    def __init__(self, kind: Kind, first: int, count: int, version: int) -> None:
+        """`version` is 0 unless it writes."""
+        self.kind, self.blocks, self.version = kind, range(first, first + count), version
+        self.buffer = nbd.Buffer.from_bytearray(bytearray(b"".join(content_of(version, at) for at in self.blocks)))
         self.begin_ns = time.monotonic_ns()
 
     @property
-    def blocks(self) -> range:
-        """Which it is about."""
-        return range(self.first, self.first + self.count)
+    def changes(self) -> bool:
+        """Whether it is no read."""
+        return self.kind != Kind.READ
+
+    def send(self, handle: nbd.NBD) -> int:
+        """Begin it. Raises nbd.Error."""
+        offset, length = offset_of(self.blocks.start), len(self.blocks) * BLOCK
+        match self.kind:
+            case Kind.READ:
+                return int(handle.aio_pread(self.buffer, offset))
+            case Kind.WRITE:
+                return int(handle.aio_pwrite(self.buffer, offset))
+            case Kind.TRIM:
+                return int(handle.aio_trim(length, offset))
+            case Kind.ZERO:
+                return int(handle.aio_zero(length, offset))
+            case Kind.ALLOCATE:
+                return int(handle.aio_zero(length, offset, flags=nbd.CMD_FLAG_NO_HOLE))
+            case Kind.TRIM_ALL:
+                return int(handle.aio_trim(SIZE, 0))
+
+    def versions(self) -> list[int]:
+        """What its blocks hold now. Ends the process when one holds what nobody wrote there at once."""
+        return [self.version] * len(self.blocks) if self.changes else versions_in(self.buffer, self.blocks)
 
 
 class Client:
@@ -55,7 +85,7 @@ class Client:
         self._version = number << 48
         self._file = os.open(result, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._lost: list[Request] = []
-        """Writes whose connection broke."""
+        """Changes whose connection broke."""
         self.ended = False
 
     def run(self) -> None:
@@ -103,24 +133,26 @@ class Client:
                 _expect_before(answered + patience_s)
                 time.sleep(_PAUSE_S)
         finally:
-            self._lost += [request for request in pending.values() if request.version]
+            self._lost += [request for request in pending.values() if request.changes]
 
     def _drawn(self) -> Request:
         chance = self._chance
+        (kind,) = chance.choices([*_SHARES], [*_SHARES.values()])
+        if kind == Kind.TRIM_ALL:
+            return Request(kind, 0, BLOCKS, 0)
         count = chance.choice((1, 1, 1, 2, 4))
-        version = 0
-        if chance.random() < 0.6:
-            version = self._version = self._version + 1
-        return Request(chance.randrange(BLOCKS - count + 1), count, version)
+        run, at = chance.randrange(BLOCKS // RUN_BLOCKS), chance.randrange(RUN_BLOCKS - count + 1)
+        if kind == Kind.WRITE:
+            self._version += 1
+        return Request(kind, run * RUN_BLOCKS + at, count, self._version if kind == Kind.WRITE else 0)
 
     def _send(self, handle: nbd.NBD, request: Request) -> int:
-        if request.version:
-            try:
-                return int(handle.aio_pwrite(request.buffer, request.first * BLOCK))
-            except nbd.Error:
-                self._lost.append(request)  # a part may have left
-                raise
-        return int(handle.aio_pread(request.buffer, request.first * BLOCK))
+        try:
+            return request.send(handle)
+        except nbd.Error:
+            if request.changes:  # a part may have left
+                self._lost.append(request)
+            raise
 
     def _is_done(self, handle: nbd.NBD, cookie: int, pending: dict[int, Request]) -> bool:
         try:
@@ -137,23 +169,23 @@ class Client:
         return True
 
     def _tell(self, request: Request, end_ns: int, *, acknowledged: bool) -> None:
-        if request.version or acknowledged:
-            versions = [request.version] * request.count if request.version else _versions(request)
-            wrote = bool(request.version)
+        if request.changes or acknowledged:
             records = [
-                Record(wrote, acknowledged, block, version, request.begin_ns, end_ns)
-                for block, version in zip(request.blocks, versions, strict=True)
+                Record(request.changes, acknowledged, block, version, request.begin_ns, end_ns)
+                for block, version in zip(request.blocks, request.versions(), strict=True)
             ]
             os.write(self._file, b"".join(map(pack, records)))
 
     def _read_everything(self) -> bool:
         try:
             handle = self._connected()
-            request = Request(0, BLOCKS, 0)
-            request.buffer = nbd.Buffer.from_bytearray(bytearray(handle.pread(BLOCKS * BLOCK, 0)))
+            for first in range(0, BLOCKS, RUN_BLOCKS):
+                request = Request(Kind.READ, first, RUN_BLOCKS, 0)
+                data = handle.pread(RUN_BLOCKS * BLOCK, offset_of(first))
+                request.buffer = nbd.Buffer.from_bytearray(bytearray(data))
+                self._tell(request, time.monotonic_ns(), acknowledged=True)
         except nbd.Error:
             return False
-        self._tell(request, time.monotonic_ns(), acknowledged=True)
         return True
 
 
@@ -174,17 +206,13 @@ def _expect_before(deadline: float) -> None:
         raise TimeoutError("no answer")
 
 
-def _versions(request: Request) -> list[int]:
+def versions_in(buffer: nbd.Buffer, blocks: range) -> list[int]:
     """What a read found. Ends the process when a block is not one that was written at once, and here."""
-    data = request.buffer.to_bytearray()
-    found = []
-    for at, block in enumerate(request.blocks):
-        piece = bytes(data[at * BLOCK : (at + 1) * BLOCK])
-        version, place = _HEAD.unpack_from(piece)
-        if piece != piece[: _HEAD.size] * (BLOCK // _HEAD.size) or (version and place != block):
-            sys.exit(f"block {block} is torn, or holds what belongs to block {place}: {piece[:64].hex()}")
-        found.append(version)
-    return found
+    data = bytes(buffer.to_bytearray())
+    try:
+        return [version_in(data[at * BLOCK : (at + 1) * BLOCK], block) for at, block in enumerate(blocks)]
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def main(result: str, number: str, seed: str, *uris: str) -> None:

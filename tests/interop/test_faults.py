@@ -13,3 +13,6 @@ def test_forty_faults(tmp_path: Path) -> None:
     assert outcome.faults.total() >= 35
     assert outcome.writes > 500
     assert outcome.reads > 300
+    assert outcome.snapshots > 5
+    assert outcome.shown > 20
+    assert outcome.arranged > 0
