@@ -209,12 +209,15 @@ class Assembly:
 
     async def _complete(self) -> None:
         """Take over a state from whoever leads now, whose source failed in the middle, or this node."""
-        async with self._taking:
-            try:
-                await self._take_over(0, {})
-            except NbdvdeError as error:
-                _log.warning("replication stands still: %s", error)
-                await trio.sleep(_AGAIN_S)
+        try:
+            async with self._taking:
+                try:
+                    await self._take_over(0, {})
+                except NbdvdeError as error:
+                    _log.warning("replication stands still: %s", error)
+                    await trio.sleep(_AGAIN_S)
+        finally:
+            self.tell()  # it is up to somebody else if this one waits no longer
 
     async def _take_over(self, source: NodeId, wanted: Mapping[str, int]) -> None:
         await self.listener.step_back()
@@ -247,9 +250,9 @@ class Assembly:
             else:
                 self.machines[name] = GroupMachine(self, msgspec.structs.replace(note, begun=False))
         self.incomplete = False
-        await self.durable()
         main = notes[DEFAULT]
         for disk, (epoch, node) in main.epochs.items():
             self.listener.attached(disk, epoch, node)
         self.listener.placed(main.nodes)
         self.listener.arranged()
+        await self.durable()

@@ -1,16 +1,17 @@
 """The state of another node is taken over: nobody reads half of one, and it becomes a whole one."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from nbdvde.disk import BLOCK, Piece
 from nbdvde.engine.image import Image
 from nbdvde.errors import NetworkError, RefusedError
-from nbdvde.raft.messages import Members, Snapshot
+from nbdvde.raft.messages import Members, NodeId, Snapshot
 from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.catchup import Taker
 from nbdvde.replication.disk import ReplicatedDisk
@@ -19,8 +20,8 @@ from nbdvde.replication.notes import Note, Notes
 from nbdvde.replication.operations import Call
 from nbdvde.replication.questions import AskState, Question
 from tests.replication import test_machine
-from tests.replication.entries import CLUSTER, MEMBERS, Author, machine_of
-from tests.replication.leading import Answer, leading
+from tests.replication.entries import CLUSTER, MEMBERS, Author, Heard, assembly_of, machine_of
+from tests.replication.leading import Answer, leading, without_threads
 from tests.replication.test_catchup import NOTE, everything, giver, image, run
 from tests.replication.test_disk import Volume, Ways
 
@@ -142,6 +143,52 @@ async def test_half_a_state_is_completed_though_nobody_reads_and_nothing_is_to_a
             assert replica.machine.applied == NOTE.applied
     for one in (source, half):
         await one.close()
+
+
+async def test_it_is_completed_by_whoever_waits_when_another_one_waits_no_longer(autojump_clock: object) -> None:
+    half, failures = await half_taken_over(), [NetworkError("node 2", "has gone")]
+
+    async def fetch(source: NodeId, have: object, begin: Callable[[], Awaitable[None]]) -> Mapping[str, Note]:
+        if failures:
+            raise failures.pop()
+        await begin()
+        return {DEFAULT: NOTE}
+
+    assembly = await assembly_of(half, fetch=fetch)
+
+    async def impatient() -> None:
+        with trio.move_on_after(0.2):  # it is tried again later than that
+            await assembly.whole()
+
+    with without_threads(), trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(impatient)
+            await wait_all_tasks_blocked()
+            await assembly.whole()
+    assert not assembly.incomplete
+    await half.close()
+
+
+async def test_what_came_with_a_state_is_told_though_nobody_waits_for_it_any_more() -> None:
+    """A group may end while it takes a state over: the state is there for all groups."""
+    behind, heard = await image(), Heard()
+
+    async def fetch(source: NodeId, have: object, begin: Callable[[], Awaitable[None]]) -> Mapping[str, Note]:
+        return {DEFAULT: NOTE}
+
+    assembly = await assembly_of(behind, heard, fetch)
+    with trio.CancelScope() as scope:
+
+        async def durable() -> None:
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+
+        assembly.durable = durable  # type: ignore[method-assign]
+        await assembly.take_over(2, DEFAULT, NOTE.applied)
+    assert scope.cancelled_caught
+    assert heard.attachments == [("disk", *NOTE.epochs["disk"])]
+    assert heard.arrangements == 1
+    await behind.close()
 
 
 @pytest.mark.parametrize(("leader", "asked"), [(2, [2, 3]), (3, [3]), (0, [2, 3])])
