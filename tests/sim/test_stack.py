@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.sim.stack.play import run_seed
-from tests.sim.stack.register import Op, explained
+from tests.sim.stack.register import Op, explained, span
 
 SEEDS = 5
 
@@ -66,3 +66,20 @@ def test_what_can_be_explained(ops: list[Op]) -> None:
 )
 def test_what_cannot(ops: list[Op]) -> None:
     assert not explained(ops)
+
+
+@pytest.mark.parametrize(
+    ("ops", "value", "found"),
+    [
+        ([write(1, 1, 2), write(2, 5, 8)], 1, (1, 8)),
+        ([write(1, 1, 2), write(2, 5, 8)], 2, (5, float("inf"))),
+        ([write(1, 1, 2), write(2, 5, 8)], 0, (0, 2)),
+        ([write(1, 1, 6), write(2, 5, 8)], 1, (1, float("inf"))),  # who knows which came first
+        ([write(1, 1, 2), write(2, 5, sure=False)], 1, (1, float("inf"))),
+        ([write(1, 1, 2), write(2, 5, sure=False), read(2, 9, 10)], 1, (1, 10)),
+        ([write(1, 1, 2), write(2, 3, 4), write(1, 7, 8), write(3, 9, 11)], 1, (1, 11)),
+        ([write(1, 1, sure=False), write(2, 3, 4)], 1, (1, float("inf"))),
+    ],
+)
+def test_when_a_block_held_something(ops: list[Op], value: int, found: tuple[float, float]) -> None:
+    assert span(ops, value) == found

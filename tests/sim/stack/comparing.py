@@ -8,6 +8,9 @@ import trio
 
 from nbdvde.engine.catalogue import SEPARATOR
 from nbdvde.engine.image import Image
+from nbdvde.engine.managed.stream import Stream
+from nbdvde.engine.managed.worm import Worm
+from nbdvde.engine.volume import Volume
 from nbdvde.replication.compare import joined
 from nbdvde.replication.replica import Replica
 from tests.sim.stack.history import BLOCK, Violation
@@ -27,6 +30,8 @@ class Found:
     catalogue: Sequence[tuple[str, int, int]]
     """(name, size, time) of all disks and snapshots."""
     contents: Contents
+    regions: Sequence[Any]
+    """All that those of the disks say."""
 
 
 async def settled(lives: Sequence[Life]) -> Sequence[Found]:
@@ -45,7 +50,7 @@ def compare(found: Sequence[Found]) -> Contents:
     """What all hold. Raises Violation."""
     first, *others = found
     for other in others:
-        for what in ("notes", "catalogue", "contents"):
+        for what in ("notes", "catalogue", "contents", "regions"):
             if getattr(other, what) != getattr(first, what):
                 raise Violation(f"{other.name} {what}: {getattr(other, what)}, {first.name}: {getattr(first, what)}")
     return first.contents
@@ -72,7 +77,9 @@ async def _found(life: Life, notes: Mapping[str, Any]) -> Found:
     async def look(replica: Replica) -> Found:
         image = replica.image
         catalogue = _catalogue(image)
-        return Found(life.name, notes, catalogue, {label: await _content(image, label) for label, _, _ in catalogue})
+        contents = {label: await _content(image, label) for label, _, _ in catalogue}
+        regions = [await _regions(image, disk) for disk in image.volumes.disks]
+        return Found(life.name, notes, catalogue, contents, sorted(regions, key=lambda told: told[0]))
 
     return await life.ask(look)
 
@@ -92,3 +99,16 @@ async def _content(image: Image, label: str) -> Mapping[int, int]:
     volume = image.disk(label)
     blocks = [block for block in USED if block < volume.size // BLOCK]
     return contents_of({block: joined(await volume.read(block * BLOCK, BLOCK)) for block in blocks})
+
+
+async def _regions(image: Image, disk: Volume) -> tuple[Any, ...]:
+    area = await image.regions.area(disk)
+    found: list[Any] = [disk.name, area.directory.slots]
+    if area.find(Stream.FORM):
+        stream = await image.regions.get(Stream, disk)
+        found += [stream.ring, await stream.read(0)]
+    if area.find(Worm.FORM):
+        worm = await image.regions.get(Worm, disk)
+        records = await worm.records()
+        found += [worm.header, records, [await worm.content(record) for record in records]]
+    return tuple(found)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nbdvde.raft.messages import NodeId
-from tests.sim.stack.register import Op, explained
+from tests.sim.stack.register import Op, explained, span
 
 BLOCK = 4096
 
@@ -106,6 +106,13 @@ class History:
                 if op in found:
                     found.remove(op)
 
+    def given_up(self, disk: Disk, ops: Iterable[Op]) -> None:
+        """They are changed or not, and will not be from now on."""
+        ended = self.moment()
+        for op in ops:
+            op.ended = min(op.ended, ended)
+            disk.open.pop(op, None)
+
     def read(self, disk: Disk, begun: int, values: Mapping[int, int]) -> None:
         """What blocks held between `begun` and now."""
         ended = self.moment()
@@ -147,12 +154,30 @@ class History:
             every = [*ops, *_of_snapshots(disk, block, contents)]
             if not explained(every, origin.get(block, 0)):
                 raise Violation(f"block {block} of {disk.name}: {_told(every)}")
+        for snapshot in disk.snapshots:
+            _check_cut(disk, snapshot, contents)
+
+
+def _check_cut(disk: Disk, snapshot: Snapshot, contents: Mapping[str, Mapping[int, int]]) -> None:
+    """A snapshot holds what all blocks held at one moment."""
+    origin = contents[disk.origin.label] if disk.origin else {}
+    earliest, latest = float(snapshot.begun), snapshot.ended
+    for block, value in contents.get(snapshot.label, {}).items():
+        every = [*disk.ops.get(block, ()), *_of_rollbacks(disk, block, contents)]
+        begun, ended = span(every, value, origin.get(block, 0))
+        earliest, latest = max(earliest, begun), min(latest, ended)
+    if earliest > latest:
+        raise Violation(f"{snapshot.label} holds what there was in {earliest} and what was gone in {latest}")
 
 
 def _of_snapshots(disk: Disk, block: int, contents: Mapping[str, Mapping[int, int]]) -> Iterable[Op]:
     for snapshot in disk.snapshots:
         if block in (held := contents.get(snapshot.label, {})):
             yield Op(held[block], snapshot.begun, snapshot.ended, is_read=True, sure=True)
+    yield from _of_rollbacks(disk, block, contents)
+
+
+def _of_rollbacks(disk: Disk, block: int, contents: Mapping[str, Mapping[int, int]]) -> Iterable[Op]:
     for snapshot, op in disk.rollbacks:
         if snapshot.label in contents:
             yield Op(contents[snapshot.label].get(block, 0), op.begun, op.ended, sure=op.sure)

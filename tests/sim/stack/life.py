@@ -14,6 +14,7 @@ import outcome
 import trio
 
 from nbdvde.admin.replicated import executing
+from nbdvde.admin.wormcalls import keep_clocks
 from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError, NbdvdeError, NetworkError
 from nbdvde.exports import LOCAL, Exports, Peer, Visitor
@@ -32,6 +33,8 @@ from tests.sim.stack.wires import Net, Unreachable, Wire
 
 T = TypeVar("T")
 ELECTION_S = 1.0
+TENDING_S = 1.5
+"""Between two times that the nodes agree on retention clocks."""
 _JOB_S = 0.0002
 """What a thread takes to begin, and to tell that it is done, at most."""
 LOG_BYTES = 8 << 10
@@ -93,6 +96,7 @@ class Life:
                 await host.add(spec, lambda: KEY)
                 async with trio.open_nursery() as clients:
                     self._nursery = clients
+                    clients.start_soon(keep_clocks, self.replica.image, TENDING_S)
                     task_status.started()
                     await self._ending.wait()
                     clients.cancel_scope.cancel()

@@ -7,7 +7,7 @@ after that. The search is that of Wing and Gong (1993), with what was looked at 
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -29,6 +29,17 @@ def explained(ops: Sequence[Op], first: int = 0) -> bool:
     """Whether there is such an order, of a block that holds `first` in the beginning."""
     ops = sorted(ops, key=lambda op: op.begun)
     return _Search(ops).run(first)
+
+
+def span(ops: Iterable[Op], value: int, first: int = 0) -> tuple[float, float]:
+    """No block of which that happened held `value` before or after, if it held `first` in the beginning."""
+    ops = list(ops)
+    sources = [op for op in ops if op.value == value and not op.is_read]
+    begun = min((op.begun for op in sources), default=0) if value != first else 0
+    written = max((op.ended for op in sources), default=0)
+    return begun, min(
+        (op.ended for op in ops if op.sure and op.value != value and op.begun > written), default=math.inf
+    )
 
 
 class _Search:

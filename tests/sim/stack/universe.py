@@ -15,6 +15,7 @@ import trio._core._run as scheduler
 
 from nbdvde import moment, workers
 from nbdvde.engine import access, log, writer
+from nbdvde.engine.managed import worm
 from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.node import Node
 from nbdvde.replication import disk, routing, running
@@ -66,6 +67,7 @@ def deterministic(seed: int) -> Iterator[random.Random]:
         (log, "time", clock),
         (access, "time", clock),
         (moment, "time", clock),
+        (worm, "monotonic_ns", _now_ns),
         (scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         (writer, "COMMIT_BYTES", 24 << 10),
         (routing, "STRIPE", STRIPE),

@@ -14,6 +14,7 @@ from tests.protocol.client import Reply, Talk, info_data
 from tests.sim.stack.history import BLOCK, Disk, Session, Violation
 from tests.sim.stack.life import Life
 from tests.sim.stack.register import Op
+from tests.sim.stack.universe import STRIPE
 from tests.sim.stack.wires import Unreachable, Wire
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ _ANSWER_S = 1.0, 7.0
 """After which clients take a connection for dead: from the most to the least impatient."""
 _REFUSALS = {NbdErrno.ENOSPC, NbdErrno.EPERM, NbdErrno.EINVAL}
 """Errors that say that nothing was done."""
-_LOST = (EOFError, trio.BrokenResourceError, trio.TooSlowError, Unreachable)
+LOST = (EOFError, trio.BrokenResourceError, trio.TooSlowError, Unreachable)
+"""What ends a connection."""
 
 
 class Refused(Exception):
@@ -82,7 +84,7 @@ class User:
         while not self._world.resting and not self.disk.doomed:
             life = self._world.any_life()
             if life:
-                with suppress(*_LOST, Refused):
+                with suppress(*LOST, Refused):
                     await self._visit(life)
             await trio.sleep((3.0 if self._rival else 0.3) * self._random.random())
 
@@ -92,7 +94,7 @@ class User:
         async with trio.open_nursery() as nursery:
             if self._random.random() < 0.4:
                 nursery.start_soon(self._join, life, session)
-            with suppress(*_LOST, Refused):
+            with suppress(*LOST, Refused):
                 again, self._unanswered = self._unanswered, {}
                 for block, value in again.items() if self._random.random() < 0.7 else ():
                     await self._batch(talk, session, [self._write(session, range(block, block + 1), value)])
@@ -102,27 +104,18 @@ class User:
 
     async def _join(self, life: Life, session: Session) -> None:
         """A second connection."""
-        with suppress(*_LOST, Refused):
+        with suppress(*LOST, Refused):
             talk = await self._enter(life, Session(life.node))
             try:
                 await self._use(talk, session)
             finally:
                 talk.wire.abort()
 
-    async def _enter(self, life: Life, session: Session) -> "_Talk":
+    async def _enter(self, life: Life, session: Session) -> "Talker":
         history = self._world.history
         begun = history.moment()
-        talk = _Talk(await life.connect(self.name))
-        try:
-            with trio.fail_after(self._answer_s):
-                await talk.greet()
-                talk.structured = True
-                await talk.option(Option.STRUCTURED_REPLY)
-                answer = (await talk.option(Option.GO, info_data(self.disk.name)))[-1][0]
-        except BaseException:
-            talk.wire.abort()
-            raise
-        if answer != OptionReply.ACK or self.disk.doomed:
+        talk = await entered(life, self.name, self.disk.name, self._answer_s)
+        if self.disk.doomed:
             talk.wire.abort()
             raise Refused
         history.fence(self.disk, begun, life.node)
@@ -130,7 +123,7 @@ class User:
         self._world.note(f"{self.name} enters {self.disk.name} at {life.name}")
         return talk
 
-    async def _use(self, talk: "_Talk", session: Session) -> None:
+    async def _use(self, talk: "Talker", session: Session) -> None:
         random = self._random
         for _ in range(random.randint(3, 12) if self._rival else random.randint(5, 60)):
             if self._world.resting or self.disk.doomed:
@@ -167,7 +160,7 @@ class User:
         flags = CommandFlag.FUA if self._random.random() < 0.3 else 0
         return _Asked(blocks, 0, ops, Command.WRITE), b"".join(map(page, values.values())), int(flags)
 
-    async def _batch(self, talk: "_Talk", session: Session, batch: "Sequence[tuple[_Asked, bytes, int]]") -> None:
+    async def _batch(self, talk: "Talker", session: Session, batch: "Sequence[tuple[_Asked, bytes, int]]") -> None:
         """Ask for several things at once, and wait for the answers. Raises what ends the connection."""
         waiting: dict[int, _Asked] = {}
         try:
@@ -196,7 +189,10 @@ class User:
         if reply.error:
             if reply.error not in _REFUSALS:
                 raise Violation(f"{self.name}: {asked.command.name} was answered with error {reply.error}")
-            history.refused(self.disk, asked.ops)
+            if len({block * BLOCK // STRIPE for block in asked.blocks}) == 1:
+                history.refused(self.disk, asked.ops)
+            else:  # a part of it may be done
+                history.given_up(self.disk, asked.ops)
             self._world.counts["refused"] += 1
             self._world.note(f"{self.name}: {asked.command.name} {asked.blocks} refused: {reply.error} {reply.message}")
         elif asked.command == Command.READ:
@@ -205,10 +201,29 @@ class User:
             history.done(self.disk, asked.ops)
 
 
-class _Talk(Talk):
+class Talker(Talk):
+    """A conversation by way of a wire."""
+
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
         self.wire = wire
+
+
+async def entered(life: Life, caller: str, export: str, patience_s: float) -> Talker:
+    """A client of an export. Raises Refused, or what ends a connection."""
+    talk = Talker(await life.connect(caller))
+    try:
+        with trio.fail_after(patience_s):
+            await talk.greet()
+            talk.structured = True
+            await talk.option(Option.STRUCTURED_REPLY)
+            answer = (await talk.option(Option.GO, info_data(export)))[-1][0]
+        if answer != OptionReply.ACK:
+            raise Refused
+    except BaseException:
+        talk.wire.abort()
+        raise
+    return talk
 
 
 async def write_through(world: "World", life: Life, disk: Disk) -> None:
@@ -216,7 +231,7 @@ async def write_through(world: "World", life: Life, disk: Disk) -> None:
     user = User(world, f"last-{life.node}-{disk.name}", disk)
     while not disk.doomed:
         session = Session(life.node)
-        with suppress(*_LOST, Refused):
+        with suppress(*LOST, Refused):
             talk = await user._enter(life, session)
             blocks = [block for block in SPREAD if block < disk.blocks]
             await user._batch(talk, session, [user._write(session, range(block, block + 1)) for block in blocks])

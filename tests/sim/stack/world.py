@@ -9,12 +9,15 @@ from nbdvde.raft.messages import NodeId
 from nbdvde.replication.notes import Identity
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.ticket import Ticket
+from tests.sim.stack.appenders import Appender
 from tests.sim.stack.comparing import compare, settled
 from tests.sim.stack.device import Disks
 from tests.sim.stack.dividers import Divider
 from tests.sim.stack.history import Disk, History, Violation
 from tests.sim.stack.images import FIRST, SIZE, blank, place_of
+from tests.sim.stack.keepers import Keeper
 from tests.sim.stack.life import Life
+from tests.sim.stack.regions import Regions, append_through
 from tests.sim.stack.rulers import Ruler
 from tests.sim.stack.users import User, write_through
 from tests.sim.stack.watching import Watch
@@ -36,6 +39,7 @@ class World:
         self.watch = Watch(self.counts)
         self.has_groups = random.random() < 0.5
         """Whether there are several groups, not always the same."""
+        self.regions = Regions(self.history, random) if random.random() < 0.4 else None
         self.trace: list[str] = []
         self.resting = False
         self.lives: dict[str, Life] = {}
@@ -110,6 +114,10 @@ class World:
         self.nursery.start_soon(Ruler(self).run)
         if self.has_groups:
             self.nursery.start_soon(Divider(self).run)
+        if self.regions:
+            self.nursery.start_soon(Keeper(self, self.regions).run)
+            for name in ("ada", "ralph"):
+                self.nursery.start_soon(Appender(self, self.regions, name).run)
 
     async def rest(self) -> None:
         """Nothing fails any more: everything has to go on, and all nodes get the same. Raises Violation."""
@@ -119,11 +127,26 @@ class World:
             for life in list(self.lives.values()):
                 for disk in [disk for disk in self.history.disks.values() if not disk.doomed]:
                     await write_through(self, life, disk)
+                if self.regions:
+                    await append_through(self.regions, life)
             self.resting = True
             self.history.check(compare(await settled(list(self.lives.values()))))
+            if self.regions:
+                await self._check(self.regions)
         if patience.cancelled_caught:
             raise Violation(f"it does not recover: {self._states()}")
         self.counts["taken over"] += sum(life.has_caught_up for life in self.lives.values())
+
+    async def _check(self, regions: Regions) -> None:
+        life = self.random.choice(self.serving)
+        if regions.has_stream:
+            await regions.read_stream(life)
+        if regions.has_worm:
+            await regions.read_worm(life)
+        for journal in (regions.stream, regions.worm):
+            journal.check()
+            self.counts[f"appended to {journal.name}s"] += journal.acknowledged
+            self.counts[f"read from {journal.name}s"] += journal.read
 
     def _states(self) -> list[str]:
         return [
