@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from nbdvde.admin.everywhere import caught_up, make
+from nbdvde.admin.everywhere import caught_up, make, taken, undisturbed
 from nbdvde.engine.access import naming
 from nbdvde.engine.image import Image
-from nbdvde.errors import UsageError
+from nbdvde.errors import RefusedError, UsageError
 from nbdvde.replication.registry import replica_of
 
 Q = TypeVar("Q")
@@ -89,8 +89,7 @@ async def answer(call: Call[Q, A], image: Image, request: Q) -> A:
             return await call.work(image, request)
         if call.changes:
             return await (call.everywhere(image, request) if call.everywhere else make(call, image, request))
-        await caught_up(image)
-        return await call.work(image, request)
+        return await undisturbed(image, lambda: call.work(image, request))
 
 
 async def feed(call: Feed[Q, A], image: Image, request: Q, emit: Callable[[object], Awaitable[None]]) -> End:
@@ -98,7 +97,10 @@ async def feed(call: Feed[Q, A], image: Image, request: Q, emit: Callable[[objec
     with naming(image.path):
         if not call.here:
             await caught_up(image)
+        before = taken(image)
         async with aclosing(call.work(image, request)) as lines:
             async for line in lines:
+                if before != taken(image) and not call.here:
+                    raise RefusedError(f"image {image.path}", "became what another node has meanwhile", "ask again")
                 await emit(line)
     return End()

@@ -73,6 +73,22 @@ async def caught_up(image: Image) -> None:
         raise QuorumError(f"image {image.path}", "no majority of its cluster answers", "see nbdvde cluster status")
 
 
+async def undisturbed(image: Image, look: Callable[[], Awaitable[A]]) -> A:
+    """What `look` finds in an image that is caught up, and not becoming what another node has. Raises NbdvdeError."""
+    while True:
+        await caught_up(image)
+        before = taken(image)
+        found = await look()
+        if before == taken(image):
+            return found
+
+
+def taken(image: Image) -> int:
+    """How often an image began to become what that of another node is: what was read meanwhile is nothing."""
+    replica = replica_of(image)
+    return replica.taken if replica else 0
+
+
 def shown(image: Image, disk: Volume) -> Disk:
     """A disk as exports show it."""
     replica = replica_of(image)

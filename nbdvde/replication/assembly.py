@@ -9,7 +9,7 @@ A state that is taken over from another node is that of all groups at once.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -140,14 +140,14 @@ class Assembly:
         await self.turn(lambda: True)
 
     @property
-    def others(self) -> Iterable[GroupMachine]:
+    def others(self) -> Sequence[GroupMachine]:
         """The machines of all groups but `default`."""
-        return (machine for name, machine in self.machines.items() if name != DEFAULT)
+        return [machine for name, machine in self.machines.items() if name != DEFAULT]
 
     @property
-    def sharing(self) -> Iterable[GroupMachine]:
+    def sharing(self) -> Sequence[GroupMachine]:
         """Those of them that have a part of the disks: nothing that others agree on does anything."""
-        return (machine for machine in self.others if machine.name in self.routing.groups)
+        return [machine for machine in self.others if machine.name in self.routing.groups]
 
     def are_held(self, hold: int) -> bool:
         """Whether all groups that matter stand still for a hold.

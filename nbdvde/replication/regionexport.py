@@ -1,7 +1,7 @@
 """Regions of a replicated disk as clients use them: who reads finds what was answered before, on any node."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -9,7 +9,9 @@ from nbdvde.disk import BLOCK, Disk, Piece
 from nbdvde.engine.managed.regiondisk import RegionDisk
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.managed.wormdisk import WormDisk
+from nbdvde.errors import DetachedError, RefusedError
 
+T = TypeVar("T")
 APPEND = "worm/append"
 """The call that appends to a WORM region."""
 
@@ -30,8 +32,32 @@ class Ways(Protocol):
     async def barrier(self) -> None:
         """Wait until what is in the image is everything that was answered before this call."""
 
+    @property
+    def taken(self) -> int:
+        """How often the image began to become what that of another node is: what was read meanwhile is nothing."""
+
     async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
         """Have a change made on every node; its answer. Raises NbdvdeError."""
+
+
+async def _up_to_date(disk: RegionDisk, ways: Ways, look: Callable[[], Awaitable[T]]) -> T:
+    """What `look` finds in a region that has everything. Raises DetachedError once it is gone, or another one."""
+    while True:
+        await ways.barrier()
+        taken = ways.taken
+        try:
+            found = await look()
+        except RefusedError:
+            if not disk.gone:
+                raise
+        if disk.gone:
+            raise _detached(disk)
+        if taken == ways.taken:
+            return found
+
+
+def _detached(disk: RegionDisk) -> DetachedError:
+    return DetachedError(f"export {disk.name}", "shows a region that is gone, or was taken over", "connect again")
 
 
 class UpToDate(RegionDisk):
@@ -45,13 +71,16 @@ class UpToDate(RegionDisk):
     def used(self) -> tuple[int, int]:
         return self._disk.used
 
+    @property
+    def gone(self) -> bool:
+        return self._disk.gone
+
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._ways.barrier()
-        return await self._disk.read(offset, length)
+        return await _up_to_date(self, self._ways, lambda: self._disk.read(offset, length))
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._ways.barrier()
-        return await super().status(context, offset, length, max_extents)
+        look = super().status
+        return await _up_to_date(self, self._ways, lambda: look(context, offset, length, max_extents))
 
 
 class ReplicatedWormDisk(WormDisk):
@@ -62,21 +91,33 @@ class ReplicatedWormDisk(WormDisk):
         self._ways = ways
 
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
-        await self._ways.barrier()
-        return await super().read(offset, length)
+        look = super().read
+        return await _up_to_date(self, self._ways, lambda: look(offset, length))
 
     async def status(self, context: str, offset: int, length: int, max_extents: int) -> list[tuple[int, int]]:
-        await self._ways.barrier()
-        return await super().status(context, offset, length, max_extents)
+        look = super().status
+        return await _up_to_date(self, self._ways, lambda: look(context, offset, length, max_extents))
 
     async def put(self, data: memoryview, block: int) -> None:
         worm = self.worm
         request = AppendData(bytes(data), worm.disk.name, block)
         await self._ways.call(APPEND, msgspec.msgpack.encode(request), clock_ns=worm.clock_ns)
         end = block + -(-len(data) // BLOCK)
-        while worm.mark < end:  # who asked hears of it before it is in this image
+        while worm.mark < end and not worm.gone:  # who asked hears of it before it is in this image
             await worm.moved.park()
-            worm.refuse_if_gone()
+
+    def _promise(self, offset: int, length: int) -> None:
+        if self.gone:
+            raise _detached(self)
+        super()._promise(offset, length)
+
+    async def _append(self, offset: int, data: memoryview, length: int) -> None:
+        try:
+            await super()._append(offset, data, length)
+        except RefusedError:
+            if self.gone:
+                raise _detached(self) from None
+            raise
 
     def flush_nowait(self, mark: int) -> bool:
         return True  # a majority has it on disk

@@ -110,6 +110,21 @@ async def test_a_group_that_ends_while_a_node_begins_to_take_part_in_it(autojump
         assert {*here.replica.lanes} == {*here.node.groups} == {DEFAULT, here.group}
 
 
+async def test_groups_change_while_a_node_begins_to_take_part_in_them(autojump_clock: object) -> None:
+    async with one_more() as here:
+
+        async def creating() -> None:
+            await trio.sleep(10)
+
+        here.node.creating = creating
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.replica.arrange, 1, [])
+            await trio.sleep(5)
+            await here.agreed_on(*here.assembly.routing.groups, "x")
+        assert {*here.replica.lanes} == {*here.assembly.machines} - {"x"}
+        await here.replica.lane("x")
+
+
 async def test_who_waits_for_a_group_that_has_no_part_any_more_is_sent_on(autojump_clock: object) -> None:
     async with one_more() as here:
         lane = here.replica.lanes[here.group]

@@ -10,13 +10,14 @@ import trio
 
 from nbdvde import moment
 from nbdvde.admin import anoncalls, streamcalls, wormcalls
-from nbdvde.admin.calls import answer
+from nbdvde.admin.calls import answer, feed
 from nbdvde.admin.streamappends import Appends
-from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream, StreamRequest
+from nbdvde.admin.streamcalls import AdvanceTail, AppendEntries, CreateStream, ReadEntries, StreamRequest
 from nbdvde.admin.wormcalls import CreateWorm, WormRequest
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import open_storage
 from nbdvde.engine.image import Image
+from nbdvde.engine.managed.exported import RegionDisks
 from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.managed.wormdisk import WormDisk
@@ -37,6 +38,7 @@ class Alone:
     def __init__(self, machine: ImageMachine) -> None:
         self.machine, self.author = machine, Author()
         self.leader, self.incomplete = True, False
+        self.taken = 0
         self.calls: list[str] = []
 
     async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
@@ -203,3 +205,89 @@ async def test_a_client_appends_by_writing_at_the_mark() -> None:
             await disk.write(BLOCK, memoryview(b"z" * BLOCK))
         with pytest.raises(RefusedError, match="by somebody else"):
             await answer(wormcalls.APPEND, image, AppendData(b"z", block=3))
+
+
+@pytest.mark.parametrize("kind", ["stream", "worm"])
+async def test_who_uses_a_region_that_is_another_one_by_now_has_to_come_again(kind: str) -> None:
+    """It was taken over from another node; what is appended may be there or not."""
+    async with replicated() as (image, alone):
+        await answer(streamcalls.CREATE, image, CreateStream(4 * BLOCK))
+        await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 0))
+        shown = RegionDisks(image.regions).find(image.disk().number, kind)
+        assert shown
+        disk = shown_through(alone)(shown)
+        await disk.read(0, BLOCK)
+        await image.regions.reload(image.disk(), ())
+        with pytest.raises(DetachedError, match="connect again"):
+            await disk.read(0, BLOCK)
+        with pytest.raises(DetachedError, match="connect again"):
+            await disk.status("base:allocation", 0, BLOCK, 1)
+        if kind == "worm":
+            with pytest.raises(DetachedError, match="connect again"):
+                disk.write_nowait(0, memoryview(bytes(BLOCK)), owned=False)
+            with pytest.raises(DetachedError, match="connect again"):
+                await disk.write(0, memoryview(bytes(BLOCK)))
+
+
+async def test_who_appended_to_a_region_that_is_taken_over_then_is_told_that_it_is_done() -> None:
+    """And whoever comes behind it that nobody knows."""
+    async with replicated() as (image, alone):
+        await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 0))
+        disk = shown_through(alone)(WormDisk(await image.regions.get(Worm, image.disk())))
+
+        async def elsewhere(path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+            await image.regions.reload(image.disk(), ())
+            return b""
+
+        alone.call = elsewhere  # type: ignore[method-assign]
+        data = memoryview(bytes(BLOCK))
+        for at in (0, BLOCK):
+            assert disk.write_nowait(at, data, owned=False) is False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.write, 0, data)
+            with pytest.raises(DetachedError, match="connect again"):
+                await disk.write(BLOCK, data)
+
+
+class Taking(Alone):
+    """Begins to take over a state while somebody reads, the first time."""
+
+    asked = rounds = 0
+
+    @property
+    def taken(self) -> int:
+        self.asked += 1
+        return min(self.asked - 1, 1)
+
+    @taken.setter
+    def taken(self, value: int) -> None: ...
+
+    async def barrier(self) -> None:
+        self.rounds += 1
+
+
+async def test_what_was_read_of_regions_while_a_state_was_taken_over_is_not_told() -> None:
+    async with replicated() as (image, alone):
+        await answer(streamcalls.CREATE, image, CreateStream(4 * BLOCK))
+        await answer(streamcalls.APPEND, image, AppendEntries([b"x"]))
+        shown = RegionDisks(image.regions).find(image.disk().number, "stream")
+        assert shown
+        for look in (lambda disk: disk.read(0, BLOCK), lambda disk: disk.status("base:allocation", 0, BLOCK, 1)):
+            ways = Taking(alone.machine)
+            await look(shown_through(ways)(shown))
+            assert (ways.asked, ways.rounds) == (4, 2)
+        taking = Taking(alone.machine)
+        register(image, cast(Replica, taking))
+        assert (await answer(streamcalls.STATUS, image, StreamRequest())).entries == 1
+        assert (taking.asked, taking.rounds) == (4, 2)
+        taking.asked = 0
+        with pytest.raises(RefusedError, match="meanwhile"):
+            await feed(streamcalls.READ_ENTRIES, image, ReadEntries(), failing)
+        taking.asked = 1
+        with pytest.raises(AssertionError, match="told"):
+            await feed(streamcalls.READ_ENTRIES, image, ReadEntries(), failing)
+
+
+async def failing(line: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise AssertionError("told")

@@ -22,6 +22,11 @@ class RegionDisk(Disk):
     def used(self) -> tuple[int, int]:
         """Where data may be: start and stop in bytes."""
 
+    @property
+    @abc.abstractmethod
+    def gone(self) -> bool:
+        """Whether the region was given up, or is another one by now."""
+
     def read_nowait(self, offset: int, length: int) -> None:
         return None
 

@@ -26,6 +26,10 @@ class StreamDisk(RegionDisk):
         stream = self.stream
         return (stream.tail - self.base) * BLOCK, (stream.head - self.base) * BLOCK
 
+    @property
+    def gone(self) -> bool:
+        return self.stream.gone
+
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
         stream = self.stream
         stream.refuse_if_gone()

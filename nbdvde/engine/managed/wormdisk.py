@@ -34,6 +34,10 @@ class WormDisk(RegionDisk):
     def used(self) -> tuple[int, int]:
         return 0, self.worm.mark * BLOCK
 
+    @property
+    def gone(self) -> bool:
+        return self.worm.gone
+
     async def read(self, offset: int, length: int) -> Sequence[Piece]:
         first, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
         data = await self.worm.read(first, stop - first)
