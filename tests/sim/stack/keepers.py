@@ -103,7 +103,7 @@ class Keeper:
             self._regions.has_worm = True
             self._done("WORM regions retained")
         except UnknownError:
-            self._regions.has_worm = True  # clients find out
+            self._regions.has_worm = self._regions.may_end = True  # clients find out
         else:
             self._is_gone()
 
@@ -112,5 +112,6 @@ class Keeper:
         if now_s - self._born_s < self._retained_s:
             raise Violation(f"a WORM region is gone after less than {now_s - self._born_s} s, not {self._retained_s}")
         self._born_s = now_s
+        self._regions.may_end = False
         self._regions.worm.begin_again()
         self._done("WORM regions given up")

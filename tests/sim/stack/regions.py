@@ -43,6 +43,8 @@ class Regions:
         self.worm = Journal("WORM region", history, lambda entry: -(-len(entry) // BLOCK), None)
         self.has_stream = self.has_worm = False
         """Whether they are there, and may be used."""
+        self.may_end = False
+        """Whether the WORM region may be given up at any time."""
         self.busy = 0
         """How many use the WORM region."""
 

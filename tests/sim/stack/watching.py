@@ -8,9 +8,15 @@ from unittest import mock
 
 import trio
 
+from nbdvde.admin import replicated
+from nbdvde.engine.image import Image
+from nbdvde.engine.regions.directory import FORM as DIRECTORY
+from nbdvde.errors import RefusedError
 from nbdvde.replication.assembly import Assembly
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.operations import Arrange, Call, GiveUp, Operation
+from nbdvde.replication.questions import Rest
+from nbdvde.replication.regioncopy import RegionGiver
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.routing import Routing
 
@@ -36,6 +42,8 @@ class Watch:
                 (ImageMachine, "do", self._do),
                 (Replica, "_moved", self._moved),
                 (Routing, "along", self._along),
+                (RegionGiver, "rest", self._rest),
+                (replicated, "_change_region", self._change_region),
             ):
                 stack.enter_context(mock.patch.object(owner, name, _wrapped(getattr(owner, name), around)))
             yield
@@ -74,6 +82,9 @@ class Watch:
             self._counts["states of several groups taken over"] += 1
         if assembly.holding:
             self._counts["states taken over by who knows of a hold"] += 1
+        volumes = assembly.image.volumes
+        if any(volumes.existing_region(DIRECTORY, disk.number) is not None for disk in volumes.disks):
+            self._counts["states with regions taken over"] += 1
         await original(assembly)
 
     async def _do(
@@ -96,6 +107,18 @@ class Watch:
         groups = original(routing, *where)
         self._counts["requests along several groups"] += len(groups) > 1
         return groups
+
+    async def _rest(self, original: Callable[..., Any], giver: RegionGiver, number: int) -> Rest:
+        rest: Rest = await original(giver, number)
+        self._counts["regions changed while they were copied"] += bool(rest.chunks or rest.again)
+        return rest
+
+    async def _change_region(self, original: Callable[..., Any], image: Image, index: int, call: Call) -> object:
+        try:
+            return await original(image, index, call)
+        except RefusedError as error:
+            self._counts["changes of regions met again"] += "before a failure" in error.why
+            raise
 
 
 def _wrapped(original: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
