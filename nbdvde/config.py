@@ -213,7 +213,8 @@ class ClusterOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Seconds without a sign of the leader after which another is elected."""
     lease: bool = False
     """Answer reads without asking the other nodes, as long as they cannot have elected another leader. A clock that
-    runs more than twice as fast as another may then have old data read: set it on all nodes, and keep clocks even."""
+    runs more than twice as fast as another may then have old data read. The same on all nodes, and `election` too: stop
+    all of them to change it."""
     compare_every: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 604_800.0
     """Seconds from one comparison of all replicas in the background to the next, which mends what differs; 0: never."""
     compare_rate: Size = Size(16 << 20)

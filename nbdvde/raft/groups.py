@@ -19,7 +19,7 @@ from nbdvde.raft.machine import Machine
 from nbdvde.raft.messages import Append, Entry, HardState, Members, Message, NodeId, Snapshot
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import LogStore, write
-from nbdvde.raft.upkeep import Helper, Upkeep
+from nbdvde.raft.upkeep import HasRoom, Helper, Upkeep
 from nbdvde.raft.waiting import Barriers, GroupEnded, LeadershipLost, Proposals, Wait
 
 
@@ -69,13 +69,15 @@ class Group:
         random: Callable[[int, int], int],
         *,
         compact_bytes: int,
+        has_room: HasRoom,
     ) -> None:
         self.name, self._host, self._store = name, host, store
         self.core = Core(node, store, store.hard, settings, random, machine.applied.index)
         self._proposals = Proposals(name, self.core)
         self._barriers = Barriers(self.core, random(1, 1 << 62))
         self._applier = Applier(machine, self._applied, self._on_taken)
-        self.upkeep = Upkeep(name, self.core, store, self._applier, host, partial(host.touch, self), compact_bytes)
+        touch = partial(host.touch, self)
+        self.upkeep = Upkeep(name, self.core, store, self._applier, host, touch, compact_bytes, has_room)
         self._taken: Snapshot | None = None
         """The state that was taken over, until the core knows of it."""
         self._busy = False

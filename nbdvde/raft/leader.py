@@ -175,8 +175,8 @@ class Leader:
             self._send_entries(node, progress, anyway=True)
         answered = self._majority(self._reads.round, lambda progress: progress.round)
         if begun := [at for round_, at in self._begun.items() if round_ <= answered]:
-            # Half: another clock may run twice as fast, and its node asks for votes that soon.
-            self._lease_until = max(begun) + self._settings.election // 2
+            # Less than half: another clock may run twice as fast, and its node asks for votes that soon.
+            self._lease_until = max(begun) + (self._settings.election - 1) // 2
             self._begun = {round_: at for round_, at in self._begun.items() if round_ > answered}
         for index, asked in self._reads.answered(answered):
             self._settle(asked, index)

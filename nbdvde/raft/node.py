@@ -22,6 +22,7 @@ from nbdvde.raft.repair import ENTRIES, STATE, Wanted
 from nbdvde.raft.settings import Settings
 from nbdvde.raft.store import Load, LogStore, NodeLog, Work
 from nbdvde.raft.transport import Identity, Mesh, Network, Peer, Timing
+from nbdvde.raft.upkeep import HasRoom
 from nbdvde.raft.writer import InThread, Writer
 
 DEFAULT_GROUP = "default"
@@ -35,6 +36,8 @@ class Options:
     """How long a tick takes; with the default settings a leader is missed after one to two seconds."""
     compact_bytes: int = 64 << 20
     """Of entries of a group that were added since its log was compacted."""
+    has_room: HasRoom = lambda size: True
+    """For a log of so many bytes to become longer, for nodes that take over a state meanwhile."""
     timing: Timing = field(default_factory=Timing)
 
 
@@ -195,7 +198,7 @@ class Node:
     def _add(self, name: str, store: LogStore, machine: Machine) -> Group:
         group = self.groups[name] = Group(
             name, self.number, store, machine, self, self._settings, self._random,
-            compact_bytes=self._options.compact_bytes,
+            compact_bytes=self._options.compact_bytes, has_room=self._options.has_room,
         )  # fmt: skip
         if self._nursery:
             self._nursery.start_soon(group.run)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import trio
 
@@ -16,6 +16,10 @@ from nbdvde.raft.store import Load, LogStore, Work
 _log = logging.getLogger(__name__)
 _REPAIR_S = 0.5
 """Between two tries to have a log mended."""
+
+
+HasRoom: TypeAlias = Callable[[int], bool]
+"""Whether a log of so many bytes may become longer."""
 
 
 class Helper(Protocol):
@@ -36,11 +40,11 @@ class Upkeep:
 
     def __init__(
         self, group: str, core: Core, store: LogStore, applier: Applier, helper: Helper, touch: Callable[[], None],
-        compact_bytes: int,
+        compact_bytes: int, has_room: HasRoom,
     ) -> None:  # fmt: skip
         """`touch` has the group driven; a log is compacted when so many bytes of entries were added."""
         self._group, self._core, self._store, self._applier = group, core, store, applier
-        self._helper, self._touch, self._compact_bytes = helper, touch, compact_bytes
+        self._helper, self._touch, self._compact_bytes, self._has_room = helper, touch, compact_bytes, has_room
         core.mute = bool(store.damaged or store.unsure)
         self._compacted_bytes = 0
         """What the last compaction left."""
@@ -101,11 +105,19 @@ class Upkeep:
         self._compacted_bytes, self._compacting = store.size, False
 
     def _needed(self) -> int:
-        """Up to where active followers have everything; those that are far behind get the state instead."""
-        office = self._core.office
-        followers = office.followers.values() if office and self._store.size < 4 * self._compact_bytes else ()
-        matches = [progress.match for progress in followers if progress.active and progress.streaming]
-        return min(matches, default=self._core.applied)
+        """Up to where followers have everything.
+
+        Those that are far behind get the state instead. Who takes it over needs what comes behind that, however long
+        it takes: or it would have to begin again, for ever. So there the log may grow as long as there is room.
+        """
+        office, size = self._core.office, self._store.size
+        needed = [self._core.applied]
+        for progress in office.followers.values() if office else ():
+            if progress.installing:
+                needed += [progress.installing.index] if self._has_room(size) else []
+            elif progress.active and progress.streaming and size < 4 * self._compact_bytes:
+                needed.append(progress.match)
+        return min(needed)
 
     # Mending
 

@@ -202,10 +202,23 @@ class Assembly:
         Raises NbdvdeError: it has not worked then.
         """
         async with self._taking:
-            await self._take_over(source, {group: snapshot.index})
+            if not self._has(group, snapshot.index):  # by the state that came for another group
+                await self._take_over(source, {group: snapshot.index})
             if group not in self.machines:
                 raise NetworkError(f"raft group {group}", "is gone")
             return self.machines[group].applied
+
+    async def renew(self) -> None:
+        """Take over what another node has instead of what is damaged here, if one can be reached."""
+        async with self._taking:
+            try:
+                await self._take_over(0, {})
+            except NbdvdeError as error:
+                _log.warning("nothing is taken over instead of what is damaged: %s", error)
+
+    def _has(self, group: str, index: int) -> bool:
+        machine = self.machines.get(group)
+        return not self.incomplete and machine is not None and machine.applied.index >= index
 
     async def _complete(self) -> None:
         """Take over a state from whoever leads now, whose source failed in the middle, or this node."""

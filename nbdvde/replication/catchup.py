@@ -182,11 +182,19 @@ class Taker:
                 await disk.trim(start, min(CHUNK, disk.size - start))
         elif not stored:
             await self._copy(disk, label, number, bytes(range(length // BLOCK)))
-        elif await self._hasher.chunk(disk, number) != wanted:
-            self.compared += length // BLOCK
-            theirs = await self.ask(AskBlocks(label, number))
+        elif blocks := await self._differing(disk, label, number, wanted):
+            await self._copy(disk, label, number, blocks)
+
+    async def _differing(self, disk: Disk, label: str, number: int, wanted: bytes) -> bytes:
+        """Blocks of a chunk that are not the same here; all of it if what is here cannot be read."""
+        try:
+            if await self._hasher.chunk(disk, number) == wanted:
+                return b""
             ours = await self._hasher.blocks(disk, number)
-            await self._copy(disk, label, number, _differing(ours, theirs))
+        except DamageError:
+            return bytes(range(length_of(disk, number) // BLOCK))
+        self.compared += len(ours) // HASH_BYTES
+        return _differing(ours, await self.ask(AskBlocks(label, number)))
 
     async def _copy(self, disk: Disk, label: str, number: int, blocks: bytes) -> None:
         """Copy some blocks of a chunk; those that are zero become holes."""

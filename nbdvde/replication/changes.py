@@ -26,10 +26,11 @@ from nbdvde.errors import (
 from nbdvde.raft.messages import Entry, EntryKind, Members, NodeId, Snapshot
 from nbdvde.replication.batches import unknown
 from nbdvde.replication.changing import made_nowait, make, written_together
+from nbdvde.replication.compare import chunks_of
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.notes import Note
 from nbdvde.replication.operations import Action, Change, Compare, Fence, Hold, Operation, Repair
-from nbdvde.replication.regioncopy import found
+from nbdvde.replication.regioncopy import found, labels_of
 
 if TYPE_CHECKING:
     from nbdvde.replication.assembly import Assembly
@@ -38,6 +39,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _AGAIN_S = 0.5
 """Between two tries to apply what the image had no space for."""
+_PATIENCE_S, _PATIENCE_MOST_S = 2.0, 3600.0
+"""After which a node that cannot apply an entry for damage of its own takes over what others have; twice as long each
+time that this did not help."""
 
 Result: TypeAlias = "NbdvdeError | bytes | int | tuple[int, bytes] | None"
 """Of an operation: why it was refused, the answer of a call, an epoch, index and hashes, or nothing to tell."""
@@ -55,6 +59,9 @@ class GroupMachine:
         """The hold that it has come to: it goes on when that is settled."""
         self.busy = False
         """While an entry is being applied."""
+        self._may_give_up = False
+        """Whether nothing has been noted of that yet."""
+        self._patience_s = _PATIENCE_S
         self.take(note)
 
     def take(self, note: Note) -> None:
@@ -84,7 +91,10 @@ class GroupMachine:
         while self.applied.index < entry.index:
             await self._assembly.turn(lambda: self.may_do(operation) or self.applied.index >= entry.index)
             if self.applied.index < entry.index:
-                return await self._do_now(entry, operation)
+                try:
+                    return await self._do_now(entry, operation)
+                except _Damaged:
+                    await self._assembly.renew()
         return _unknown_of(operation)  # it was part of a state that was taken over
 
     async def _opened(self, entry: Entry) -> Operation | None:
@@ -100,7 +110,9 @@ class GroupMachine:
     async def _do_now(self, entry: Entry, operation: Operation | None) -> object:
         self.busy = True
         try:
+            self._may_give_up = True
             result = None if operation is None else await self.do(entry.index, operation)
+            self._may_give_up = False
             members = Members.unpack(entry.data) if entry.kind == EntryKind.MEMBERS else self.applied.members
             self.applied = Snapshot(entry.index, entry.term, members)
             await self.done(operation)
@@ -158,7 +170,16 @@ class GroupMachine:
             volume = await found(self._assembly.image, compare.disk)
         except NbdvdeError as error:
             return error
-        return index, await self.comparisons.compare(index, compare, volume)
+        hashes = await self.comparisons.compare(index, compare, volume)
+        if compare.first + compare.count >= chunks_of(volume.size) and compare.disk == await self._last_label():
+            self.comparisons.whole_s = trio.current_time()
+        return index, hashes
+
+    async def _last_label(self) -> str:
+        """Of what `verify` compares."""
+        image = self._assembly.image
+        *_, disk = image.volumes.disks
+        return (await labels_of(image, disk))[-1]
 
     async def _repair(self, repair: Repair) -> Result:
         try:
@@ -218,6 +239,7 @@ class GroupMachine:
 
     async def _surely(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do what was agreed on, which no node can refuse for want of space or for damage of its own: it waits."""
+        begun_s = trio.current_time()
         while True:
             try:
                 done = await work()
@@ -227,10 +249,19 @@ class GroupMachine:
                 if not self.stuck:
                     _log.error("group %s stands still: %s", self.name, error)
                 self.stuck = str(error)
+                impatient = self._may_give_up and trio.current_time() - begun_s >= self._patience_s
+                if impatient and isinstance(error, DamageError):
+                    self._may_give_up = False
+                    self._patience_s = min(2 * self._patience_s, _PATIENCE_MOST_S)
+                    raise _Damaged from error
                 await trio.sleep(_AGAIN_S)
             else:
-                self.stuck = ""
+                self.stuck, self._patience_s = "", _PATIENCE_S
                 return done
+
+
+class _Damaged(Exception):
+    """What the image of this node holds does not let an entry be applied."""
 
 
 def _unknown_of(operation: Operation | None) -> object:

@@ -31,9 +31,11 @@ class Comparisons:
         self._latest = 0
         self.latest_s = -math.inf
         """When one was made last."""
-        self._disk = ""
+        self.whole_s = -math.inf
+        """When the last one of a pass over everything was."""
+        self._disk, self._chunks = "", range(0)
         self._touched: set[int] = set()
-        """Chunks of that disk that were written since."""
+        """Of these chunks of that disk, those that were written since."""
 
     def of(self, index: int) -> bytes | None:
         """What the entry of an index found, if that is still known."""
@@ -42,7 +44,8 @@ class Comparisons:
     def touch(self, disk: str, offset: int, length: int) -> None:
         """A range was changed."""
         if disk == self._disk:
-            self._touched.update(range(offset // CHUNK, (offset + max(length, 1) - 1) // CHUNK + 1))
+            first, last = offset // CHUNK, (offset + max(length, 1) - 1) // CHUNK
+            self._touched.update(range(max(first, self._chunks.start), min(last + 1, self._chunks.stop)))
 
     def forget(self) -> None:
         """Anything may have changed."""
@@ -55,7 +58,7 @@ class Comparisons:
         self._made[index] = found
         if len(self._made) > _KEPT:
             self._made.popitem(last=False)
-        self._latest, self._disk, self._touched = index, asked.disk, set()
+        self._latest, self._disk, self._chunks, self._touched = index, asked.disk, range(asked.first, stop), set()
         self.latest_s = trio.current_time()
         return found
 

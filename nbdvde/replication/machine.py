@@ -125,7 +125,7 @@ class ImageMachine(GroupMachine):
         if arrange.hold != assembly.holding:
             return _given_up("groups of the cluster")
         assembly.settle(arrange.hold)
-        if len(arrange.groups) >= SLOTS:
+        if len({*assembly.machines, *arrange.groups}) >= SLOTS:
             return RefusedError("cluster", f"cannot have more than {SLOTS} groups", "remove some")
         if self.applied.members.outgoing:
             return RefusedError("cluster", "is changing its nodes", "try again")

@@ -1,7 +1,7 @@
 """Making an image part of a cluster: the first of a new one, or one more."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,7 +9,7 @@ import msgspec
 from nbdvde import workers
 from nbdvde.engine.image import Image
 from nbdvde.engine.regions.anon import FORM as ANONYMISATION
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog
 from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, NodeId, Snapshot
@@ -60,11 +60,24 @@ async def recover(image: Image, directory: Path) -> Identity:
         raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init")
     if any(note.incomplete for note in notes.found.values()):
         raise RefusedError(image.path, "was becoming what another node's is", "recover another node of the cluster")
+    await workers.run(_check_logs, directory, list(notes.found.values()))
     identity = msgspec.structs.replace(notes.identity, cluster=os.urandom(16))
     await notes.rename(identity)  # first: alone it must never lead those who may be left
     await image.flush()
     await workers.run(_stand_alone, directory, notes.identity.node, list(notes.found.values()))
     return identity
+
+
+def _check_logs(directory: Path, notes: Sequence[Note]) -> None:
+    """Raise DamageError unless there are the logs of what a node has taken part in."""
+    names: Collection[str] = ()
+    if directory.is_dir():
+        log = FileLog(DiskDirectory(directory))
+        names = log.groups()
+        log.close()
+    for note in notes:
+        if note.begun and note.group not in names:
+            raise DamageError(str(directory), f"there is no log of group {note.group}", "give the right --directory")
 
 
 def _stand_alone(directory: Path, node: NodeId, notes: Sequence[Note]) -> None:
@@ -80,7 +93,7 @@ def _stand_alone(directory: Path, node: NodeId, notes: Sequence[Note]) -> None:
 
 
 def _take_alone(store: LogStore, node: NodeId, applied: Snapshot) -> None:
-    if not store.snapshot.index <= applied.index <= store.last_index:
+    if not store.snapshot.index <= applied.index <= store.last_index or store.term(applied.index) != applied.term:
         store.reset(applied)
     elif store.snapshot.index < applied.index:
         store.compact_to(applied)

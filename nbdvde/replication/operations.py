@@ -33,6 +33,10 @@ import msgspec
 from nbdvde.disk import Buffer
 from nbdvde.errors import DamageError
 
+_CALL_BYTES = 64 << 10
+"""That a call may take in an image besides what it brings."""
+_FREEING = "/delete", "/advance", "/reset", "/tend"
+"""Ends of paths of calls that must go on when there is no space."""
 _HEAD = struct.Struct("<BIB")
 _COUNT = struct.Struct("<H")
 _CHANGE = struct.Struct("<BBQQQ")
@@ -152,6 +156,11 @@ class Call:
     """What the retention clock of the disk shows where this was asked for."""
     hold: int = 0
     """Under which it is done, if it concerns all groups and there are several."""
+
+    @property
+    def growth(self) -> int:
+        """Bytes that it may take in an image, about."""
+        return 0 if self.path.endswith(_FREEING) else len(self.request) + _CALL_BYTES
 
     @property
     def concerns_all(self) -> bool:

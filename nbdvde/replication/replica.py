@@ -18,6 +18,7 @@ from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import NodeId
 from nbdvde.raft.node import Node
+from nbdvde.raft.placement import SLOTS
 from nbdvde.replication.assembly import DEFAULT, Assembly
 from nbdvde.replication.batches import unknown
 from nbdvde.replication.catchup import Taker, unpacked
@@ -35,6 +36,7 @@ from nbdvde.replication.regioncopy import found
 from nbdvde.replication.retiring import Retiring
 from nbdvde.replication.room import Room
 from nbdvde.replication.roster import Roster
+from nbdvde.replication.routing import group_name
 from nbdvde.replication.scrubbing import Scrubbing
 from nbdvde.replication.sealing import Sealer
 from nbdvde.replication.together import together
@@ -44,6 +46,8 @@ CATCH_UP, ROOM = 2, 4
 """Kinds of questions between nodes, besides those of `lane`, `roster` and `retiring`."""
 _PAUSE_S = 0.05
 """Between two tries."""
+_COMPARED_S = 10.0
+"""That a node may be behind and be compared all the same."""
 _HAND_OVER_S = 2.0
 """That takes, at most, before a state is taken over."""
 _LEAVE_S = 1.0
@@ -86,7 +90,11 @@ class Replica:
         self.roster = Roster(assembly, self.node, self.lane, lambda: self._nursery.start_soon(self._leave))
         retiring = Retiring(assembly, self.main, self.node)
         giver = Giver(
-            self.image, self.identity.key, assembly.all, self._compared_here, changing=lambda: assembly.changing
+            self.image,
+            self.identity.key,
+            assembly.all,
+            self._compared_here,
+            changing=lambda: assembly.changing + 2 * assembly.taken,
         )
 
         async def give(node: NodeId, question: bytes) -> bytes:
@@ -176,14 +184,15 @@ class Replica:
 
     async def arrange(self, add: int, remove: Collection[str]) -> None:
         """Have so many more groups share the disks, and some no longer. Raises NbdvdeError."""
+        if len(self.assembly.machines) + add >= SLOTS:
+            raise UsageError(f"{add} groups", f"are more than the {SLOTS} that there can be", "add fewer")
 
         def operation(hold: int) -> Arrange:
             there = self.assembly.routing.groups
             for name in remove:
                 if name not in there or name == DEFAULT:
                     raise UsageError(f"group {name}", "is not one that can be removed", "see nbdvde cluster status")
-            # The number of a hold comes once: a name must never mean another group, whose log somebody may have.
-            new = [f"g{hold}.{at}" for at in range(add)]
+            new = [group_name(hold, at) for at in range(add)]
             return Arrange(hold, tuple([name for name in there if name not in remove] + new))
 
         await self._holds.under_hold(operation)
@@ -324,7 +333,7 @@ class Replica:
         asked = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
         if asked.concerns_all:
             return cast(bytes, await self._holds.call(lambda hold: dataclasses.replace(asked, hold=hold)))
-        return cast(bytes, await self.main.propose(asked))
+        return cast(bytes, await self.main.propose(asked, growth=asked.growth))
 
     async def _on_propose(self, node: NodeId, question: bytes) -> bytes:
         """Another node has a client who wants something done."""
@@ -357,19 +366,29 @@ class Replica:
 
     async def compared(self, group: str, index: int) -> Mapping[NodeId, bytes]:
         """What the nodes that can be reached found when they applied an entry that compares. Raises NbdvdeError."""
-        told = {self.node.number: await self._compared_here(group, index)}
+        told: dict[NodeId, bytes] = {}
         question = msgspec.msgpack.encode(AskCompared(group, index))
 
         async def ask(node: NodeId) -> None:
+            why: object = "it is behind"
             try:
-                told[node] = await self.node.peer(node).request(CATCH_UP, question)
+                with trio.move_on_after(_COMPARED_S):
+                    told[node] = await (
+                        self._compared_here(group, index)
+                        if node == self.node.number
+                        else self.node.peer(node).request(CATCH_UP, question)
+                    )
+                    return
             except NbdvdeError as error:
-                _log.warning("node %d is not compared: %s", node, error)
+                why = error
+            _log.warning("node %d is not compared: %s", node, why)
 
         async with trio.open_nursery() as nursery:
             for node in self.group.core.members:
-                if self.node.is_connected(node):
+                if node == self.node.number or self.node.is_connected(node):
                     nursery.start_soon(ask, node)
+        if not told:
+            raise RefusedError("cluster", "has no node that is as far as it would be compared", "try again")
         return told
 
     async def _compared_here(self, group: str, index: int) -> bytes:

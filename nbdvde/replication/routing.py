@@ -16,6 +16,17 @@ STRIPE = 16 << 20
 _DISK_BYTES = 8
 
 
+def group_name(hold: int, at: int) -> str:
+    """Of a group that comes under a hold: none ever has a name that another one had, whose log somebody may have."""
+    return f"g{hold}.{at}"
+
+
+def hold_of(name: str) -> int:
+    """The hold under which a group came; 0 for `default`, which was always there."""
+    hold, separator, _ = name.removeprefix("g").partition(".")
+    return int(hold) if separator and hold.isdecimal() else 0
+
+
 class Routing:
     """A table, as it is asked."""
 

@@ -3,9 +3,11 @@
 import logging
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -29,6 +31,7 @@ from nbdvde.replication.machine import Execute
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.registry import register
 from nbdvde.replication.replica import Replica
+from nbdvde.replication.routing import hold_of
 from nbdvde.replication.scrubbing import Scrubbing
 from nbdvde.replication.sealing import Sealer
 from nbdvde.tls import TlsFiles
@@ -71,7 +74,9 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     identity, note = notes.identity, notes.found[DEFAULT]
     network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
     me = NodeIdentity(identity.node, identity.cluster.hex())
-    options = Options(tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes)
+    options = Options(
+        tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes, has_room=partial(_has_room, plan)
+    )
     log = await workers.run(FileLog, DiskDirectory(plan.directory))
     node = Node(
         me,
@@ -115,10 +120,23 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
             nursery.cancel_scope.cancel()
 
 
+def _has_room(plan: Plan, size: int) -> bool:
+    """A log takes half of the space that there is, at most: what remains is for images, and for those of others."""
+    if size < plan.log_bytes:
+        return True
+    try:
+        return shutil.disk_usage(plan.directory).free > size
+    except OSError:
+        return False
+
+
 def _open(node: Node, log: FileLog, machines: Mapping[str, GroupMachine], directory: Path) -> dict[str, Group]:
     """The groups that have a log; those that do not are new. Raises DamageError."""
     for name in log.groups():
         if name not in machines:  # it was given up when this node ended
+            if hold_of(name) > machines[DEFAULT].applied.index:
+                why = f"has promises in group {name}, which is newer than the image"
+                raise DamageError(str(directory), why, "the image is an old one: have the node join as a new one")
             log.remove(name)
     found = {name: node.open(name, machine) for name, machine in machines.items() if name in log.groups()}
     for name, machine in machines.items():

@@ -1,7 +1,6 @@
 """Comparing the replicas in the background, from time to time, while one of the nodes leads."""
 
 import logging
-import math
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ _STEP = _CHUNKS * CHUNK
 _FIRST_S = 3600.0
 """After the start of a node: whoever ran before may not have come to its end."""
 _AGAIN_S = 600.0
-"""After a failure."""
+"""Between two looks whether a pass is due, and after a failure."""
 
 
 @dataclass(slots=True)
@@ -38,33 +37,29 @@ class Scrubbed:
 
 
 class Scrubbing:
-    """See above. Whatever compares counts, by whichever node and for whatever reason."""
+    """See above. Whoever has compared everything counts, whichever node asked for that and for whatever reason."""
 
     def __init__(self, replica: "Replica", every_s: float, rate: int) -> None:
-        """A pass begins so long after the last comparison, and goes on at so many bytes a second at most."""
+        """A pass begins so long after the end of the last one, and goes on at so many bytes a second at most."""
         self._replica, self._every_s, self._rate = replica, every_s, rate
         self.found = Scrubbed()
 
     async def run(self) -> None:
         """For ever."""
         due_s = trio.current_time() + min(_FIRST_S, self._every_s)
+        pause_s = min(_AGAIN_S, self._every_s)
         while True:
             await trio.sleep_until(due_s)
-            if not self._replica.group.is_leader:
-                due_s = trio.current_time() + min(_AGAIN_S, self._every_s)
-            elif (next_s := self._latest_s + self._every_s) > trio.current_time():
-                due_s = next_s
-            else:
-                due_s = await self._pass()
+            now_s, made = trio.current_time(), [lane.machine.comparisons for lane in self._replica.lanes.values()]
+            next_s = max(found.whole_s for found in made) + self._every_s
+            is_under_way = now_s - max(found.latest_s for found in made) < pause_s
+            if next_s <= now_s and self._replica.group.is_leader and not is_under_way:
+                await self._pass()
+                now_s = trio.current_time()
+            due_s = next_s if next_s > now_s else now_s + pause_s
 
-    @property
-    def _latest_s(self) -> float:
-        """When anything was compared last."""
-        lanes = self._replica.lanes.values()
-        return max((lane.machine.comparisons.latest_s for lane in lanes), default=-math.inf)
-
-    async def _pass(self) -> float:
-        """Compare everything; when the next one is due."""
+    async def _pass(self) -> None:
+        """Compare everything."""
         try:
             async with aclosing(verify(self._replica, repair=True, chunks=_CHUNKS)) as lines:
                 async for line in lines:
@@ -72,8 +67,6 @@ class Scrubbing:
                     await trio.sleep(_STEP / self._rate)
         except NbdvdeError as error:
             _log.warning("comparing the replicas is put off: %s", error.message)
-            return trio.current_time() + _AGAIN_S
-        return trio.current_time() + self._every_s
 
     def _note(self, line: Verified) -> None:
         self.found.compared_bytes += line.done - (line.done - 1) // _STEP * _STEP

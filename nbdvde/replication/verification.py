@@ -98,7 +98,7 @@ async def _settled(
         try:
             data = await _data(replica, sound, disk, chunk)
             lane = await replica.lane(group)
-            repaired = bool(await lane.propose(Repair(disk, index, chunk, data)))
+            repaired = bool(await lane.propose(Repair(disk, index, chunk, data), growth=len(data)))
         except NbdvdeError:
             repaired = False
     return Difference(disk, chunk << 20, wrong, repaired)

@@ -178,7 +178,7 @@ READS = [
     mutant("a lease begins with the answer", "leader:Leader.on_beat_reply", "max(begun) +", "self._clock +"),
     mutant(
         "a lease lasts as long as others wait", "leader:Leader.on_beat_reply",
-        "self._settings.election // 2", "2 * self._settings.election",
+        "(self._settings.election - 1) // 2", "2 * self._settings.election",
     ),
     mutant("a lease outlives an invitation", "leader:Leader._invite", "self._invited = True", "pass"),
     mutant(

@@ -19,7 +19,7 @@ from tests.replication.entries import machine_of
 from tests.replication.test_regions import fresh
 from tests.replication.test_verification import Three
 
-WEEK_S, HOUR_S = 7 * 86400.0, 3600.0
+WEEK_S, HOUR_S, AGAIN_S = 7 * 86400.0, 3600.0, 600.0
 RATE = 1 << 20
 SIZE = 3 << 20
 
@@ -73,21 +73,31 @@ async def test_what_differs_is_repaired_an_hour_after_the_start_and_every_week(
         mock_clock.jump(1)
         await until(lambda: scrubbing.found == Scrubbed(SIZE, 1, 1))
         assert await after(mock_clock, 2, replica) == done + 1
-        assert await after(mock_clock, WEEK_S - 1, replica) == done + 1
+        assert await after(mock_clock, WEEK_S - 3, replica) == done + 1
         mock_clock.jump(1)
         await until(lambda: scrubbing.found == Scrubbed(SIZE + (2 << 20), 1, 1))
         await closed(replica, nursery)
 
 
-async def test_what_was_compared_lately_is_not_compared(mock_clock: MockClock) -> None:
-    """By whomever: another node may have led."""
+async def test_what_was_compared_by_another_node_is_not_compared(mock_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         replica, scrubbing = await three(nursery)
         begun = await after(mock_clock, HOUR_S / 2, replica)
-        replica.machines[0].comparisons.latest_s = trio.current_time()
+        replica.machines[0].comparisons.whole_s = trio.current_time()
         assert await after(mock_clock, HOUR_S / 2, replica) == begun
         assert await after(mock_clock, WEEK_S - HOUR_S / 2 - 1, replica) == begun
         mock_clock.jump(1)
+        await until(lambda: scrubbing.found.compared_bytes > 0)
+        await closed(replica, nursery)
+
+
+async def test_nobody_begins_while_another_node_compares(mock_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        replica, scrubbing = await three(nursery)
+        begun = await after(mock_clock, HOUR_S - 1, replica)
+        replica.machines[0].comparisons.latest_s = trio.current_time()
+        assert await after(mock_clock, 1, replica) == begun
+        mock_clock.jump(AGAIN_S)
         await until(lambda: scrubbing.found.compared_bytes > 0)
         await closed(replica, nursery)
 
@@ -112,7 +122,7 @@ async def test_a_failure_puts_it_off(mock_clock: MockClock, caplog: pytest.LogCa
             await until(lambda: bool(caplog.records))
         assert "put off: cluster: is gone" in caplog.records[0].message
         replica.compared = compared
-        mock_clock.jump(HOUR_S / 2)
+        mock_clock.jump(AGAIN_S)
         await until(lambda: scrubbing.found.compared_bytes > 0)
         await closed(replica, nursery)
 

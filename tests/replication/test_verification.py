@@ -35,7 +35,7 @@ class Three:
         assert group == DEFAULT
         return self
 
-    async def propose(self, operation: Operation) -> object:
+    async def propose(self, operation: Operation, *, growth: int = 0) -> object:
         entry = self.author.entry(operation)
         results = [(await machine.apply([entry]))[0] for machine in self.machines]
         return results[0]
