@@ -45,7 +45,7 @@ class Hasher:
 
 def any_in(data: bytes) -> bool:
     """Whether any byte is not zero."""
-    return data.count(0) != len(data)
+    return data != bytes(len(data))
 
 
 def chunks_of(size: int) -> int:

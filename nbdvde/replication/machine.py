@@ -50,10 +50,9 @@ class ImageMachine(GroupMachine):
     @property
     def note(self) -> Note:
         assembly = self._assembly
-        table = assembly.routing.table.pack() if assembly.routing.version else b""
         return Note(
-            self.name, self.applied, self.epochs, self.nodes, assembly.incomplete, self.begun, table,
-            assembly.holding, assembly.settled,
+            self.name, self.applied, self.epochs, self.nodes, assembly.incomplete, self.begun,
+            assembly.routing.noted, assembly.holding, assembly.settled,
         )  # fmt: skip
 
     def may_do(self, operation: Operation | None) -> bool:

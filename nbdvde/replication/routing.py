@@ -33,6 +33,8 @@ class Routing:
     def __init__(self, table: Table) -> None:
         self.table, self.version = table, table.version
         self.groups = tuple(sorted(table.groups))
+        self.noted = table.pack() if table.version else b""
+        """As it is noted with each commit; nothing while it is the first one."""
         self.alone = len(self.groups) == 1
         """Whether one group has everything."""
 
