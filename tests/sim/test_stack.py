@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.sim.stack.coverage import EXPECTED, missed
 from tests.sim.stack.play import run_seed
 from tests.sim.stack.register import Op, explained, span
 
@@ -83,3 +84,9 @@ def test_what_cannot(ops: list[Op]) -> None:
 )
 def test_when_a_block_held_something(ops: list[Op], value: int, found: tuple[float, float]) -> None:
     assert span(ops, value) == found
+
+
+def test_what_never_happened_is_told() -> None:
+    counts = dict.fromkeys(EXPECTED, 1)
+    assert missed(counts) == []
+    assert missed(counts | {"holds given up": 0}) == ["holds given up"]
