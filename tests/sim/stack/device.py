@@ -74,6 +74,11 @@ class Disks:
         """With what is there."""
         return cls(Device(image), SimDirectory(base=files or {}, limit=ROOM))
 
+    @property
+    def spare_log_bytes(self) -> int:
+        """That the log may still take."""
+        return self.folder.limit - sum(map(len, self.folder.files.values()))
+
     def _fault(self, operation: str) -> int:
         if self.is_off:
             return 5

@@ -78,6 +78,7 @@ def deterministic(seed: int) -> Iterator[random.Random]:
         (running, "random", types.SimpleNamespace(SystemRandom=lambda: chance)),
         (running, "_ELECTION_TICKS", 5),
         (running, "_QUIET_TICKS", 15),
+        (running, "_has_room", lambda plan, size: CURRENT.get().disks.spare_log_bytes > size),
         (running, "open_listener", _listening),
         (running, "TlsNetwork", lambda files, listener, places: files(places)),
         (running, "DiskDirectory", lambda path: CURRENT.get().disks.folder),
