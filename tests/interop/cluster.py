@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -27,6 +28,8 @@ from tests.interop.harness import Process
 
 WAIT_S = 60
 """More than this is a hang."""
+_PORTS = range(20_000, 32_768)
+"""Below those of which Linux takes one for a connection (ip(7), ip_local_port_range)."""
 
 
 class Member:
@@ -218,8 +221,13 @@ def has_applied(node: int, index: int, status: ClusterStatus) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Of this machine, for now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Of this machine, for now; none that the system gives to whoever connects or does not care."""
+    sockets = list[socket.socket]()
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with suppress(OSError):
+            sockets.append(socket.create_server(("127.0.0.1", port)))
+        if len(sockets) == count:
+            break
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:
         sock.close()
