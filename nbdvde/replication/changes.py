@@ -67,7 +67,7 @@ class GroupMachine:
     def take(self, note: Note) -> None:
         """It is so far now."""
         self.applied, self.begun, self.epochs = note.applied, note.begun, dict(note.epochs)
-        self.held = note.holding
+        self.held, self.stuck = note.holding, ""
         self.comparisons.forget()
 
     @property
@@ -112,7 +112,7 @@ class GroupMachine:
         try:
             self._may_give_up = True
             result = None if operation is None else await self.do(entry.index, operation)
-            self._may_give_up = False
+            self._may_give_up, self._patience_s = False, _PATIENCE_S
             members = Members.unpack(entry.data) if entry.kind == EntryKind.MEMBERS else self.applied.members
             self.applied = Snapshot(entry.index, entry.term, members)
             await self.done(operation)
@@ -256,7 +256,7 @@ class GroupMachine:
                     raise _Damaged from error
                 await trio.sleep(_AGAIN_S)
             else:
-                self.stuck, self._patience_s = "", _PATIENCE_S
+                self.stuck = ""
                 return done
 
 

@@ -142,14 +142,15 @@ class ImageMachine(GroupMachine):
         assembly.changing += call.concerns_all
         try:
             await self._surely(assembly.note)
-            return await self._surely(lambda: self._execute(self, call))
+            result: Result = await self._surely(lambda: self._execute(self, call))
         except PoisonedError:
             raise
         except NbdvdeError as error:  # the same on all nodes
-            return error
+            result = error
         finally:
             assembly.changing += call.concerns_all
-            assembly.settle(call.hold)
+        assembly.settle(call.hold)  # it is done: what could not be, for damage, is tried again under the same hold
+        return result
 
     # During a call
 
