@@ -71,7 +71,9 @@ class Comparisons:
     async def repair(self, repair: Repair, volume: Disk) -> bool:
         """Write a chunk again, if nothing else has; whether it was."""
         number = repair.chunk
-        if repair.compared != self._latest or repair.disk != self._disk or number in self._touched:
+        if repair.compared != self._latest or repair.disk != self._disk:
+            return False
+        if number not in self._chunks or number in self._touched:
             return False
         if number >= chunks_of(volume.size) or len(repair.data) != length_of(volume, number):
             return False
