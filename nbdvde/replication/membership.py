@@ -71,7 +71,7 @@ async def recover(image: Image, directory: Path) -> Identity:
 def _check_logs(directory: Path, notes: Sequence[Note]) -> None:
     """Raise DamageError unless there are the logs of what a node has taken part in."""
     names: Collection[str] = ()
-    if directory.is_dir():
+    if any(directory.glob("*.log")):  # or one would begin there
         log = FileLog(DiskDirectory(directory))
         names = log.groups()
         log.close()

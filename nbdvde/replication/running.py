@@ -134,7 +134,7 @@ def _open(node: Node, log: FileLog, machines: Mapping[str, GroupMachine], direct
     """The groups that have a log; those that do not are new. Raises DamageError."""
     for name in log.groups():
         if name not in machines:  # it was given up when this node ended
-            if hold_of(name) > machines[DEFAULT].applied.index:
+            if hold_of(name) > machines[DEFAULT].note.settled:
                 why = f"has promises in group {name}, which is newer than the image"
                 raise DamageError(str(directory), why, "the image is an old one: have the node join as a new one")
             log.remove(name)

@@ -8,7 +8,7 @@ import pytest
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import format_storage, open_storage
 from nbdvde.engine.image import Image
-from nbdvde.errors import RefusedError
+from nbdvde.errors import DamageError, RefusedError
 from nbdvde.raft.directory import DiskDirectory
 from nbdvde.raft.filelog import FileLog, Sizes
 from nbdvde.raft.messages import Entry, EntryKind, HardState, Members, Snapshot
@@ -122,6 +122,52 @@ async def test_what_the_image_and_the_sound_part_of_the_log_have_stays(
 
 async def test_a_log_that_is_gone(tmp_path: Path) -> None:
     assert await recovered(tmp_path, Snapshot(7, 4, THREE)) == (8, HardState(5, 0, 8), ALONE)
+
+
+async def test_a_log_that_contradicts_the_state_goes(tmp_path: Path) -> None:
+    """A state was taken over just before a crash: what the log has behind it was never committed, or is another."""
+    write_log(tmp_path)
+    assert await recovered(tmp_path, Snapshot(3, 4, THREE)) == (4, HardState(5, 0, 4), ALONE)
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["no directory", "another directory"])
+@pytest.mark.parametrize("group", [DEFAULT, "g5.0"])
+async def test_without_the_log_of_what_it_has_taken_part_in_nothing_is_done(
+    tmp_path: Path, group: str, is_there: bool
+) -> None:
+    """It may have promised what is not in the image, and somebody else may still have its log."""
+    image, folder = await member(Snapshot(3, 2, THREE)), tmp_path / "log"
+    notes = await Notes.load(image)
+    assert notes
+    identity = notes.identity
+    await notes.put(lambda: [Note(DEFAULT, Snapshot(3, 2, THREE)), Note(group, Snapshot(3, 2, THREE), begun=True)])
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(DamageError, match=f"there is no log of group {group}"):
+        await membership.recover(image, folder)
+    assert folder.exists() == is_there
+    assert list(folder.glob("*")) == []
+    again = await Notes.load(image)
+    assert again
+    assert again.identity == identity
+    await image.close()
+
+
+async def test_with_the_logs_of_some_groups_nothing_is_done(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    image = await member(Snapshot(3, 2, THREE))
+    notes = await Notes.load(image)
+    assert notes
+    begun = [Note(name, Snapshot(3, 2, THREE), begun=True) for name in (DEFAULT, "g5.0")]
+    await notes.put(lambda: begun)
+    with pytest.raises(DamageError, match=r"no log of group g5\.0"):
+        await membership.recover(image, tmp_path)
+    log = FileLog(DiskDirectory(tmp_path), SIZES)
+    store = log.group(DEFAULT)
+    assert store
+    assert (list(log.groups()), store.last_index, store.hard) == ([DEFAULT], 5, HardState(2, 3, 4))
+    log.close()
+    await image.close()
 
 
 async def test_half_a_state_is_nothing_to_go_on_with(tmp_path: Path) -> None:
