@@ -6,15 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from blake3 import blake3
+
+
+class RetentionClock(NamedTuple):
+    """What a retention clock shows somewhere."""
+
+    created_ns: int = 0
+    """Of the region that it belongs to: on another node there may be a later one."""
+    shown_ns: int = 0
+
+
+NO_CLOCK = RetentionClock()
 
 
 @dataclass(slots=True)
 class _Moment:
     time_ns: int
     seed: bytes
-    clock_ns: int
+    clock: RetentionClock
     entry: int
     drawn: int = 0
 
@@ -37,10 +49,10 @@ def draw(count: int) -> bytes:
     return blake3(moment.drawn.to_bytes(8, "little"), key=moment.seed).digest(length=count)
 
 
-def clock_ns() -> int | None:
-    """What somebody says that the retention clock shows, in nanoseconds."""
+def clock() -> RetentionClock | None:
+    """What somebody says that a retention clock shows."""
     moment = _given.get()
-    return None if moment is None else moment.clock_ns
+    return None if moment is None else moment.clock
 
 
 def entry() -> int | None:
@@ -50,12 +62,13 @@ def entry() -> int | None:
 
 
 @contextmanager
-def given(time_ns: int, seed: bytes, *, clock_ns: int, entry: int) -> Iterator[None]:
+def given(time_ns: int, seed: bytes, *, clock: RetentionClock, entry: int) -> Iterator[None]:
     """Have it be this time within, and chance follow from `seed`, 32 bytes; in the task that is in here only.
 
-    `clock_ns` is what the retention clock shows, `entry` the index of the entry that says all that.
+    `clock` is what the retention clock shows where the change was asked for, `entry` the index of the entry that says
+    all that.
     """
-    token = _given.set(_Moment(time_ns, seed, clock_ns, entry))
+    token = _given.set(_Moment(time_ns, seed, clock, entry))
     try:
         yield
     finally:

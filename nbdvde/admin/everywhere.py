@@ -12,6 +12,7 @@ from nbdvde.engine.image import Image
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import InUseError, QuorumError, RefusedError, UsageError
+from nbdvde.moment import NO_CLOCK, RetentionClock
 from nbdvde.replication.registry import replica_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ async def make(call: "Call[Q, A]", image: Image, request: Q) -> A:
 
     named = msgspec.structs.replace(asked, disk=await found(image, name))
     packed = msgspec.msgpack.encode(named)
-    answer = await replica.call(call.path, packed, clock_ns=clock_ns(image, named.disk))
+    answer = await replica.call(call.path, packed, clock(image, named.disk))
     return msgspec.json.decode(answer, type=call.answer)
 
 
@@ -47,13 +48,13 @@ async def found(image: Image, look: Callable[[], Awaitable[A]]) -> A:
         return await look()
 
 
-def clock_ns(image: Image, disk: str) -> int:
-    """What the retention clock of a disk shows here, 0 without one."""
+def clock(image: Image, disk: str) -> RetentionClock:
+    """The retention clock of a disk, as it is here."""
     try:
         worm = image.regions.loaded(Worm, image.disk(disk).number)
     except UsageError:
-        return 0
-    return worm.clock_ns if worm else 0
+        return NO_CLOCK
+    return worm.clock if worm else NO_CLOCK
 
 
 async def caught_up(image: Image) -> None:

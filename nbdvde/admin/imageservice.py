@@ -14,7 +14,7 @@ from nbdvde import workers
 from nbdvde.admin import dictionarychange, volumechange
 from nbdvde.admin.calls import parse
 from nbdvde.admin.difference import Ranges, difference
-from nbdvde.admin.everywhere import caught_up, clock_ns, shown, written
+from nbdvde.admin.everywhere import caught_up, clock, shown, written
 from nbdvde.admin.http import Emit
 from nbdvde.admin.keychange import Action, apply
 from nbdvde.admin.measures import as_text
@@ -192,8 +192,8 @@ class ImageService:
     async def _change_volumes(self, action: volumechange.Action, body: bytes) -> VolumeInfo:
         image, request = self.find(), parse(body, VolumeRequest)
         if replica := replica_of(image):
-            clock = clock_ns(image, request.name.partition(SEPARATOR)[0])
-            done = msgspec.json.decode(await replica.call(action, body, clock_ns=clock), type=VolumeInfo)
+            shows = clock(image, request.name.partition(SEPARATOR)[0])
+            done = msgspec.json.decode(await replica.call(action, body, shows), type=VolumeInfo)
             _log.info("%s: %s %s on all nodes", image.path, action, done.name)
             return done
         with naming(image.path):

@@ -36,7 +36,7 @@ def executing(image: Image) -> Execute:
 
     async def execute(machine: ImageMachine, call: Call) -> bytes:
         index = machine.applied.index + 1
-        said = moment.given(call.time_ns, call.seed, clock_ns=call.clock_ns, entry=index)
+        said = moment.given(call.time_ns, call.seed, clock=call.clock, entry=index)
         with said, naming(image.path):
             if call.path in _ACTIONS:
                 done = await _change_volumes(image, machine, call)

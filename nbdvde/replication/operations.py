@@ -32,6 +32,7 @@ import msgspec
 
 from nbdvde.disk import Buffer
 from nbdvde.errors import DamageError
+from nbdvde.moment import NO_CLOCK, RetentionClock
 
 _CALL_BYTES = 64 << 10
 """That a call may take in an image besides what it brings."""
@@ -43,7 +44,7 @@ _CHANGE = struct.Struct("<BBQQQ")
 _ATTACH = struct.Struct("<BI")
 _FENCE = struct.Struct("<BIQ")
 _HOLD = struct.Struct("<BQ")
-_CALL = struct.Struct("<BQQ32sQB")
+_CALL = struct.Struct("<BQQ32sQQB")
 _COMPARE = struct.Struct("<BIQH")
 _RELEASE = struct.Struct("<BQ")
 _REPAIR = struct.Struct("<BQQB")
@@ -152,8 +153,8 @@ class Call:
     request: bytes
     time_ns: int
     seed: bytes
-    clock_ns: int = 0
-    """What the retention clock of the disk shows where this was asked for."""
+    clock: RetentionClock = NO_CLOCK
+    """The retention clock of the disk, where this was asked for."""
     hold: int = 0
     """Under which it is done, if it concerns all groups and there are several."""
 
@@ -232,9 +233,9 @@ def pack(operation: Operation) -> list[Buffer]:
             return [_ATTACH.pack(_Kind.ATTACH, node), disk.encode()]
         case Fence(disk=disk, epoch=epoch, node=node):
             return [_FENCE.pack(_Kind.FENCE, node, epoch), disk.encode()]
-        case Call(path=path, request=request, time_ns=time_ns, seed=seed, clock_ns=clock_ns, hold=hold):
+        case Call(path=path, request=request, time_ns=time_ns, seed=seed, clock=clock, hold=hold):
             raw = path.encode()
-            return [_CALL.pack(_Kind.CALL, hold, time_ns, seed, clock_ns, len(raw)), raw, request]
+            return [_CALL.pack(_Kind.CALL, hold, time_ns, seed, *clock, len(raw)), raw, request]
         case Begin():
             return [bytes((_Kind.BEGIN,))]
         case Hold(hold=hold):
@@ -285,9 +286,10 @@ def unpack(entry: memoryview) -> Operation:
 
 
 def _unpack_call(entry: memoryview) -> Call:
-    _, hold, time_ns, seed, clock_ns, length = _CALL.unpack_from(entry)
+    _, hold, time_ns, seed, created_ns, shown_ns, length = _CALL.unpack_from(entry)
     body = entry[_CALL.size :]
-    return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed, clock_ns, hold)
+    clock = RetentionClock(created_ns, shown_ns)
+    return Call(str(body[:length], "utf-8"), bytes(body[length:]), time_ns, seed, clock, hold)
 
 
 def _unpack_attach(entry: memoryview) -> Attach:

@@ -10,6 +10,7 @@ from nbdvde.engine.managed.regiondisk import RegionDisk
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.managed.wormdisk import WormDisk
 from nbdvde.errors import DetachedError, RefusedError
+from nbdvde.moment import NO_CLOCK, RetentionClock
 
 T = TypeVar("T")
 APPEND = "worm/append"
@@ -36,7 +37,7 @@ class Ways(Protocol):
     def taken(self) -> int:
         """How often the image began to become what that of another node is: what was read meanwhile is nothing."""
 
-    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+    async def call(self, path: str, request: bytes, clock: RetentionClock = NO_CLOCK) -> bytes:
         """Have a change made on every node; its answer. Raises NbdvdeError."""
 
 
@@ -101,7 +102,7 @@ class ReplicatedWormDisk(WormDisk):
     async def put(self, data: memoryview, block: int) -> None:
         worm = self.worm
         request = AppendData(bytes(data), worm.disk.name, block)
-        await self._ways.call(APPEND, msgspec.msgpack.encode(request), clock_ns=worm.clock_ns)
+        await self._ways.call(APPEND, msgspec.msgpack.encode(request), worm.clock)
         end = block + -(-len(data) // BLOCK)
         while worm.mark < end and not worm.gone:  # who asked hears of it before it is in this image
             await worm.moved.park()

@@ -14,6 +14,7 @@ from nbdvde import moment
 from nbdvde.disk import BLOCK, Done
 from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError, MovedError, NbdvdeError, NetworkError, RefusedError, UsageError
+from nbdvde.moment import NO_CLOCK, RetentionClock
 from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.groups import Group
 from nbdvde.raft.messages import NodeId
@@ -328,9 +329,9 @@ class Replica:
 
     # Changes
 
-    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
-        """Have a change of the image made on every node; its answer. `clock_ns`: see `Call`. Raises NbdvdeError."""
-        asked = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
+    async def call(self, path: str, request: bytes, clock: RetentionClock = NO_CLOCK) -> bytes:
+        """Have a change of the image made on every node; its answer. `clock`: see `Call`. Raises NbdvdeError."""
+        asked = Call(path, request, moment.now_ns(), moment.draw(32), clock)
         if asked.concerns_all:
             return cast(bytes, await self._holds.call(lambda hold: dataclasses.replace(asked, hold=hold)))
         return cast(bytes, await self.main.propose(asked, growth=asked.growth))

@@ -106,6 +106,7 @@ def test_leadership_is_handed_over(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_replica_that_differs_is_found_and_mended(cluster: Cluster) -> None:
     """Somebody changed the image of a node behind the back of the cluster."""
     member = cluster.members[2]
+    _apply_everything(cluster, member)
     member.stop()
     member.change(lambda image: image.disk().write(4 << 20, memoryview(b"changed behind its back")))
     member.start()
@@ -123,6 +124,7 @@ def test_what_differs_is_mended_in_the_background(tmp_path: Path) -> None:
     with closing(Cluster(tmp_path, SIZE, compare_every=1, lease=True)) as cluster:
         member = cluster.members[1]
         run("qemu-io", "-f", "raw", "-c", "write -P 7 0 4M", member.uri)
+        _apply_everything(cluster, member)
         member.stop()
         member.change(lambda image: image.disk().write(1 << 20, memoryview(b"changed behind its back")))
         member.start()
@@ -134,6 +136,11 @@ def test_what_differs_is_mended_in_the_background(tmp_path: Path) -> None:
             run("qemu-io", "-f", "raw", "-c", "read -P 7 0 4M", other.uri)
         for other in cluster.members:
             other.stop()
+
+
+def _apply_everything(cluster: Cluster, member: Member) -> None:
+    """Wait until a node has: a write that it has yet to apply would mend what is changed behind its back."""
+    cluster.wait(partial(has_applied, member.number, cluster.leader().status().committed))
 
 
 def _repaired(member: Member) -> int:

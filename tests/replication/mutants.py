@@ -199,9 +199,16 @@ REGIONS = [
     of_regions(
         "retention clocks stand still",
         "replicated:executing",
-        "clock_ns=call.clock_ns",
-        "clock_ns=0",
+        "clock=call.clock",
+        "clock=moment.NO_CLOCK",
         "nbdvde.admin",
+    ),
+    of_regions(
+        "the retention clock of a region that is gone counts for a later one",
+        "managed.worm:Worm._concerns_another",
+        "said.created_ns != self.header.created_ns",
+        "False",
+        "nbdvde.engine",
     ),
     of_regions(
         "what is changed while it is copied is not told",

@@ -22,6 +22,7 @@ from nbdvde.engine.managed.stream import Stream
 from nbdvde.engine.managed.worm import Worm
 from nbdvde.engine.managed.wormdisk import WormDisk
 from nbdvde.errors import DetachedError, FullError, NbdvdeError, QuorumError, RefusedError, UsageError
+from nbdvde.moment import NO_CLOCK, RetentionClock
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.operations import Call
 from nbdvde.replication.regionexport import AppendData, shown_through
@@ -41,10 +42,10 @@ class Alone:
         self.taken = 0
         self.calls: list[str] = []
 
-    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+    async def call(self, path: str, request: bytes, clock: RetentionClock = NO_CLOCK) -> bytes:
         self.calls.append(path)
         await trio.sleep(0.1)
-        operation = Call(path, request, moment.now_ns(), moment.draw(32), clock_ns)
+        operation = Call(path, request, moment.now_ns(), moment.draw(32), clock)
         (result,) = await self.machine.apply([self.author.entry(operation)])
         if isinstance(result, NbdvdeError):
             raise result
@@ -235,7 +236,7 @@ async def test_who_appended_to_a_region_that_is_taken_over_then_is_told_that_it_
         await answer(wormcalls.CREATE, image, CreateWorm(4 * BLOCK, 0))
         disk = shown_through(alone)(WormDisk(await image.regions.get(Worm, image.disk())))
 
-        async def elsewhere(path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+        async def elsewhere(path: str, request: bytes, clock: RetentionClock = NO_CLOCK) -> bytes:
             await image.regions.reload(image.disk(), ())
             return b""
 

@@ -25,6 +25,7 @@ from nbdvde.engine.regions.directory import VOLUME_BYTES
 from nbdvde.engine.regions.query import Question
 from nbdvde.engine.regions.samples import Sample
 from nbdvde.errors import DamageError, FullError, RefusedError
+from nbdvde.moment import RetentionClock
 from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.catchup import Taker
 from nbdvde.replication.compare import Hasher
@@ -50,8 +51,9 @@ def fresh(size: int = 1 << 20) -> RecordingStorage:
     return RecordingStorage(bytes(storage.image))
 
 
-def call(path: str, request: msgspec.Struct, clock_ns: int = 0) -> Call:
-    return Call(path, msgspec.msgpack.encode(request), BORN_NS, bytes(32), clock_ns)
+def call(path: str, request: msgspec.Struct, clock_ns: int = 0, *, of_ns: int = BORN_NS, at_ns: int = BORN_NS) -> Call:
+    """`clock_ns` is what the clock of the region showed that was made at `of_ns`."""
+    return Call(path, msgspec.msgpack.encode(request), at_ns, bytes(32), RetentionClock(of_ns, clock_ns))
 
 
 def append(*entries: bytes) -> Call:
@@ -168,6 +170,26 @@ async def test_retention_ends_for_all_at_once() -> None:
     await image.close()
 
 
+async def test_what_was_meant_for_a_region_that_is_gone_does_nothing_to_a_later_one() -> None:
+    """Whoever asked knew only the earlier one: its clock showed more (seed 5027 of the whole stack)."""
+    author = Author()
+    image = await open_storage(fresh(), KEY)
+    machine = await machine_of(image)
+    create, later_ns = CreateWorm(4 * BLOCK, SECOND_NS), BORN_NS + 9 * SECOND_NS
+    operations = [
+        call("worm/create", create), call("worm/delete", WormRequest(), SECOND_NS),
+        call("worm/create", create, at_ns=later_ns), call("worm/extend", ExtendRetention(SECOND_NS), 9 * SECOND_NS),
+        call("worm/delete", WormRequest(), 9 * SECOND_NS), call("worm/append", AppendData(b"its", block=0), 1),
+        call("worm/append", AppendData(b"data", block=0), 1, of_ns=later_ns),
+        call("worm/delete", WormRequest(), SECOND_NS, of_ns=later_ns),
+    ]  # fmt: skip
+    results: list[Any] = list(await machine.apply(author.entries(operations)))
+    refused = [index for index, result in enumerate(results) if isinstance(result, RefusedError)]
+    assert refused == [4, 5]
+    assert msgspec.json.decode(results[3])["clock_ns"] == 0
+    await image.close()
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_who_catches_up_while_regions_change(seed: int) -> None:
     """What came over with the regions is not done again, and what came later is."""
@@ -264,8 +286,8 @@ async def test_what_a_node_cannot_read_is_no_reason_to_refuse(monkeypatch: pytes
     image.regions.forget(Worm, image.disk("more"))
     monkeypatch.setattr(Worm, "load", classmethod(fails_once))
     monkeypatch.setattr("nbdvde.replication.changes._AGAIN_S", 0.01)
-    delete = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS)
-    early = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), SECOND_NS - 1)
+    delete = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), RetentionClock(BORN_NS, SECOND_NS))
+    early = Call("disks/delete", b'{"name": "more"}', BORN_NS, bytes(32), RetentionClock(BORN_NS, SECOND_NS - 1))
     refused, gone = await machine.apply(author.entries([early, delete]))
     assert isinstance(refused, RefusedError)
     assert "retained" in refused.why

@@ -15,6 +15,7 @@ from nbdvde.engine.volume import Volume
 from nbdvde.errors import DetachedError, NoSpaceError, RefusedError
 from nbdvde.exports import Export
 from nbdvde.inventory import Inventory
+from nbdvde.moment import NO_CLOCK, RetentionClock
 from nbdvde.replication.disk import Attachment, ReplicatedDisk
 from nbdvde.replication.operations import Change
 from nbdvde.replication.regionexport import shown_through
@@ -44,7 +45,7 @@ class Silent:
         if not self.leader:
             await trio.sleep_forever()
 
-    async def call(self, path: str, request: bytes, *, clock_ns: int = 0) -> bytes:
+    async def call(self, path: str, request: bytes, clock: RetentionClock = NO_CLOCK) -> bytes:
         raise AssertionError("nobody appends")
 
     def release(self, disk: str, attachment: Attachment) -> None: ...

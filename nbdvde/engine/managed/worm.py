@@ -17,6 +17,7 @@ from nbdvde.engine.regions.pages import Pages
 from nbdvde.engine.regions.worm import FORM, Header, Ledger, Record, shown
 from nbdvde.engine.volume import Volume
 from nbdvde.errors import FullError, RefusedError, UsageError
+from nbdvde.moment import RetentionClock
 
 if TYPE_CHECKING:
     from nbdvde.engine.managed.regions import Regions
@@ -118,10 +119,15 @@ class Worm:
     @property
     def clock_ns(self) -> int:
         """The retention clock. Where somebody says what it shows, that is what counts, unless it showed more."""
-        if (said_ns := moment.clock_ns()) is not None:
-            return max(self.header.clock_ns, said_ns)
+        if said := moment.clock():
+            return self.header.clock_ns if self._concerns_another() else max(self.header.clock_ns, said.shown_ns)
         running = 0 if self._since_ns is None else monotonic_ns() - self._since_ns
         return self.header.clock_ns + max(0, running)
+
+    @property
+    def clock(self) -> RetentionClock:
+        """As others are told of it."""
+        return RetentionClock(self.header.created_ns, self.clock_ns)
 
     @property
     def left_ns(self) -> int | None:
@@ -166,8 +172,8 @@ class Worm:
         async with self._changing:
             self.refuse_if_gone()
             header = self.header
-            if block not in (None, header.mark):
-                raise RefusedError(self.name, "was appended to by somebody else")
+            if block is not None and (block != header.mark or self._concerns_another()):
+                raise RefusedError(self.name, "was appended to by somebody else, or made anew")
             clock_ns = self.clock_ns
             record = Record(header.mark, header.created_ns + clock_ns, len(data), digest)
             if header.mark + record.blocks > header.capacity:
@@ -227,6 +233,11 @@ class Worm:
     async def flush(self) -> None:
         """Make every append durable. Raises PoisonedError."""
         await self._area.flush()
+
+    def _concerns_another(self) -> bool:
+        """Whether what is asked for was meant for a region that is gone."""
+        said = moment.clock()
+        return said is not None and said.created_ns != self.header.created_ns
 
     async def _change(self, header: Header, record: Record | None, data: dict[int, bytes]) -> None:
         """Write all of it or nothing, so that no data lies below the mark without a record."""

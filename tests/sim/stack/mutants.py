@@ -83,7 +83,7 @@ REGIONS = [
     ),
     mutant(
         "a WORM region is retained as long as its node says",
-        ("replicated:executing", "clock_ns=call.clock_ns", "clock_ns=1 << 62"),
+        ("replicated:executing", "clock=call.clock", "clock=call.clock._replace(shown_ns=1 << 62)"),
         package="nbdvde.admin",
     ),
 ]
