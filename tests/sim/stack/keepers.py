@@ -6,7 +6,7 @@ import trio
 
 from nbdvde.admin import streamcalls, wormcalls
 from nbdvde.disk import BLOCK
-from nbdvde.errors import RefusedError, UsageError
+from nbdvde.errors import NoSpaceError, RefusedError, UsageError
 from tests.sim.stack.history import Violation
 from tests.sim.stack.life import Life
 from tests.sim.stack.regions import CERTAIN, DISK, STREAM_ENTRIES, WORM_BLOCKS, Regions, UnknownError, call
@@ -53,7 +53,7 @@ class Keeper:
             await call(life, streamcalls.CREATE, request)
         except RefusedError:  # nobody knew that it was made
             pass
-        except UnknownError:
+        except (NoSpaceError, UnknownError):
             return
         self._regions.has_stream = True
         self._done("streams made")
@@ -64,7 +64,7 @@ class Keeper:
             await call(life, wormcalls.CREATE, request)
         except RefusedError:
             pass
-        except UnknownError:
+        except (NoSpaceError, UnknownError):
             return
         self._retained_s = self._first_s
         self._regions.has_worm = True

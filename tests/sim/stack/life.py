@@ -35,6 +35,8 @@ T = TypeVar("T")
 ELECTION_S = 1.0
 TENDING_S = 1.5
 """Between two times that the nodes agree on retention clocks."""
+_LEFT = "belongs to its cluster no more"
+"""Why a node ends that was told to go."""
 _JOB_S = 0.0002
 """What a thread takes to begin, and to tell that it is done, at most."""
 LOG_BYTES = 8 << 10
@@ -61,6 +63,8 @@ class Life:
         """Whether its disk fails, or it is told to go: it may end by itself."""
         self.failure: BaseException | None = None
         """What it ended with by itself."""
+        self.has_left = False
+        """Whether it ended because it belongs to its cluster no more."""
         self.over = trio.Event()
         self.replica: Replica
         self._jobs: dict[Callable[[], object], None] = {}
@@ -80,6 +84,7 @@ class Life:
             with self._scope:
                 await self._serve(task_status)
         except Exception as error:  # what comes of a machine that is off counts for nothing
+            self.has_left = _LEFT in repr(error)
             if not (self.disks.is_off or self.may_fail):
                 self.failure = error
         finally:

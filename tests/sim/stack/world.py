@@ -63,6 +63,11 @@ class World:
         """Those that are on and know who they are."""
         return [life for life in self.lives.values() if life.is_serving]
 
+    @property
+    def members(self) -> list[Life]:
+        """Those that have not left."""
+        return [life for life in self.lives.values() if not life.has_left]
+
     def welcome(self, user: User) -> None:
         """A client begins."""
         self.nursery.start_soon(user.run)
@@ -127,17 +132,24 @@ class World:
             await self.switch_on(node)
         with trio.move_on_after(_RECOVERY_S) as patience:
             for life in list(self.lives.values()):
-                for disk in [disk for disk in self.history.disks.values() if not disk.doomed]:
-                    await write_through(self, life, disk)
-                if self.regions:
-                    await append_through(self.regions, life)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_until_it_leaves, life, nursery.cancel_scope)
+                    await self._work_through(life)
+                    nursery.cancel_scope.cancel()
             self.resting = True
-            self.history.check(compare(await settled(list(self.lives.values()))))
+            self.history.check(compare(await settled(self.members)))
             if self.regions:
                 await self._check(self.regions)
         if patience.cancelled_caught:
             raise Violation(f"it does not recover: {self._states()}")
-        self.counts["taken over"] += sum(life.has_caught_up for life in self.lives.values())
+        self.counts["taken over"] += sum(life.has_caught_up for life in self.members)
+
+    async def _work_through(self, life: Life) -> None:
+        """Clients of a machine get everything done."""
+        for disk in [disk for disk in self.history.disks.values() if not disk.doomed]:
+            await write_through(self, life, disk)
+        if self.regions:
+            await append_through(self.regions, life)
 
     async def _check(self, regions: Regions) -> None:
         life = self.random.choice(self.serving)
@@ -155,6 +167,13 @@ class World:
         return [
             f"{life.name}: {_state(life.replica)}" if life.is_serving else life.name for life in self.lives.values()
         ]
+
+
+async def _until_it_leaves(life: Life, scope: trio.CancelScope) -> None:
+    """Somebody had it leave, and may not have heard that it did."""
+    await life.over.wait()
+    if life.has_left:
+        scope.cancel()
 
 
 def _state(replica: Replica) -> str:
