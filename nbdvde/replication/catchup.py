@@ -79,7 +79,7 @@ class Taker:
                 again = await self._state()
                 if (again.disks, again.changing) == (state.disks, state.changing):
                     await load_exported(self._image.path, volumes, self._image.regions)
-                    return notes
+                    return {name: _ahead(note, again.notes) for name, note in notes.items()}
         raise NetworkError("catching up", "disks or snapshots change all the time", "it is tried again")
 
     @asynccontextmanager
@@ -207,6 +207,13 @@ class Taker:
                 await disk.trim(offset, piece.nbytes)
             elif piece.nbytes:
                 await disk.write(offset, piece, owned=True)
+
+
+def _ahead(note: Note, later: Iterable[Note]) -> Note:
+    """How far a group was when copying began, and up to which entry what was copied may be newer."""
+    (now,) = [other for other in later if other.group == note.group]
+    ahead = max(note.ahead, now.applied.index)
+    return note if ahead <= note.applied.index else msgspec.structs.replace(note, ahead=ahead)
 
 
 def _differing(ours: bytes, theirs: bytes) -> bytes:

@@ -67,13 +67,18 @@ class GroupMachine:
     def take(self, note: Note) -> None:
         """It is so far now."""
         self.applied, self.begun, self.epochs = note.applied, note.begun, dict(note.epochs)
-        self.held, self.stuck = note.holding, ""
+        self.held, self.stuck, self._ahead = note.holding, "", note.ahead
         self.comparisons.forget()
 
     @property
     def note(self) -> Note:
         """How far it is."""
-        return Note(self.name, self.applied, self.epochs, begun=self.begun, holding=self.held)
+        return Note(self.name, self.applied, self.epochs, begun=self.begun, holding=self.held, ahead=self.ahead)
+
+    @property
+    def ahead(self) -> int:
+        """See `Note`."""
+        return self._ahead if self._ahead > self.applied.index else 0
 
     # Of the protocol
 
@@ -170,7 +175,10 @@ class GroupMachine:
             volume = await found(self._assembly.image, compare.disk)
         except NbdvdeError as error:
             return error
-        hashes = await self.comparisons.compare(index, compare, volume)
+        if index <= self._ahead:  # what others held then is nowhere here
+            hashes = b""
+        else:
+            hashes = await self.comparisons.compare(index, compare, volume)
         if compare.first + compare.count >= chunks_of(volume.size) and compare.disk == await self._last_label():
             self.comparisons.whole_s = trio.current_time()
         return index, hashes

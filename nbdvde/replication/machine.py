@@ -52,7 +52,7 @@ class ImageMachine(GroupMachine):
         assembly = self._assembly
         return Note(
             self.name, self.applied, self.epochs, self.nodes, assembly.incomplete, self.begun,
-            assembly.routing.noted, assembly.holding, assembly.settled,
+            assembly.routing.noted, assembly.holding, assembly.settled, self.ahead,
         )  # fmt: skip
 
     def may_do(self, operation: Operation | None) -> bool:
@@ -125,7 +125,7 @@ class ImageMachine(GroupMachine):
             return _given_up("groups of the cluster")
         assembly.settle(arrange.hold)
         if len({*assembly.machines, *arrange.groups}) >= SLOTS:
-            return RefusedError("cluster", f"cannot have more than {SLOTS} groups", "remove some")
+            return RefusedError("cluster", f"cannot have more than {SLOTS - 1} groups", "remove some")
         if self.applied.members.outgoing:
             return RefusedError("cluster", "is changing its nodes", "try again")
         assembly.arrange(arrange.groups, self.applied.members)

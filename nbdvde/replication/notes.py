@@ -73,6 +73,8 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     """Number of the hold that is under way; of a group that is not `default`, of the last one that it has come to."""
     settled: int = 0
     """Number of the last hold that is over."""
+    ahead: int = 0
+    """What was taken over may hold what entries up to this one change, 0 when all of them are applied."""
 
 
 class Notes:

@@ -9,13 +9,16 @@ from trio.testing import MockClock
 from nbdvde.disk import BLOCK
 from nbdvde.errors import RefusedError
 from nbdvde.replication.assembly import DEFAULT
+from nbdvde.replication.catchup import Taker
 from nbdvde.replication.compare import CHUNK
 from nbdvde.replication.comparison import Comparisons
-from nbdvde.replication.operations import Compare, Repair
+from nbdvde.replication.giving import Giver
+from nbdvde.replication.operations import Action, Change, Compare, Repair
 from nbdvde.replication.replica import Replica
-from tests.replication.entries import CLUSTER
+from tests.replication.entries import CLUSTER, GROUP, Author, machine_of
 from tests.replication.leading import Node, leading
-from tests.replication.test_catchup import image
+from tests.replication.test_catchup import image, run
+from tests.replication.test_regions import nothing_compared
 from tests.replication.test_taking_over import unheard
 
 PATIENCE_S = 60.0
@@ -104,3 +107,32 @@ async def test_what_was_touched_is_not_repaired_nor_what_was_not_compared(chunk:
     comparisons.touch("disk", at * CHUNK, BLOCK)
     assert await comparisons.repair(Repair("disk", 1, chunk, b"x" * CHUNK), made.disk()) is repaired
     await made.close()
+
+
+async def test_what_is_copied_while_its_source_goes_on_is_not_compared_as_of_before() -> None:
+    """It may be what later entries made of it: it only seems to differ."""
+    first, second = await image(), await image()
+    source, behind = await machine_of(first), await machine_of(second)
+
+    def write(number: int) -> list[Change]:
+        return [Change("disk", 0, Action.WRITE, 0, BLOCK, bytes([number]) * BLOCK)]
+
+    entries = Author().entries([write(1), Compare("disk", 0, 1), write(2), Compare("disk", 0, 1)])
+    await source.apply(entries[:1])
+    giver = Giver(first, CLUSTER.key, lambda: [source.note], nothing_compared)
+
+    async def ask(question: bytes) -> bytes:
+        answer = await giver.answer(question)
+        if source.applied.index == 1:
+            await source.apply(entries[1:3])
+        return answer
+
+    behind.take((await run(Taker(second, CLUSTER.key, ask)))[GROUP])
+    assert (behind.note.applied.index, behind.note.ahead) == (1, 3)
+    await behind.apply(entries[1:])
+    await source.apply(entries[3:])
+    assert [machine.comparisons.of(2) is None for machine in (source, behind)] == [False, True]
+    assert behind.comparisons.of(4) == source.comparisons.of(4) != source.comparisons.of(2)
+    assert behind.note == source.note
+    for one in (first, second):
+        await one.close()

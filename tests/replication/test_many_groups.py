@@ -50,7 +50,7 @@ async def test_more_are_refused_when_it_comes_to_them(more: int) -> None:
         assert result is None
         assert len(assembly.machines) == 1 + MANY + more
     else:
-        assert "cannot have more than 1024 groups" in str(cast(RefusedError, result))
+        assert "cannot have more than 1023 groups" in str(cast(RefusedError, result))
         assert len(assembly.machines) == 1 + MANY
         assert assembly.routing.groups == (DEFAULT,)
     assert (assembly.holding, assembly.settled) == (0, 1), "everything goes on"
