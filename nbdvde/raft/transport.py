@@ -320,7 +320,9 @@ class Mesh:
             raise NetworkError(who, f"belongs to cluster '{hello.cluster}', not '{self._me.cluster}'")
         peer = self.peers.get(hello.node)
         if peer is None:
-            raise NetworkError(who, "is not known here", "see nbdvde cluster status")
+            raise NetworkError(
+                who, "is no member of the cluster: it was removed, or has not joined yet", "see nbdvde cluster status"
+            )
         if called is not peer and (called or hello.node > self._me.node):
             raise NetworkError(who, f"answers for node {called.node}" if called else "calls, but is to be called")
         if (name := self._network.names()[hello.node]) not in names:

@@ -29,16 +29,19 @@ class Holds:
         """`main` is that of `default`; `sharing` waits for those of all other groups that have a part of the disks."""
         self._assembly, self._main, self._sharing, self._nursery = assembly, main, sharing, nursery
 
-    async def call(self, make: Callable[[int], Operation]) -> object:
-        """Have an operation of `default` done, under a hold if there are several groups; its result."""
+    async def call(self, make: Callable[[int], Operation], growth: int) -> object:
+        """Have an operation of `default` done, under a hold if there are several groups; its result.
+
+        `growth`: see `Lane.propose`.
+        """
         while self._assembly.routing.alone:
             try:
-                return await self._main.propose(make(0))
+                return await self._main.propose(make(0), growth=growth)
             except MovedError:
                 await self._main.barrier()
-        return await self.under_hold(make)
+        return await self.under_hold(make, growth)
 
-    async def under_hold(self, make: Callable[[int], Operation]) -> object:
+    async def under_hold(self, make: Callable[[int], Operation], growth: int = 0) -> object:
         """`make` the operation with the number of its hold. Raises NbdvdeError."""
         hold = await self._begin()
         try:
@@ -47,7 +50,7 @@ class Holds:
                 await self._hold(hold)
             if patience.cancelled_caught:
                 raise QuorumError("cluster", "not all groups have a leader", "see nbdvde cluster groups")
-            return await self._main.propose(make(hold))
+            return await self._main.propose(make(hold), growth=growth)
         except BaseException:
             self._nursery.start_soon(self._give_up, hold)
             raise

@@ -333,7 +333,7 @@ class Replica:
         """Have a change of the image made on every node; its answer. `clock`: see `Call`. Raises NbdvdeError."""
         asked = Call(path, request, moment.now_ns(), moment.draw(32), clock)
         if asked.concerns_all:
-            return cast(bytes, await self._holds.call(lambda hold: dataclasses.replace(asked, hold=hold)))
+            return cast(bytes, await self._holds.call(lambda hold: dataclasses.replace(asked, hold=hold), asked.growth))
         return cast(bytes, await self.main.propose(asked, growth=asked.growth))
 
     async def _on_propose(self, node: NodeId, question: bytes) -> bytes:

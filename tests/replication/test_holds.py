@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
+from unittest import mock
 
 import msgspec
 import trio
 
 from nbdvde.engine.access import open_storage
+from nbdvde.engine.image import Image
 from nbdvde.errors import DetachedError
 from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.operations import Begin, Call, Hold, Operation
@@ -22,9 +24,9 @@ SNAPSHOT = msgspec.json.encode({"name": "disk@s"})
 
 @asynccontextmanager
 async def two_more() -> AsyncIterator[tuple[Replica, Node, list[str]]]:
-    """A replica with two groups besides `default`, and their names."""
+    """A replica with two groups besides `default`, and their names; there is room for everything."""
     image = await open_storage(fresh(), KEY)
-    with trio.fail_after(PATIENCE_S):
+    with trio.fail_after(PATIENCE_S), mock.patch.object(Image, "spare_bytes", 1 << 30):
         async with leading(image) as (replica, node):
             await replica.arrange(2, [])
             yield replica, node, [machine.name for machine in replica.assembly.others]

@@ -21,6 +21,7 @@ from tests.crash.session import KEY
 from tests.replication.entries import machine_of
 from tests.replication.leading import leading
 from tests.replication.test_catchup import image
+from tests.replication.test_holds import settled, two_more
 from tests.replication.test_regions import append, fresh
 from tests.replication.test_verification import Three, compared
 
@@ -68,6 +69,19 @@ async def test_calls_are_let_in_where_there_is_room_and_those_that_free_space_al
             await ask("stream/delete", StreamRequest())
             assert not asked
     await made.close()
+
+
+async def test_so_are_those_for_which_all_groups_stand_still(autojump_clock: object) -> None:
+    """And the groups go on when there is none."""
+    create = msgspec.json.encode({"name": "more", "size": 1 << 20})
+    async with two_more() as (replica, _, _):
+        with full() as asked:
+            with pytest.raises(NoSpaceError):
+                await replica.call("disks/create", create)
+            assert asked == [LEAST + len(create)]
+        await settled(replica)
+        await replica.call("disks/create", create)
+        assert replica.image.volumes.find("more")
 
 
 class Full(Three):
