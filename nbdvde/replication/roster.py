@@ -1,7 +1,7 @@
 """Which nodes take part in the groups of an image: asked for on any node, done by those that lead."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
 from functools import partial
@@ -30,6 +30,8 @@ _GOODBYE_S = 2.0
 """For that: a node may be gone already."""
 _LOOK_S = 0.5
 """Between two looks at whether a learner has caught up."""
+_PATIENCE_S = 10.0
+"""For what others did not end; then it is looked at again."""
 _CLOSE = 4096
 """Entries that a learner may be behind to become a voter."""
 
@@ -47,7 +49,7 @@ class _Ask(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Roster:
-    """That of an image."""
+    """That of an image. Who belongs to `default` belongs to it; whoever leads that has the other groups follow."""
 
     def __init__(
         self, assembly: Assembly, node: Node, lane: Callable[[str], Awaitable[Lane]], left: Callable[[], None]
@@ -63,38 +65,37 @@ class Roster:
     async def invite(self, place: Place) -> NodeId:
         """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
         number = cast(NodeId, await (await self._lane(DEFAULT)).propose(Enrol(place.address, place.name)))
-        await self._everywhere(_Action.INVITE, number)
+        await self._ask(_Ask(_Action.INVITE, number, DEFAULT))
         return number
 
     async def dismiss(self, node: NodeId) -> None:
         """Have a node belong to the cluster no more. Raises NbdvdeError."""
-        machine = cast(ImageMachine, self._assembly.machines[DEFAULT])
-        if not machine.nodes.get(node, Place("", "")).address:
+        if not self._main.nodes.get(node, Place("", "")).address:
             raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
         try:
-            await self._everywhere(_Action.DISMISS, node)
+            await self._ask(_Ask(_Action.DISMISS, node, DEFAULT))
         except DetachedError:
             if node != self._node.number:  # who leaves is not told: its connections end
                 raise
 
     async def transfer(self, node: NodeId) -> None:
         """Have another node lead; 0 for whichever has most. Raises NbdvdeError."""
-        await self._everywhere(_Action.TRANSFER, node)
+        await self._in_all(_Action.TRANSFER, node)
+        await self._ask(_Ask(_Action.TRANSFER, node, DEFAULT))
 
-    async def _everywhere(self, action: _Action, node: NodeId) -> None:
-        """In all groups, `default` after the others; those that come later begin with the members of that."""
+    @property
+    def _main(self) -> ImageMachine:
+        return cast(ImageMachine, self._assembly.machines[DEFAULT])
+
+    async def _in_all(self, action: _Action, node: NodeId) -> None:
+        """In all groups but `default`; those that come later begin with the members of that."""
         done = set[str]()
-        while left := [name for name in self._names() if name not in done]:
+        while left := [machine.name for machine in self._assembly.others if machine.name not in done]:
             for name in left:
                 with suppress(MovedError):
                     await self._ask(_Ask(action, node, name))
             done |= {*left}
-            if action == _Action.DISMISS and node == self._node.number:
-                return  # it is told nothing any more
             await (await self._lane(DEFAULT)).barrier()
-
-    def _names(self) -> list[str]:
-        return [*(machine.name for machine in self._assembly.others), DEFAULT]
 
     async def _ask(self, asked: _Ask) -> None:
         """Have the leader of a group do something. Waits while there is none. Raises NbdvdeError."""
@@ -121,8 +122,10 @@ class Roster:
 
     async def _do(self, lane: Lane, asked: _Ask) -> None:
         group, node = lane.group, asked.node
-        if asked.action != _Action.TRANSFER:
-            await group.changeable()  # a leader that is new has nothing committed yet
+        if asked.action == _Action.TRANSFER:
+            await (group.transfer(node) if node else group.hand_over())
+            return
+        await group.changeable()  # a leader that is new has nothing committed yet
         members = group.core.members
         match asked.action:
             case _Action.INVITE if node not in members:
@@ -132,23 +135,53 @@ class Roster:
             case _Action.DISMISS if node == self._node.number:
                 await group.hand_over()
                 raise NotLeaderError(f"node {node}", "has handed over", "ask the leader")
-            case _Action.DISMISS:
-                if node in members:
-                    await group.change_members(Members(members.voters - {node}, members.learners - {node}))
-                if lane.name == DEFAULT:
-                    with trio.move_on_after(_GOODBYE_S), suppress(NbdvdeError):
-                        await self._node.peer(node).request(LEFT, b"")
-                    await lane.propose(Dismiss(node))
-            case _Action.TRANSFER:
-                await (group.transfer(node) if node else group.hand_over())
+            case _Action.DISMISS if node in members:
+                await group.change_members(Members(members.voters - {node}, members.learners - {node}))
+        if lane.name == DEFAULT:
+            await self._in_all(asked.action, node)
+            if asked.action == _Action.DISMISS:
+                await self._say_goodbye(node)
+
+    async def _say_goodbye(self, node: NodeId) -> None:
+        """To a node that no group has any more."""
+        with trio.move_on_after(_GOODBYE_S), suppress(NbdvdeError):
+            await self._node.peer(node).request(LEFT, b"")
+        await (await self._lane(DEFAULT)).propose(Dismiss(node))
+
+    # By itself
 
     async def watch(self) -> None:
-        """Make voters of learners that have everything, in groups that this node leads; for ever."""
+        """Make voters of learners that have everything, in groups that this node leads; for ever.
+
+        If it leads `default`, end as well what others began and nobody ended.
+        """
         while True:
             await trio.sleep(_LOOK_S)
             for name in [*self._assembly.machines]:
                 with suppress(MovedError):
                     await _promote((await self._lane(name)).group)
+            main = await self._lane(DEFAULT)
+            if main.group.is_leader and any(self._unfinished(main.group)):
+                with trio.move_on_after(_PATIENCE_S), suppress(NbdvdeError):
+                    await main.barrier()
+                    for asked in [*self._unfinished(main.group)]:
+                        await self._ask(asked)
+
+    def _unfinished(self, main: Group) -> Iterator[_Ask]:
+        """Where other groups do not have the nodes that `default` has, and nodes that have left and do not know it.
+
+        Who is connected and no member has left: nobody gets a ticket before it is one.
+        """
+        members, groups = self._main.applied.members, [machine.applied.members for machine in self._assembly.others]
+        if main.core.members != members or any(one.outgoing for one in (members, *groups)):
+            return  # it is being changed
+        for machine, theirs in zip(self._assembly.others, groups, strict=True):
+            for node in sorted({*theirs} ^ {*members}):
+                yield _Ask(_Action.INVITE if node in members else _Action.DISMISS, node, machine.name)
+        for node, place in self._main.nodes.items():
+            is_member = any(node in one for one in (members, *groups))
+            if place.address and not is_member and self._node.is_connected(node):
+                yield _Ask(_Action.DISMISS, node, DEFAULT)
 
 
 async def _promote(group: Group) -> None:

@@ -96,21 +96,39 @@ ARRANGING = [
     ),
     of_arranging(
         "members of groups that come meanwhile are the old ones",
-        "roster:Roster._everywhere",
-        "while left := [name for name in self._names() if name not in done]:",
-        "for left in [self._names()]:",
+        "roster:Roster._in_all",
+        "while left := [machine.name for machine in self._assembly.others if machine.name not in done]:",
+        "for left in [[machine.name for machine in self._assembly.others]]:",
     ),
     of_arranging(
         "groups are overlooked that this node does not know yet",
-        "roster:Roster._everywhere",
+        "roster:Roster._in_all",
         "await (await self._lane(DEFAULT)).barrier()",
         "pass",
     ),
     of_arranging(
-        "who leaves waits for what it is not told",
-        "roster:Roster._everywhere",
-        "return  # it is told nothing any more",
-        "pass",
+        "groups keep whom nobody had them forget",
+        "roster:Roster._unfinished",
+        "sorted({*theirs} ^ {*members})",
+        "sorted({*members} - {*theirs})",
+    ),
+    of_arranging(
+        "groups lack whom nobody had them take in",
+        "roster:Roster._unfinished",
+        "sorted({*theirs} ^ {*members})",
+        "sorted({*theirs} - {*members})",
+    ),
+    of_arranging(
+        "who was removed is not told",
+        "roster:Roster._unfinished",
+        "place.address and not is_member and self._node.is_connected(node)",
+        "False",
+    ),
+    of_arranging(
+        "who is still a member somewhere is told that it is not",
+        "roster:Roster._unfinished",
+        "any(node in one for one in (members, *groups))",
+        "node in members",
     ),
 ]
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 
@@ -14,13 +15,14 @@ from nbdvde.engine.access import open_storage
 from nbdvde.errors import DetachedError, MovedError, NoSpaceError
 from nbdvde.raft.messages import Members
 from nbdvde.replication.assembly import DEFAULT
+from nbdvde.replication.changes import GroupMachine
 from nbdvde.replication.disk import Attachment
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.operations import Attach, Operation, Release, Retire
 from nbdvde.replication.registry import register
 from nbdvde.replication.replica import Replica
 from nbdvde.replication.retiring import APPLIED
-from nbdvde.replication.roster import CONTROL
+from nbdvde.replication.roster import CONTROL, LEFT
 from nbdvde.replication.routing import STRIPE
 from tests.crash.recording import RecordingStorage
 from tests.crash.session import KEY
@@ -236,6 +238,35 @@ async def test_who_has_no_vote_in_some_group_is_a_learner(autojump_clock: object
             assert [node.role for node in (await status(here.replica.image, Nothing())).nodes] == [role]
 
 
+async def test_other_groups_follow_default_whoever_began_that_and_did_not_end_it(autojump_clock: object) -> None:
+    """Or nothing would go on that all groups stand still for (seed 400 of the whole stack)."""
+    async with one_more() as here:
+        told, members = list[int](), Members(frozenset({1, 2}), frozenset({4}))
+
+        async def hears(kind: int, question: bytes) -> bytes:
+            told.append(kind)
+            await trio.lowlevel.checkpoint()
+            return b""
+
+        def has(machine: GroupMachine) -> None:
+            machine.applied = msgspec.structs.replace(machine.applied, members=members)
+
+        main, other = here.replica.machine, here.assembly.machines[here.group]
+        main.nodes |= {node: Place(f"host:{node}", f"node-{node}") for node in (1, 2, 3, 4, 5)}
+        here.node.others[3] = hears
+        has(main)
+        await trio.sleep(5)
+        assert here.node.groups[here.group].core.members == MEMBERS, "it is being changed"
+        here.node.groups[DEFAULT].core.members = members
+        await trio.sleep(5)
+        assert here.node.groups[here.group].core.members == members
+        assert LEFT not in told, "it may have a vote there yet"
+        has(other)
+        await trio.sleep(5)
+        assert told.count(LEFT) == 1
+        assert [node for node, place in main.nodes.items() if place.address] == [1, 2, 4, 5]
+
+
 async def test_who_leaves_waits_for_nothing_that_it_is_not_told(autojump_clock: object) -> None:
     async with one_more() as here:
         asked = list[int]()
@@ -249,7 +280,7 @@ async def test_who_leaves_waits_for_nothing_that_it_is_not_told(autojump_clock: 
         here.replica.machine.nodes[1] = Place("host:1", "me")
         here.node.groups[DEFAULT].reading = trio.sleep_forever
         await here.replica.roster.dismiss(1)
-        assert asked.count(CONTROL) == 2
+        assert asked.count(CONTROL) == 1
 
 
 async def test_a_node_tells_how_far_it_is_for_good(autojump_clock: object) -> None:
