@@ -59,6 +59,8 @@ class Node:
         self.number, self._log, self._settings, self._random = me.node, log, settings, random
         self._options = options or Options()
         self._in_thread = in_thread
+        self.told_to_go: Callable[[], None] = lambda: None
+        """Called when another node says that this one has left."""
         self.mesh = Mesh(me, network, self, self._options.timing, random)
         self.groups: dict[str, Group] = {}
         self._writer = Writer(log, in_thread, self._pass)
@@ -187,6 +189,9 @@ class Node:
 
     def on_end(self) -> None:
         self._pass()
+
+    def on_departed(self) -> None:
+        self.told_to_go()
 
     def on_lost(self, node: NodeId) -> None:
         for group in self.groups.values():

@@ -42,13 +42,13 @@ class Place:
 
 
 class TlsNetwork:
-    """Other nodes by their places. Who changes `places` tells `Mesh.refresh`."""
+    """Other nodes by their places. Who changes `places` or `departed` tells `Mesh.refresh`."""
 
     def __init__(self, files: TlsFiles, listener: Listener, places: Mapping[NodeId, Place]) -> None:
         """`listener` is closed at the end of `listen`. Raises UsageError, KeyFailure."""
         self._called, self._caller = node_contexts(files)
         self._listener, self._complaints = listener, Complaints()
-        self.places = dict(places)
+        self.places, self.departed = dict(places), frozenset[NodeId]()
 
     def names(self) -> Mapping[NodeId, str]:
         return {node: folded(place.name) for node, place in self.places.items()}

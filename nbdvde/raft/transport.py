@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 class Network(Protocol):
     """How nodes reach each other."""
 
+    departed: frozenset[NodeId]
+    """Nodes that have left: their numbers are never used again."""
+
     def names(self) -> Mapping[NodeId, str]:
         """The other nodes, and the name that the certificate of each must have, in lower case."""
 
@@ -61,6 +64,8 @@ class Timing:
     pause_most_s: float = 2.0
     silence: int = 20
     """Ticks without a sign of life after which a connection is given up."""
+    forgotten_s: float = 10.0
+    """After which a node that nobody calls, and that is connected to nobody, calls those that are to call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,13 @@ class Receiver(Protocol):
 
     def on_lost(self, node: NodeId) -> None:
         """What was said to a node last may be lost."""
+
+    def on_departed(self) -> None:
+        """Another node says that this one has left."""
+
+
+class DepartedError(NetworkError):
+    """A node has left the cluster, and may not know it."""
 
 
 class Peer:
@@ -190,6 +202,8 @@ class Peer:
                     for group, reply in frame.replies:
                         receiver.on_message(node, group, reply)
                 case Failed(number=0):
+                    if frame.error == DepartedError.__name__:
+                        receiver.on_departed()
                     raise NetworkError(f"node {node}", f"refuses the connection: {frame.what}: {frame.why}")
                 case Hello():
                     raise WireError(f"node {node}", "says hello twice")
@@ -269,21 +283,32 @@ class Mesh:
                 _log.warning("a connection of a node was refused: %s%s", error.message, ending)
 
     async def _call(self, peer: Peer) -> None:
-        """Call a node, again and again, unless it is to call us."""
-        if peer.node < self._me.node:
-            return
-        timing, pause_s = self._timing, self._timing.pause_first_s
+        """Call a node, again and again; one that is to call us only when it seems that nobody does any more."""
         with trio.CancelScope() as self._calling[peer.node]:
-            while True:
-                begun = trio.current_time()
-                try:
-                    await self._meet(*await self._connected(peer), peer)
-                except NetworkError as error:
-                    peer.problem = error.message
-                if trio.current_time() - begun > timing.greeting_s + timing.pause_most_s:
-                    pause_s = timing.pause_first_s
-                await trio.sleep(pause_s * self._random(50, 100) / 100)
-                pause_s = min(2 * pause_s, timing.pause_most_s)
+            await (self._call_again(peer) if peer.node > self._me.node else self._ask_after(peer))
+
+    async def _ask_after(self, peer: Peer) -> None:
+        """Who has left while it was away would never be told."""
+        while True:
+            await trio.sleep(self._timing.forgotten_s)
+            if not any(other.connected for other in self.peers.values()):
+                await self._try(peer)
+
+    async def _try(self, peer: Peer) -> None:
+        try:
+            await self._meet(*await self._connected(peer), peer)
+        except NetworkError as error:
+            peer.problem = error.message
+
+    async def _call_again(self, peer: Peer) -> None:
+        timing, pause_s = self._timing, self._timing.pause_first_s
+        while True:
+            begun = trio.current_time()
+            await self._try(peer)
+            if trio.current_time() - begun > timing.greeting_s + timing.pause_most_s:
+                pause_s = timing.pause_first_s
+            await trio.sleep(pause_s * self._random(50, 100) / 100)
+            pause_s = min(2 * pause_s, timing.pause_most_s)
 
     async def _connected(self, peer: Peer) -> tuple[Wire, frozenset[str]]:
         with trio.move_on_after(self._timing.greeting_s):
@@ -318,6 +343,8 @@ class Mesh:
             raise NetworkError(who, f"speaks version {hello.protocol} of the protocol, not {PROTOCOL}")
         if hello.cluster != self._me.cluster:
             raise NetworkError(who, f"belongs to cluster '{hello.cluster}', not '{self._me.cluster}'")
+        if hello.node in self._network.departed:
+            raise DepartedError(who, "belongs to its cluster no more", "delete its image")
         peer = self.peers.get(hello.node)
         if peer is None:
             raise NetworkError(

@@ -61,6 +61,7 @@ class Roster:
         self._assembly, self._node, self._lane, self._left = assembly, node, lane, left
         node.mesh.handle(CONTROL, self._on_ask)
         node.mesh.handle(LEFT, self._on_left)
+        node.told_to_go = left
 
     async def invite(self, place: Place) -> NodeId:
         """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""

@@ -72,7 +72,8 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
     if notes is None:
         raise RefusedError(image.path, "belongs to no cluster", "see nbdvde cluster init and nbdvde cluster join")
     identity, note = notes.identity, notes.found[DEFAULT]
-    network = TlsNetwork(plan.files, await open_listener(plan.listen), _places(note.nodes))
+    network = TlsNetwork(plan.files, await open_listener(plan.listen), {})
+    _place(network, note.nodes)
     me = NodeIdentity(identity.node, identity.cluster.hex())
     options = Options(
         tick_s=plan.election_s / _ELECTION_TICKS, compact_bytes=plan.log_bytes, has_room=partial(_has_room, plan)
@@ -91,7 +92,7 @@ async def replicated(image: Image, plan: Plan, execute: Execute) -> AsyncIterato
         replica = Replica(image, identity, node, sealer, nursery)
 
         def placed(nodes: Mapping[NodeId, Place]) -> None:
-            network.places = _places(nodes)
+            _place(network, nodes)
             node.mesh.refresh()
 
         replica.placed_changed = placed
@@ -146,11 +147,11 @@ def _open(node: Node, log: FileLog, machines: Mapping[str, GroupMachine], direct
     return found
 
 
-def _places(nodes: Mapping[NodeId, Place]) -> dict[NodeId, NodePlace]:
-    found = {}
-    for node, place in nodes.items():
-        if place.address:
-            address = parse_listen(place.address)
-            assert isinstance(address, TcpAddress), "it was looked at before"
-            found[node] = NodePlace(address, place.name)
-    return found
+def _place(network: TlsNetwork, nodes: Mapping[NodeId, Place]) -> None:
+    """Have the network know the nodes of a cluster."""
+    network.places = {}
+    network.departed = frozenset(node for node, place in nodes.items() if not place.address)
+    for node in {*nodes} - network.departed:
+        address = parse_listen(nodes[node].address)
+        assert isinstance(address, TcpAddress), "it was looked at before"
+        network.places[node] = NodePlace(address, nodes[node].name)

@@ -202,10 +202,12 @@ def test_who_was_away_for_long_takes_over_the_state(cluster: Cluster, tmp_path: 
 
 
 def test_who_has_left_ends(tmp_path: Path) -> None:
-    """Sent away or by itself: its clients go to another node."""
+    """Sent away while it is off, or by itself: its clients go to another node."""
     with closing(Cluster(tmp_path, SIZE)) as cluster:
         first, second, third = cluster.members
+        third.kill()
         nbdvde("cluster", "leave", first.image, "--node", "3")
+        third.start()
         assert nbdvde_json("cluster", "leave", second.image, "--json")["node"] == 2
         for member in (second, third):
             assert member.process

@@ -24,7 +24,9 @@ class Side:
     """A node without groups."""
 
     def __init__(self, world: World, number: NodeId, *, cluster: str = "test", level: int = 0) -> None:
-        self.mesh = Mesh(Identity(number, cluster, level), world.network(number), self, Timing(), lambda low, _: low)
+        self.network = world.network(number)
+        self.mesh = Mesh(Identity(number, cluster, level), self.network, self, Timing(), lambda low, _: low)
+        self.departures = 0
         self.heard: list[tuple[NodeId, str, Body]] = []
         self.losses: list[NodeId] = []
         self.cancelled = self.given = 0
@@ -40,6 +42,9 @@ class Side:
 
     def on_lost(self, node: NodeId) -> None:
         self.losses.append(node)
+
+    def on_departed(self) -> None:
+        self.departures += 1
 
     async def echo(self, node: NodeId, body: bytes) -> bytes:
         return b"%d:" % node + body
@@ -128,6 +133,33 @@ async def test_errors_of_the_other_side_are_told(autojump_clock: MockClock) -> N
         with pytest.raises(NetworkError, match="too long"):
             await peer.request(ECHO, bytes(wire.BODY_BYTES + 2000))
         assert await peer.request(ECHO, b"") == b"1:"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_who_has_left_while_it_was_away_is_told(number: NodeId, autojump_clock: MockClock) -> None:
+    """Node 1 calls; node 2 has to, when nobody calls it any more."""
+    async with pair() as sides:
+        gone, other = sides[number - 1], sides[2 - number]
+        other.network.departed = frozenset({number})
+        other.mesh.refresh()
+        await trio.sleep(5)
+        assert (gone.departures > 0) == (number == 1)
+        await trio.sleep(10)
+        assert gone.departures
+        assert not other.departures
+        assert "belongs to its cluster no more" in gone.mesh.peers[3 - number].problem
+
+
+async def test_who_is_to_be_called_waits_for_that_while_it_has_any_connection(autojump_clock: MockClock) -> None:
+    world = World()
+    async with pair(world) as (one, two):
+        assert two.mesh.peers[1].connected
+        world.known[0] = "node-0"
+        for side in (one, two):
+            side.mesh.refresh()
+        await trio.sleep(60)
+        assert two.mesh.peers[0].problem == ""
+        assert not two.departures
 
 
 async def test_who_does_not_wait_any_more_tells_the_other_side(autojump_clock: MockClock) -> None:

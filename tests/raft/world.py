@@ -130,10 +130,10 @@ class MemoryNetwork:
     """What one node sees of it."""
 
     def __init__(self, world: World, node: NodeId) -> None:
-        self._world, self._node = world, node
+        self._world, self._node, self.departed = world, node, frozenset[NodeId]()
 
     def names(self) -> Mapping[NodeId, str]:
-        return self._world.known
+        return {node: name for node, name in self._world.known.items() if node not in self.departed}
 
     async def call(self, node: NodeId) -> tuple[Wire, frozenset[str]]:
         await trio.lowlevel.checkpoint()

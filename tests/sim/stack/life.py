@@ -230,7 +230,7 @@ class Ether:
     """The network of a node (`raft.transport.Network`)."""
 
     def __init__(self, life: Life, places: Mapping[NodeId, Place]) -> None:
-        self._life, self.places = life, places
+        self._life, self.places, self.departed = life, places, frozenset[NodeId]()
 
     def names(self) -> Mapping[NodeId, str]:
         return {node: place.name for node, place in self.places.items()}
