@@ -27,19 +27,18 @@ class _Waiting:
 class Appends:
     """Those to one stream. Whoever comes while others' entries are on their way waits, and goes with who waits then."""
 
-    def __init__(self, propose: Propose) -> None:
-        self._propose = propose
+    def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
         self._turn = trio.Lock()
 
-    async def append(self, entries: Sequence[bytes]) -> Sequence[int]:
+    async def append(self, entries: Sequence[bytes], propose: Propose) -> Sequence[int]:
         """Append `ENTRIES_MAX` entries at most, all or none; their positions. Raises NbdvdeError."""
         mine = _Waiting(entries)
         self._waiting.append(mine)
         try:
             async with self._turn:
                 if mine.outcome is None:
-                    await self._settle(self._take())
+                    await _settle(self._take(), propose)
         finally:
             if mine in self._waiting:
                 self._waiting.remove(mine)
@@ -56,29 +55,31 @@ class Appends:
             count += len(taken[-1].entries)
         return taken
 
-    async def _settle(self, together: Sequence[_Waiting]) -> None:
-        try:
-            positions = await self._propose([entry for one in together for entry in one.entries])
-            at = 0
-            for one in together:
-                one.outcome = positions[at : at + len(one.entries)]
-                at += len(one.entries)
-        except FullError as error:
-            if len(together) == 1:
-                together[0].outcome = error
-            for one in together if len(together) > 1 else ():  # there may be room for some
-                await self._settle([one])
-        except NbdvdeError as error:
-            for one in together:
-                one.outcome = error
-        finally:
-            for one in together:
-                one.outcome = unknown() if one.outcome is None else one.outcome
+
+async def _settle(together: Sequence[_Waiting], propose: Propose) -> None:
+    try:
+        positions = await propose([entry for one in together for entry in one.entries])
+        at = 0
+        for one in together:
+            one.outcome = positions[at : at + len(one.entries)]
+            at += len(one.entries)
+    except FullError as error:
+        if len(together) == 1:
+            together[0].outcome = error
+        for one in together if len(together) > 1 else ():  # there may be room for some
+            await _settle([one], propose)
+    except NbdvdeError as error:
+        for one in together:
+            one.outcome = error
+    finally:
+        for one in together:
+            one.outcome = unknown() if one.outcome is None else one.outcome
 
 
 _APPENDS: WeakKeyDictionary[Image, dict[str, Appends]] = WeakKeyDictionary()
+"""Nothing in there has its image: it would be kept for ever."""
 
 
-def appends_to(image: Image, disk: str, propose: Propose) -> Appends:
-    """Those to the stream of a disk, always the same; `propose` is that of the first who asks."""
-    return _APPENDS.setdefault(image, {}).setdefault(disk, Appends(propose))
+def appends_to(image: Image, disk: str) -> Appends:
+    """Those to the stream of a disk, always the same."""
+    return _APPENDS.setdefault(image, {}).setdefault(disk, Appends())

@@ -193,7 +193,7 @@ async def append_everywhere(image: Image, request: AppendEntries) -> Positions:
         part = request.entries[at : at + most]
         while True:
             try:
-                positions += await appends_to(image, disk, propose).append(part)
+                positions += await appends_to(image, disk).append(part, propose)
                 break
             except FullError:
                 if not request.wait or stream.ring.policy is not StreamPolicy.WAIT:

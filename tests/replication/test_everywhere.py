@@ -1,9 +1,11 @@
 """Calls of the control interface about regions that all nodes have."""
 
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
+from weakref import ref
 
 import pytest
 import trio
@@ -122,12 +124,12 @@ async def test_who_gives_up_leaves_the_others_alone(autojump_clock: object) -> N
         await trio.sleep(10)
         return range(len(entries))
 
-    appends, given_up = Appends(propose), trio.CancelScope()
+    appends, given_up = Appends(), trio.CancelScope()
 
     async def append(entry: bytes, scope: trio.CancelScope | None = None) -> None:
         with scope or trio.CancelScope():
             try:
-                outcomes[entry] = await appends.append([entry])
+                outcomes[entry] = await appends.append([entry], propose)
             except DetachedError as error:
                 outcomes[entry] = error
 
@@ -143,6 +145,18 @@ async def test_who_gives_up_leaves_the_others_alone(autojump_clock: object) -> N
     assert proposed == [[b"a"], [b"b", b"c"], [b"d"]]
     assert isinstance(outcomes.pop(b"c"), DetachedError)
     assert outcomes == {b"a": range(1), b"d": range(1)}
+
+
+def test_an_image_whose_streams_were_appended_to_does_not_stay_in_memory() -> None:
+    async def appended() -> ref[Image]:
+        async with replicated() as (image, _):
+            await answer(streamcalls.CREATE, image, CreateStream(4 * BLOCK, increment=BLOCK))
+            await answer(streamcalls.APPEND, image, AppendEntries([b"entry"]))
+            return ref(image)
+
+    left = trio.run(appended)
+    gc.collect()
+    assert left() is None
 
 
 async def test_reads_wait_for_what_was_answered(autojump_clock: object) -> None:
