@@ -105,6 +105,7 @@ def test_tutorial(tmp_path: Path) -> None:
     assert follow(DOCS / "tutorial.md", tmp_path) > 30
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", HOW_TO, ids=lambda document: document.stem)
 def test_how_to(document: Path, tmp_path: Path) -> None:
     need("nbdinfo", "nbdcopy", "qemu-img", "qemu-io", *PROGRAMS.get(document.stem, ()))
