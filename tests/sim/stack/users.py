@@ -93,7 +93,7 @@ class User:
         talk = await self._enter(life, session)
         async with trio.open_nursery() as nursery:
             if self._random.random() < 0.4:
-                nursery.start_soon(self._join, life, session)
+                nursery.start_soon(self._join, life)
             with suppress(*LOST, Refused):
                 again, self._unanswered = self._unanswered, {}
                 for block, value in again.items() if self._random.random() < 0.7 else ():
@@ -102,10 +102,11 @@ class User:
             talk.wire.abort()
         self._world.note(f"{self.name} leaves {life.name}")
 
-    async def _join(self, life: Life, session: Session) -> None:
-        """A second connection."""
+    async def _join(self, life: Life) -> None:
+        """A second connection: the first may have ended already, so what fences that need not fence this one."""
+        session = Session(life.node)
         with suppress(*LOST, Refused):
-            talk = await self._enter(life, Session(life.node))
+            talk = await self._enter(life, session)
             try:
                 await self._use(talk, session)
             finally:
