@@ -162,8 +162,11 @@ class Group:
         self._host.touch(self)
 
     async def news(self) -> None:
-        """Wait until something has happened."""
-        await self._news.wait()
+        """Wait until something has happened. Raises GroupEnded."""
+        if not self._ended:
+            await self._news.wait()
+        if self._ended:
+            raise self._ended
 
     def status(self) -> Status:
         """For a display."""
@@ -207,6 +210,7 @@ class Group:
             self._ended = GroupEnded(f"raft group {self.name}", "is not here any more")
             self._proposals.end(self._ended)
             self._barriers.end(self._ended)
+            self._news.set()
             self._over.set()
 
     async def end(self) -> None:

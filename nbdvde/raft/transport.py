@@ -284,6 +284,8 @@ class Mesh:
 
     async def _call(self, peer: Peer) -> None:
         """Call a node, again and again; one that is to call us only when it seems that nobody does any more."""
+        if self.peers.get(peer.node) is not peer:  # it has gone before this began
+            return
         with trio.CancelScope() as self._calling[peer.node]:
             await (self._call_again(peer) if peer.node > self._me.node else self._ask_after(peer))
 

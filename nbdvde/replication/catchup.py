@@ -211,8 +211,8 @@ class Taker:
 
 def _ahead(note: Note, later: Iterable[Note]) -> Note:
     """How far a group was when copying began, and up to which entry what was copied may be newer."""
-    (now,) = [other for other in later if other.group == note.group]
-    ahead = max(note.ahead, now.applied.index)
+    now = [other.applied.index for other in later if other.group == note.group]  # none: it has come to its end
+    ahead = max(note.ahead, *now, 0)
     return note if ahead <= note.applied.index else msgspec.structs.replace(note, ahead=ahead)
 
 

@@ -43,7 +43,7 @@ class Holds:
 
     async def under_hold(self, make: Callable[[int], Operation], growth: int = 0) -> object:
         """`make` the operation with the number of its hold. Raises NbdvdeError."""
-        hold = await self._begin()
+        hold = await self._begin(growth)
         try:
             await self._main.barrier()  # of the groups that there are then none comes or goes before that is over
             with trio.move_on_after(_HOLD_S) as patience:
@@ -60,10 +60,11 @@ class Holds:
         lanes = [lane for lane in await self._sharing() if lane.machine.held < hold]
         await together([partial(lane.propose, Hold(hold)) for lane in lanes])
 
-    async def _begin(self) -> int:
+    async def _begin(self, growth: int) -> int:
+        """Where there is room: making some takes longer than all should stand still."""
         while True:
             try:
-                if hold := cast(int, await self._main.propose(Begin())):
+                if hold := cast(int, await self._main.propose(Begin(), growth=growth)):
                     return hold
             except DetachedError:  # one that nobody knows of is given up
                 pass

@@ -110,12 +110,11 @@ class ImageMachine(GroupMachine):
     def _enrol(self, place: Place) -> Result:
         """A new number each time: nobody may speak for one who has promised anything."""
         for node, other in self.nodes.items():
-            if other.address == place.address and node in self.applied.members:
-                why = f"is node {node} of the cluster"
-                return RefusedError(f"address {place.address}", why, "have it leave first, then invite it")
+            if other.address == place.address:  # groups may count on it, or somebody have a ticket
+                why = f"is that of node {node}"
+                return RefusedError(f"address {place.address}", why, f"have node {node} leave first, then invite it")
         number = max(self.nodes, default=0) + 1
-        stale = {node: Place("", "") for node, other in self.nodes.items() if other.address == place.address}
-        self.nodes |= {**stale, number: place}
+        self.nodes[number] = place
         self._assembly.listener.placed(self.nodes)
         return number
 

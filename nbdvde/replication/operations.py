@@ -8,8 +8,8 @@ All integers are little-endian.
     change   = action u8 | disk u8, which of the names | epoch u64 | offset u64 | length u64
     ATTACH   = node u32 | name
     FENCE    = node u32 | epoch u64 | name
-    CALL     = hold u64 | time u64, nanoseconds since 1970 | seed, 32 bytes | retention clock u64, nanoseconds |
-               length u8 | path | request
+    CALL     = hold u64 | time u64, nanoseconds since 1970 | seed, 32 bytes | creation u64 of a WORM region and
+               retention clock u64, nanoseconds | length u8 | path | request
     BEGIN    = nothing
     HOLD     = hold u64
     GIVE_UP  = hold u64
@@ -36,7 +36,7 @@ from nbdvde.moment import NO_CLOCK, RetentionClock
 
 _CALL_BYTES = 64 << 10
 """That a call may take in an image besides what it brings."""
-_FREEING = "/delete", "/advance", "/reset", "/tend"
+_FREEING = "/delete", "/advance", "/reset", "/tend", "/resize"
 """Ends of paths of calls that must go on when there is no space."""
 _HEAD = struct.Struct("<BIB")
 _COUNT = struct.Struct("<H")

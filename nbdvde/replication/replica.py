@@ -106,7 +106,8 @@ class Replica:
         self.node.mesh.handle(ROOM, self._room.answer)
         # A state that was taken over in part is completed even if there is nothing to apply and nobody reads.
         for task in (
-            assembly.whole, self._room.watch, self.roster.watch, self._holds.watch, retiring.watch, self._follow,
+            assembly.whole, self._room.watch, self.roster.watch, self.roster.follow_up, self._holds.watch,
+            retiring.watch, self._follow,
         ):  # fmt: skip
             self._nursery.start_soon(task)
         self.arranged()

@@ -20,6 +20,7 @@ from nbdvde.replication.lane import Lane
 from nbdvde.replication.machine import ImageMachine
 from nbdvde.replication.notes import Place
 from nbdvde.replication.operations import Dismiss, Enrol
+from nbdvde.replication.together import together
 
 _log = logging.getLogger(__name__)
 CONTROL = 3
@@ -34,6 +35,10 @@ _PATIENCE_S = 10.0
 """For what others did not end; then it is looked at again."""
 _CLOSE = 4096
 """Entries that a learner may be behind to become a voter."""
+
+
+_GONE = Place("", "")
+"""Of a node that has left."""
 
 
 class _Action(IntEnum):
@@ -71,7 +76,7 @@ class Roster:
 
     async def dismiss(self, node: NodeId) -> None:
         """Have a node belong to the cluster no more. Raises NbdvdeError."""
-        if not self._main.nodes.get(node, Place("", "")).address:
+        if not self._main.nodes.get(node, _GONE).address and node not in self._main.applied.members:
             raise RefusedError(f"node {node}", "does not exist", "see nbdvde cluster status")
         try:
             await self._ask(_Ask(_Action.DISMISS, node, DEFAULT))
@@ -90,13 +95,12 @@ class Roster:
 
     async def _in_all(self, action: _Action, node: NodeId) -> None:
         """In all groups but `default`; those that come later begin with the members of that."""
-        done = set[str]()
-        while left := [machine.name for machine in self._assembly.others if machine.name not in done]:
-            for name in left:
-                with suppress(MovedError):
-                    await self._ask(_Ask(action, node, name))
-            done |= {*left}
-            await (await self._lane(DEFAULT)).barrier()
+        for name in [machine.name for machine in self._assembly.others]:
+            try:
+                await self._ask(_Ask(action, node, name))
+            except NbdvdeError:
+                if name in self._assembly.routing.groups:  # or it is gone, or about to be
+                    raise
 
     async def _ask(self, asked: _Ask) -> None:
         """Have the leader of a group do something. Waits while there is none. Raises NbdvdeError."""
@@ -127,7 +131,19 @@ class Roster:
             await (group.transfer(node) if node else group.hand_over())
             return
         await group.changeable()  # a leader that is new has nothing committed yet
-        members = group.core.members
+        if not group.is_leader:
+            raise NotLeaderError(f"raft group {lane.name}", "has another leader", "ask that")
+        if lane.name == DEFAULT:
+            self._refuse_if_unsafe(asked)
+        await self._change(group, asked)
+        if lane.name == DEFAULT:
+            await lane.barrier()
+            if (node in self._main.applied.members) != (asked.action == _Action.INVITE):  # another leads, unheard
+                raise NotLeaderError(f"raft group {lane.name}", "has another leader", "ask that")
+            await self._have_others_follow(asked)
+
+    async def _change(self, group: Group, asked: _Ask) -> None:
+        node, members = asked.node, group.core.members
         match asked.action:
             case _Action.INVITE if node not in members:
                 await group.change_members(Members(members.voters, members.learners | {node}))
@@ -138,10 +154,25 @@ class Roster:
                 raise NotLeaderError(f"node {node}", "has handed over", "ask the leader")
             case _Action.DISMISS if node in members:
                 await group.change_members(Members(members.voters - {node}, members.learners - {node}))
-        if lane.name == DEFAULT:
-            await self._in_all(asked.action, node)
-            if asked.action == _Action.DISMISS:
-                await self._say_goodbye(node)
+
+    def _refuse_if_unsafe(self, asked: _Ask) -> None:
+        """While nothing is changed yet. Raises RefusedError."""
+        node = asked.node
+        if asked.action == _Action.INVITE and self._main.nodes.get(node) == _GONE:
+            raise RefusedError(f"node {node}", "has left", "invite it again: it gets another number")
+        for machine in self._assembly.others if asked.action == _Action.DISMISS else ():
+            if machine.applied.members.voters == {node}:
+                why = f"alone has a vote in raft group {machine.name}"
+                raise RefusedError(f"node {node}", why, "wait until another one has everything")
+
+    async def _have_others_follow(self, asked: _Ask) -> None:
+        try:
+            await self._in_all(asked.action, asked.node)
+        except RefusedError as error:
+            why = f"is being changed, and not in all groups yet: {error.message}"
+            raise RefusedError(f"node {asked.node}", why, "that goes on: see nbdvde cluster status") from error
+        if asked.action == _Action.DISMISS:
+            await self._say_goodbye(asked.node)
 
     async def _say_goodbye(self, node: NodeId) -> None:
         """To a node that no group has any more."""
@@ -152,36 +183,39 @@ class Roster:
     # By itself
 
     async def watch(self) -> None:
-        """Make voters of learners that have everything, in groups that this node leads; for ever.
-
-        If it leads `default`, end as well what others began and nobody ended.
-        """
+        """Make voters of learners that have everything, in groups that this node leads; for ever."""
         while True:
             await trio.sleep(_LOOK_S)
             for name in [*self._assembly.machines]:
                 with suppress(MovedError):
                     await _promote((await self._lane(name)).group)
-            main = await self._lane(DEFAULT)
-            if main.group.is_leader and any(self._unfinished(main.group)):
-                with trio.move_on_after(_PATIENCE_S), suppress(NbdvdeError):
-                    await main.barrier()
-                    for asked in [*self._unfinished(main.group)]:
-                        await self._ask(asked)
+
+    async def follow_up(self) -> None:
+        """End what others began and nobody ended, while this node leads `default`; for ever."""
+        main = await self._lane(DEFAULT)
+        while True:
+            await trio.sleep(_LOOK_S)
+            await together([partial(self._try, asked) for asked in self._unfinished(main.group)])
+
+    async def _try(self, asked: _Ask) -> None:
+        with trio.move_on_after(_PATIENCE_S), suppress(NbdvdeError):
+            await self._ask(asked)
 
     def _unfinished(self, main: Group) -> Iterator[_Ask]:
         """Where other groups do not have the nodes that `default` has, and nodes that have left and do not know it.
 
         Who is connected and no member has left: nobody gets a ticket before it is one.
         """
-        members, groups = self._main.applied.members, [machine.applied.members for machine in self._assembly.others]
-        if main.core.members != members or any(one.outgoing for one in (members, *groups)):
-            return  # it is being changed
-        for machine, theirs in zip(self._assembly.others, groups, strict=True):
-            for node in sorted({*theirs} ^ {*members}):
+        members, machines = main.core.members, self._assembly.others
+        if not main.is_leader or not main.core.may_change() or members.outgoing:
+            return
+        for machine in machines:
+            theirs = machine.applied.members
+            for node in () if theirs.outgoing else sorted({*theirs} ^ {*members}):
                 yield _Ask(_Action.INVITE if node in members else _Action.DISMISS, node, machine.name)
         for node, place in self._main.nodes.items():
-            is_member = any(node in one for one in (members, *groups))
-            if place.address and not is_member and self._node.is_connected(node):
+            is_member, has_left = node in members, place == _GONE
+            if has_left if is_member else not has_left and self._node.is_connected(node):
                 yield _Ask(_Action.DISMISS, node, DEFAULT)
 
 

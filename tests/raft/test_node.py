@@ -273,6 +273,15 @@ async def test_who_stops_in_order_hands_over_first(autojump_clock: MockClock) ->
             await leader.groups["default"].propose(b"1")
 
 
+async def hear(group: Group, outcomes: list[object]) -> None:
+    """Wait for what happens until the group ends."""
+    try:
+        while True:
+            await group.news()
+    except GroupEnded as error:
+        outcomes.append(type(error))
+
+
 async def test_groups_come_and_go_while_others_work(autojump_clock: MockClock) -> None:
     async with running(Cluster()) as cluster:
         await cluster.leader()
@@ -283,12 +292,13 @@ async def test_groups_come_and_go_while_others_work(autojump_clock: MockClock) -
         waiting: list[object] = []
         cluster.world.cut(leader.number)
         cluster.nursery.start_soon(propose, leader.groups["more"], 1, waiting)
+        cluster.nursery.start_soon(hear, leader.groups["more"], waiting)
         await wait_all_tasks_blocked()
         cluster.world.mend()
         for node in cluster.nodes.values():
             await node.remove("more")
         await wait_all_tasks_blocked()
-        assert waiting == [GroupEnded]
+        assert waiting == [GroupEnded, GroupEnded]
         assert all(list(log.groups()) == ["default"] for log in cluster.logs.values())
         assert await (await cluster.leader()).groups["default"].propose(b"1") == 1
         with pytest.raises(UsageError):

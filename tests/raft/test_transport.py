@@ -150,6 +150,22 @@ async def test_who_has_left_while_it_was_away_is_told(number: NodeId, autojump_c
         assert "belongs to its cluster no more" in gone.mesh.peers[3 - number].problem
 
 
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_node_that_comes_and_goes_at_once_is_not_called(number: NodeId, autojump_clock: MockClock) -> None:
+    world = World()
+    two = Side(world, 2)
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(two.mesh.run)
+            world.known[number] = f"node-{number}"
+            two.mesh.refresh()
+            del world.known[number]
+            two.mesh.refresh()
+            await trio.sleep(60)
+            assert not two.mesh._calling
+            nursery.cancel_scope.cancel()
+
+
 async def test_who_is_to_be_called_waits_for_that_while_it_has_any_connection(autojump_clock: MockClock) -> None:
     world = World()
     async with pair(world) as (one, two):

@@ -95,18 +95,6 @@ ARRANGING = [
         "await trio.lowlevel.checkpoint()",
     ),
     of_arranging(
-        "members of groups that come meanwhile are the old ones",
-        "roster:Roster._in_all",
-        "while left := [machine.name for machine in self._assembly.others if machine.name not in done]:",
-        "for left in [[machine.name for machine in self._assembly.others]]:",
-    ),
-    of_arranging(
-        "groups are overlooked that this node does not know yet",
-        "roster:Roster._in_all",
-        "await (await self._lane(DEFAULT)).barrier()",
-        "pass",
-    ),
-    of_arranging(
         "groups keep whom nobody had them forget",
         "roster:Roster._unfinished",
         "sorted({*theirs} ^ {*members})",
@@ -119,16 +107,28 @@ ARRANGING = [
         "sorted({*theirs} - {*members})",
     ),
     of_arranging(
-        "who was removed is not told",
-        "roster:Roster._unfinished",
-        "place.address and not is_member and self._node.is_connected(node)",
-        "False",
+        "who does not lead any more goes by its log",
+        "roster:Roster._do",
+        "if not group.is_leader:",
+        "if False:",
     ),
     of_arranging(
-        "who is still a member somewhere is told that it is not",
+        "who does not know that another one leads goes by its log",
+        "roster:Roster._do",
+        "if (node in self._main.applied.members) != (asked.action == _Action.INVITE):",
+        "if False:",
+    ),
+    of_arranging(
+        "groups are overlooked that this node does not know yet",
+        "roster:Roster._do",
+        "await lane.barrier()",
+        "pass",
+    ),
+    of_arranging(
+        "who was removed is not told",
         "roster:Roster._unfinished",
-        "any(node in one for one in (members, *groups))",
-        "node in members",
+        "not has_left and self._node.is_connected(node)",
+        "False",
     ),
 ]
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
+import msgspec
 import trio
 
 from nbdvde import workers
@@ -30,7 +31,7 @@ class Group:
     def __init__(self, name: str, machine: GroupMachine) -> None:
         self.name, self.machine = name, machine
         self.leader, self.is_leader = 1, True
-        self.core = SimpleNamespace(members=MEMBERS, office=None)
+        self.core = SimpleNamespace(members=MEMBERS, office=None, may_change=lambda: True)
         self.reading: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """What whoever is about to read waits for."""
         self._turn, self._ended = trio.Lock(), False
@@ -57,6 +58,7 @@ class Group:
     async def change_members(self, members: Members) -> None:
         await trio.lowlevel.checkpoint()
         self.core.members = members
+        self.machine.applied = msgspec.structs.replace(self.machine.applied, members=members)
 
     async def hand_over(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -283,7 +283,7 @@ REGIONS = [
     ),
     of_regions(
         "who comes later than others is forgotten",
-        "streamappends:Appends._settle",
+        "streamappends:_settle",
         "one.outcome = unknown() if one.outcome is None else one.outcome",
         "pass",
         "nbdvde.admin",

@@ -12,10 +12,10 @@ from nbdvde.admin.calls import Nothing
 from nbdvde.admin.clustercalls import status
 from nbdvde.disk import BLOCK
 from nbdvde.engine.access import open_storage
-from nbdvde.errors import DetachedError, MovedError, NoSpaceError
+from nbdvde.errors import DetachedError, MovedError, NoSpaceError, RefusedError
+from nbdvde.raft.core import NotLeaderError
 from nbdvde.raft.messages import Members
 from nbdvde.replication.assembly import DEFAULT
-from nbdvde.replication.changes import GroupMachine
 from nbdvde.replication.disk import Attachment
 from nbdvde.replication.notes import Notes, Place
 from nbdvde.replication.operations import Attach, Operation, Release, Retire
@@ -238,33 +238,108 @@ async def test_who_has_no_vote_in_some_group_is_a_learner(autojump_clock: object
             assert [node.role for node in (await status(here.replica.image, Nothing())).nodes] == [role]
 
 
-async def test_other_groups_follow_default_whoever_began_that_and_did_not_end_it(autojump_clock: object) -> None:
+def listening(here: Here, node: int) -> list[int]:
+    """Have another node be connected; kinds of what it is asked."""
+    told = list[int]()
+
+    async def hears(kind: int, question: bytes) -> bytes:
+        told.append(kind)
+        await trio.lowlevel.checkpoint()
+        return b""
+
+    here.node.others[node] = hears
+    return told
+
+
+def begin_with(here: Here, nodes: int) -> None:
+    """Have so many nodes be known."""
+    here.replica.machine.nodes |= {node: Place(f"host:{node}", f"node-{node}") for node in range(1, nodes + 1)}
+
+
+def known(here: Here) -> list[int]:
+    """Nodes that have not left."""
+    return [node for node, place in here.replica.machine.nodes.items() if place.address]
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_other_groups_follow_default_whoever_began_that_and_did_not_end_it(
+    there: bool, autojump_clock: object
+) -> None:
     """Or nothing would go on that all groups stand still for (seed 400 of the whole stack)."""
     async with one_more() as here:
-        told, members = list[int](), Members(frozenset({1, 2}), frozenset({4}))
-
-        async def hears(kind: int, question: bytes) -> bytes:
-            told.append(kind)
-            await trio.lowlevel.checkpoint()
-            return b""
-
-        def has(machine: GroupMachine) -> None:
-            machine.applied = msgspec.structs.replace(machine.applied, members=members)
-
-        main, other = here.replica.machine, here.assembly.machines[here.group]
-        main.nodes |= {node: Place(f"host:{node}", f"node-{node}") for node in (1, 2, 3, 4, 5)}
-        here.node.others[3] = hears
-        has(main)
+        main, other = here.node.groups[DEFAULT], here.node.groups[here.group]
+        told, members = listening(here, 3) if there else [LEFT], Members(frozenset({1, 2}), frozenset({4}))
+        begin_with(here, 5)
+        other.leader = 0
+        main.core.may_change = lambda: False
+        await main.change_members(members)
         await trio.sleep(5)
-        assert here.node.groups[here.group].core.members == MEMBERS, "it is being changed"
-        here.node.groups[DEFAULT].core.members = members
+        other.leader = 1
         await trio.sleep(5)
-        assert here.node.groups[here.group].core.members == members
-        assert LEFT not in told, "it may have a vote there yet"
-        has(other)
-        await trio.sleep(5)
+        assert other.core.members == MEMBERS, "it is being changed"
+        main.core.may_change, other.leader = lambda: True, 0
+        await trio.sleep(15)
+        assert (LEFT in told) != there, "it has a vote there yet"
+        other.leader = 1
+        await trio.sleep(15)
+        assert other.core.members == members
         assert told.count(LEFT) == 1
-        assert [node for node, place in main.nodes.items() if place.address] == [1, 2, 4, 5]
+        assert known(here) == ([1, 2, 4, 5] if there else [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize(("which", "leads"), [("default", True), ("default", False), ("other", False)])
+async def test_who_does_not_lead_any_more_sends_nobody_away(which: str, leads: bool, autojump_clock: object) -> None:
+    """What its log says of the members may come to nothing; it may not know that another one leads."""
+    async with one_more() as here:
+        name, told = DEFAULT if which == "default" else here.group, listening(here, 3)
+        begin_with(here, 3)
+        here.node.groups[name].core.members = Members(frozenset({1, 2}))
+        here.node.groups[name].is_leader = leads
+        with pytest.raises(NotLeaderError):
+            await here.node.handlers[CONTROL](2, msgspec.msgpack.encode((2, 3, name)))
+        assert (LEFT not in told, known(here)) == (True, [1, 2, 3])
+        assert {machine.applied.members for machine in here.assembly.machines.values()} == {MEMBERS}
+
+
+async def test_who_alone_has_a_vote_in_some_group_stays_for_now(autojump_clock: object) -> None:
+    async with one_more() as here:
+        begin_with(here, 3)
+        await here.node.groups[here.group].change_members(Members(frozenset({3}), frozenset({1, 2})))
+        with pytest.raises(RefusedError, match="alone has a vote"):
+            await here.replica.roster.dismiss(3)
+        assert here.node.groups[DEFAULT].core.members == MEMBERS, "nothing is changed"
+
+
+async def test_who_was_sent_away_meanwhile_is_not_let_in(autojump_clock: object) -> None:
+    async with one_more() as here:
+        begin_with(here, 4)
+        here.replica.machine.nodes[4] = Place("", "")
+        with pytest.raises(RefusedError, match="has left"):
+            await here.node.handlers[CONTROL](2, msgspec.msgpack.encode((1, 4, DEFAULT)))
+
+
+async def test_a_member_that_is_known_to_have_left_goes(autojump_clock: object) -> None:
+    async with one_more() as here:
+        begin_with(here, 3)
+        here.replica.machine.nodes[3] = Place("", "")
+        await trio.sleep(5)
+        left = Members(frozenset({1, 2}))
+        assert {group.core.members for group in here.node.groups.values()} == {left}
+
+
+async def test_whoever_asks_is_told_that_a_change_goes_on_that_some_group_refuses_yet(autojump_clock: object) -> None:
+    async with one_more() as here:
+        begin_with(here, 3)
+
+        async def refuses(members: Members) -> None:
+            await trio.lowlevel.checkpoint()
+            raise RefusedError("raft group", "is changing its members")
+
+        here.node.groups[here.group].change_members = refuses  # type: ignore[method-assign]
+        with pytest.raises(RefusedError, match="not in all groups yet") as told:
+            await here.replica.roster.dismiss(3)
+        assert told.value.hint == "that goes on: see nbdvde cluster status"
+        assert known(here) == [1, 2, 3]
 
 
 async def test_who_leaves_waits_for_nothing_that_it_is_not_told(autojump_clock: object) -> None:

@@ -8,14 +8,16 @@ from trio.testing import MockClock
 
 from nbdvde.disk import BLOCK
 from nbdvde.errors import RefusedError
+from nbdvde.raft.messages import Snapshot
 from nbdvde.replication.assembly import DEFAULT
 from nbdvde.replication.catchup import Taker
 from nbdvde.replication.compare import CHUNK
 from nbdvde.replication.comparison import Comparisons
 from nbdvde.replication.giving import Giver
+from nbdvde.replication.notes import Note
 from nbdvde.replication.operations import Action, Change, Compare, Repair
 from nbdvde.replication.replica import Replica
-from tests.replication.entries import CLUSTER, GROUP, Author, machine_of
+from tests.replication.entries import CLUSTER, GROUP, MEMBERS, Author, machine_of
 from tests.replication.leading import Node, leading
 from tests.replication.test_catchup import image, run
 from tests.replication.test_regions import nothing_compared
@@ -134,5 +136,23 @@ async def test_what_is_copied_while_its_source_goes_on_is_not_compared_as_of_bef
     assert [machine.comparisons.of(2) is None for machine in (source, behind)] == [False, True]
     assert behind.comparisons.of(4) == source.comparisons.of(4) != source.comparisons.of(2)
     assert behind.note == source.note
+    for one in (first, second):
+        await one.close()
+
+
+async def test_a_group_that_ends_while_a_state_is_taken_over() -> None:
+    """Its state is taken over as well, and it comes to its end here too."""
+    first, second = await image(), await image()
+    source, asked = await machine_of(first), 0
+    idle = Note("idle", Snapshot(1, 1, MEMBERS))
+
+    def notes() -> list[Note]:
+        nonlocal asked
+        asked += 1
+        return [source.note, idle][: 2 if asked <= 2 else 1]
+
+    giver = Giver(first, CLUSTER.key, notes, nothing_compared)
+    assert (await run(Taker(second, CLUSTER.key, giver.answer)))["idle"] == idle
+    assert asked > 2
     for one in (first, second):
         await one.close()

@@ -78,7 +78,7 @@ REGIONS = [
     ),
     mutant(
         "who shares an entry is told of the first place in it",
-        ("streamappends:Appends._settle", "at += len(one.entries)", "pass"),
+        ("streamappends:_settle", "at += len(one.entries)", "pass"),
         package="nbdvde.admin",
     ),
     mutant(
