@@ -69,8 +69,16 @@ class Roster:
         node.told_to_go = left
 
     async def invite(self, place: Place) -> NodeId:
-        """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError."""
-        number = cast(NodeId, await (await self._lane(DEFAULT)).propose(Enrol(place.address, place.name)))
+        """Let a node join, which is only told what happens until it has everything; its number. Raises NbdvdeError.
+
+        Whoever had its address and is no member, as after `cluster recover`, is sent away before.
+        """
+        main = await self._lane(DEFAULT)
+        await main.barrier()
+        for node, known in [*self._main.nodes.items()]:
+            if known.address == place.address and node not in self._main.applied.members:
+                await self.dismiss(node)
+        number = cast(NodeId, await main.propose(Enrol(place.address, place.name)))
         await self._ask(_Ask(_Action.INVITE, number, DEFAULT))
         return number
 
@@ -211,7 +219,9 @@ class Roster:
             return
         for machine in machines:
             theirs = machine.applied.members
-            for node in () if theirs.outgoing else sorted({*theirs} ^ {*members}):
+            if theirs == members or theirs.outgoing:
+                continue
+            for node in sorted({*theirs} ^ {*members}):
                 yield _Ask(_Action.INVITE if node in members else _Action.DISMISS, node, machine.name)
         for node, place in self._main.nodes.items():
             is_member, has_left = node in members, place == _GONE

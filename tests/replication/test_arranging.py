@@ -219,8 +219,12 @@ async def test_who_joins_becomes_a_member_of_groups_that_come_meanwhile(autojump
             main.reading = trio.lowlevel.checkpoint
             await here.agreed_on(here.group, "late")
 
+        async def before_it_has_a_number() -> None:
+            main.reading = reading
+            await trio.lowlevel.checkpoint()
+
         main, nodes = here.node.groups[DEFAULT], here.replica.machine.nodes
-        main.reading = reading
+        main.reading = before_it_has_a_number
         nodes |= {node: Place(f"host:{node}", f"node-{node}") for node in MEMBERS}
         number = await here.replica.roster.invite(Place("host:4", "new"))
         members = Members(MEMBERS.voters, frozenset({number}))
@@ -316,6 +320,16 @@ async def test_who_was_sent_away_meanwhile_is_not_let_in(autojump_clock: object)
         here.replica.machine.nodes[4] = Place("", "")
         with pytest.raises(RefusedError, match="has left"):
             await here.node.handlers[CONTROL](2, msgspec.msgpack.encode((1, 4, DEFAULT)))
+
+
+async def test_an_address_is_free_when_who_had_it_is_no_member(autojump_clock: object) -> None:
+    """As after `cluster recover`. Other groups may count on it: it leaves them first."""
+    async with one_more() as here:
+        begin_with(here, 4)
+        assert await here.replica.roster.invite(Place("host:4", "new")) == 5
+        assert known(here) == [1, 2, 3, 5]
+        with pytest.raises(RefusedError, match="is that of node 3"):
+            await here.replica.roster.invite(Place("host:3", "new"))
 
 
 async def test_a_member_that_is_known_to_have_left_goes(autojump_clock: object) -> None:
