@@ -20,7 +20,7 @@ from nbdvde.exports import Access, Export, Exports
 from nbdvde.inventory import Inventory
 from nbdvde.memory import MemoryDisk
 from nbdvde.protocol.constants import MAX_STRING
-from nbdvde.replication.membership import refuse_if_member
+from nbdvde.replication.notes import refuse_if_member
 from nbdvde.replication.regionexport import shown_through
 from nbdvde.replication.replica import Replica
 from nbdvde.server import Server

@@ -14,15 +14,13 @@ _ARENAS = 2
 
 
 def tune_process() -> None:
-    """Keep freed memory for the next request, and collect cycles less often.
+    """Keep freed memory for the next request.
 
     Every large write has pages of its own; given back to the kernel and faulted in again each time they took
-    17 % of the event loop's time (1 MiB writes, perf). The collector went through the views of buffered blocks
-    again and again: 7 %.
+    17 % of the event loop's time (1 MiB writes, perf).
     """
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -12,6 +12,7 @@ def main() -> None:
     """Entry point of the `nbdvde` command."""
     try:
         _listen_to_signals()
+        _collect_less()
         from nbdvde.cli.run import run
 
         _open_streams()
@@ -19,6 +20,17 @@ def main() -> None:
     except KeyboardInterrupt:  # before there is anything that could be undone
         os.write(2, b"nbdvde: interrupted\n")
         sys.exit(INTERRUPTED)
+
+
+def _collect_less() -> None:
+    """Look for garbage in cycles less often.
+
+    A server's collector went through the views of buffered blocks again and again: 7 % of the event loop's time
+    (1 MiB writes, perf). While modules are imported it finds nothing, and takes an eighth of that time.
+    """
+    import gc
+
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _listen_to_signals() -> None:

@@ -39,7 +39,7 @@ from nbdvde.engine.keys import KeyArea, Secret
 from nbdvde.engine.optimize import Options
 from nbdvde.engine.report import CheckReport, ImageInfo, OptimizeReport, RepairReport, SpaceReport
 from nbdvde.errors import ImageError, InUseError, NetworkError
-from nbdvde.replication.membership import refuse_if_member
+from nbdvde.replication.notes import refuse_if_member
 from nbdvde.transfer import copy_in, copy_out
 
 T = TypeVar("T")

@@ -105,12 +105,6 @@ def _take_alone(store: LogStore, node: NodeId, applied: Snapshot) -> None:
     store.settle(hard) if store.unsure else store.save(hard)
 
 
-async def refuse_if_member(image: Image) -> None:
-    """Raise RefusedError for an image of a cluster that is to be changed without it."""
-    if await Notes.load(image) is not None and not image.read_only:
-        raise RefusedError(image.path, "belongs to a cluster", "serve it with a [cluster] table and ask the server")
-
-
 async def _belong(image: Image, identity: Identity, note: Note) -> None:
     await Notes.make(image, identity)
     notes = await Notes.load(image)

@@ -225,3 +225,9 @@ async def _block(volume: Volume, number: int) -> bytes:
 
 def _first(place: int) -> int:
     return 1 + place * _GROUP_BLOCKS
+
+
+async def refuse_if_member(image: Image) -> None:
+    """Raise RefusedError for an image of a cluster that is to be changed without it."""
+    if await Notes.load(image) is not None and not image.read_only:
+        raise RefusedError(image.path, "belongs to a cluster", "serve it with a [cluster] table and ask the server")

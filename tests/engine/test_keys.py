@@ -88,8 +88,39 @@ def test_round_trip_and_listing() -> None:
 
 def test_default_cost_is_the_second_recommended_option_of_rfc_9106() -> None:
     assert keys.DEFAULT_COST == Cost(memory_kib=64 * 1024, iterations=3, lanes=4)
-    made = KeyArea.create(UUID, MASTER, FIRST, fresh())
+    made = KeyArea.create(UUID, MASTER, SECOND, fresh())
     assert (made.slots()[0].memory_kib, made.slots()[0].iterations, made.slots()[0].lanes) == (65536, 3, 4)
+
+
+RANDOM = bytes.fromhex("9f1c52e07ab3640d88f52b41c6de39170ea4731dd2568fb9206cfb45e38a9751")
+
+
+@pytest.mark.parametrize("data", [RANDOM, RANDOM * 4, RANDOM + b"words" * 20])
+def test_what_nobody_can_guess_costs_nothing(data: bytes) -> None:
+    made = KeyArea.create(UUID, MASTER, KeyFile(data), fresh())
+    assert (made.slots()[0].memory_kib, made.slots()[0].iterations, made.slots()[0].lanes) == (8, 1, 1)
+    assert made.unlock(KeyFile(data)) == MASTER
+    changed = made.with_changed(MASTER, 0, Passphrase(data), fresh()).with_slot(MASTER, KeyFile(data), fresh())
+    assert [slot.memory_kib for slot in changed.slots()] == [65536, 8]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        RANDOM[:31],
+        bytes(4096),
+        bytes([1, 2]) * 2048,
+        b"The quick brown fox jumps over a lazy dog" * 3,
+        b"correct horse battery staple\r\n\tOVER THERE",
+        "Съешь же ещё этих мягких французских булок".encode("koi8-r"),
+        "Съешь же ещё этих мягких французских булок".encode("utf-16"),
+        RANDOM.hex().encode(),
+        bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffdb004300080606070605"),
+    ],
+    ids=["short", "zeroes", "two bytes", "words", "lines", "koi8-r", "utf-16", "hexadecimal", "a picture"],
+)
+def test_what_may_be_guessed_costs_as_a_passphrase(data: bytes) -> None:
+    assert KeyFile(data).cost == Passphrase(RANDOM).cost == keys.DEFAULT_COST
 
 
 def test_every_slot_opens_with_its_own_secret() -> None:
