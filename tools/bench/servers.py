@@ -19,7 +19,8 @@ from pathlib import Path
 
 START_S = 60.0
 """Longest time from starting a server to its greeting."""
-_KEY = "disk.key"
+_KEY, _LUKS_KEY = "disk.key", "luks.key"
+"""The second one is text, as QEMU takes no other."""
 _GREETING = b"NBDMAGIC"
 _BIN = Path(sys.executable).parent
 
@@ -73,7 +74,7 @@ def _luks(size: int) -> tuple[Command, ...]:
         ("truncate", f"--size={size + header}", "luks.raw"),
         (
             "cryptsetup", "luksFormat", "--batch-mode", "--type=luks1", "--cipher=aes-xts-plain64", "--key-size=512",
-            "--pbkdf-force-iterations=1000", f"--key-file={_KEY}", "luks.raw",
+            "--pbkdf-force-iterations=1000", f"--key-file={_LUKS_KEY}", "luks.raw",
         ),
     )  # fmt: skip
 
@@ -97,7 +98,7 @@ SERVERS = {
         Server(
             "qemu-luks", "luks.raw", _luks,
             _qemu(
-                "qemu-luks", f"--object=secret,id=key,file={_KEY}", "--image-opts",
+                "qemu-luks", f"--object=secret,id=key,file={_LUKS_KEY}", "--image-opts",
                 "driver=luks,key-secret=key,file.driver=file,file.filename=luks.raw",
             ),
         ),
@@ -125,9 +126,9 @@ class Work:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        key = directory / _KEY
-        key.touch(mode=0o600)
-        key.write_text(os.urandom(32).hex())
+        for name, data in ((_KEY, os.urandom(32)), (_LUKS_KEY, os.urandom(32).hex().encode())):
+            (directory / name).touch(mode=0o600)
+            (directory / name).write_bytes(data)
 
     def found(self, command: Command) -> Command:
         """The command with our own program looked up beside this Python, and `$PWD` filled in."""
