@@ -26,7 +26,7 @@ def _collect_less() -> None:
     """Look for garbage in cycles less often.
 
     A server's collector went through the views of buffered blocks again and again: 7 % of the event loop's time
-    (1 MiB writes, perf). While modules are imported it finds nothing, and takes an eighth of that time.
+    (1 MiB writes, perf). While modules are imported it finds nothing, and takes a sixth of that time.
     """
     import gc
 

@@ -19,7 +19,7 @@ class LogFormat(StrEnum):
 
 _Images = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="IMAGE", readable=False, help="Paths of images.", show_default=False),
+    typer.Argument(metavar="IMAGE...", readable=False, help="Paths of images.", show_default=False),
 ]
 _Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Serve an empty disk in memory instead of an image.")]
 _Listen = Annotated[

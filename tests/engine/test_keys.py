@@ -1,6 +1,7 @@
 """Key slots: the format is pinned by vectors, and nobody without a key gets in or changes anything."""
 
 import json
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,33 @@ def test_what_nobody_can_guess_costs_nothing(data: bytes) -> None:
         "Съешь же ещё этих мягких французских булок".encode("koi8-r"),
         "Съешь же ещё этих мягких французских булок".encode("utf-16"),
         RANDOM.hex().encode(),
-        bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffdb004300080606070605"),
+        "人之初性本善性相近习相远苟不教性乃迁教之道贵以专".encode("utf-16"),
+        "人之初性本善性相近習相遠苟不教性乃遷教之道貴以專".encode("iso2022_jp_2"),
+        bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffdb0043000806060706050807070709"),
+        bytes.fromhex("89504e470d0a1a0a0000000d4948445200000280000001e008060000003512d6a300"),
     ],
-    ids=["short", "zeroes", "two bytes", "words", "lines", "koi8-r", "utf-16", "hexadecimal", "a picture"],
+    ids=[
+        "short",
+        "zeroes",
+        "two bytes",
+        "words",
+        "lines",
+        "koi8-r",
+        "utf-16",
+        "hexadecimal",
+        "utf-16 of Chinese",
+        "iso-2022",
+        "JPEG",
+        "PNG",
+    ],
 )
 def test_what_may_be_guessed_costs_as_a_passphrase(data: bytes) -> None:
     assert KeyFile(data).cost == Passphrase(RANDOM).cost == keys.DEFAULT_COST
+
+
+def test_few_random_keys_are_taken_for_less() -> None:
+    rng = random.Random(1)
+    assert sum(KeyFile(rng.randbytes(32)).cost == keys.RANDOM_COST for _ in range(1000)) > 940
 
 
 def test_every_slot_opens_with_its_own_secret() -> None:
